@@ -1,0 +1,65 @@
+# Targets work from a fresh clone with Python 3.11, make and a C++ compiler; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+LAB := .venv/bin/tfprivacy_lab
+RUN := .venv/bin/python
+SEED ?= 0
+OUT ?= runs/walkthrough
+READY := .venv/.ready
+
+.PHONY: help setup lock data walkthrough train audit encrypt notebooks reproduce test test-slow lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(READY) ## make .venv from the lock (nothing happens if it is up to date)
+
+$(READY): requirements/lock.txt requirements/seal.cmake requirements/setup.sh setup.cfg setup.py
+	@PYTHON="$(PYTHON)" bash requirements/setup.sh
+
+lock: ## regenerate requirements/lock.txt from setup.cfg and requirements/overrides.txt
+	@PYTHON="$(PYTHON)" bash requirements/lock.sh
+
+data: $(READY) ## prepare MNIST as a TFDS dataset (from a package, no download)
+	@$(LAB) data prepare --dataset mnist
+
+walkthrough: $(READY) ## the whole path on MNIST, ending in runs/walkthrough/report.html
+	@$(LAB) walkthrough --out "$(OUT)" --seed $(SEED)
+
+train: $(READY) ## the document's MLP, end to end under DP at epsilon 3 (runs/seed-mlp)
+	@$(LAB) train --recipe seed-mlp --epsilon 3 --delta 1e-5 --seed $(SEED) --out runs/seed-mlp
+
+audit: train ## attack what `make train` made, and the same model without DP
+	@$(LAB) audit --run runs/seed-mlp --out runs/seed-mlp/audit
+
+encrypt: walkthrough ## the walkthrough's head on encrypted features, by the four commands
+	@bash requirements/../scripts/encrypt.sh "$(OUT)" runs/encrypt
+
+notebooks: $(READY) ## execute the notebooks and write them back
+	@$(RUN) -m tests.notebooks notebooks/*.ipynb
+
+reproduce: $(READY) ## the accuracy table of the README, three seeds (results/walkthrough)
+	@$(RUN) benchmarks/reproduce.py
+
+test: $(READY) ## the test-suite, under ten minutes on two cores
+	@$(RUN) -m pytest
+
+test-slow: $(READY) ## the tests that take minutes
+	@$(RUN) -m pytest -m slow
+
+lint: $(READY) ## ruff and the import contracts
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/lint-imports
+
+format: $(READY) ## let ruff rewrite the code
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+clean: ## remove .venv, runs and caches (datasets and results stay)
+	rm -rf .venv .venv-lock runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

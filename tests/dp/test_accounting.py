@@ -1,0 +1,180 @@
+"""Golden numbers, independent oracles and refusals of the accountant."""
+
+import math
+import re
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting import pld, rdp
+from mpmath import mp, mpf, npdf, quad
+from scipy import integrate, stats
+
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import accounting
+from tfprivacy_lab.dp.accounting import DpSgdRun, account, calibrate_noise_multiplier, epsilon_after, steps_for
+
+TUTORIAL = DpSgdRun(examples=60_000, batch_size=256, noise_multiplier=1.1, steps=steps_for(60_000, 256, 60))
+
+
+def test_tutorial_run_golden():
+    """TF Privacy's MNIST tutorial, under three accountants."""
+    figures = account(TUTORIAL, 1e-5)
+    assert figures["steps"] == 14_063
+    assert figures["epsilon"] == pytest.approx(2.382, abs=5e-4)
+    assert figures["epsilon_rdp"] == pytest.approx(2.597, abs=5e-4)
+    assert figures["epsilon_no_amplification"] == pytest.approx(56.950, abs=5e-4)
+    assert figures["epsilon_no_amplification_pld"] < figures["epsilon_no_amplification"]
+    assert (figures["sampling"], figures["adjacency"]) == ("poisson", "add_or_remove_one")
+    assert figures["accountant"].startswith("PLD (dp-accounting 0.4")
+
+
+def test_large_sampling_golden():
+    run = DpSgdRun(examples=1000, batch_size=100, noise_multiplier=3.0, steps=512)
+    assert account(run, 1e-6)["epsilon"] == pytest.approx(3.77, abs=5e-3)
+
+
+def test_rdp_orders_against_integral():
+    """Rényi divergence of the sampled Gaussian (Mironov et al. 2019, section 3) by quadrature."""
+    run = DpSgdRun(examples=100, batch_size=1, noise_multiplier=2.5, steps=50)
+    orders = [1.5, 2.5, 5.0, 50.0, 100.0]
+    accountant = rdp.RdpAccountant(orders).compose(run.event())
+    delta = 1e-5
+    assert accountant.get_epsilon(delta) == pytest.approx(min_epsilon(orders, run, delta), rel=1e-6)
+    golden = {5.0: 2.18075656e-03, 50.0: 2.38460375e-02, 100.0: 167.416308}
+    for order, value in golden.items():
+        assert float(renyi(order, run)) == pytest.approx(value, rel=1e-7)
+    # Fractional orders: the integral decides (the library's series agrees to nine digits).
+    assert float(renyi(1.5, run)) == pytest.approx(6.50070897e-04, rel=1e-8)
+    assert float(renyi(2.5, run)) == pytest.approx(1.08541806e-03, rel=1e-8)
+
+
+def renyi(order, run):
+    """T times the Rényi divergence of one sampled Gaussian step, 40 digits."""
+    with mp.workdps(40):
+        q, sigma, order = mpf(run.batch_size) / run.examples, mpf(run.noise_multiplier), mpf(order)
+
+        def integrand(x):
+            return npdf(x, 0, sigma) * ((1 - q) + q * npdf(x, 1, sigma) / npdf(x, 0, sigma)) ** order
+
+        peaks = [-80, -20, 0, 1, 20, order / 2, order, order + 20, order + 80]
+        moment = quad(integrand, sorted(set(map(float, peaks))))
+        return run.steps * mp.log(moment) / (order - 1)
+
+
+def min_epsilon(orders, run, delta):
+    """Canonne, Kamath and Steinke 2020, Prop. 12."""
+    return min(
+        float(renyi(a, run)) + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for a in orders
+    )
+
+
+def test_pld_against_integral_for_one_step():
+    """δ(ε) of one sampled Gaussian step, add direction, by quadrature."""
+    run = DpSgdRun(examples=50, batch_size=5, noise_multiplier=0.8, steps=1)
+    epsilon = epsilon_after(run, 1, 1e-4)
+    q, sigma = run.sampling_probability, run.noise_multiplier
+
+    def excess(x, sign):
+        with_one = (1 - q) * stats.norm.pdf(x, 0, sigma) + q * stats.norm.pdf(x, 1, sigma)
+        without = stats.norm.pdf(x, 0, sigma)
+        one, other = (with_one, without) if sign > 0 else (without, with_one)
+        return max(0.0, one - math.exp(epsilon) * other)
+
+    delta = max(integrate.quad(excess, -10, 12, args=(sign,), limit=400, epsabs=1e-12)[0] for sign in (1, -1))
+    assert delta == pytest.approx(1e-4, rel=2e-3)
+    assert delta <= 1e-4 * (1 + 1e-6)
+
+
+def test_pld_without_sampling_is_the_analytic_gaussian():
+    """q = 1: T Gaussian steps are one with σ/√T (Balle and Wang 2018, Thm 8)."""
+    run = DpSgdRun(examples=64, batch_size=64, noise_multiplier=4.0, steps=9)
+    epsilon, sigma = epsilon_after(run, 9, 1e-5), 4.0 / 3
+    exact = stats.norm.cdf(0.5 / sigma - epsilon * sigma) - math.exp(epsilon) * stats.norm.cdf(
+        -0.5 / sigma - epsilon * sigma
+    )
+    assert exact == pytest.approx(1e-5, rel=1e-2)
+    assert exact <= 1e-5
+
+
+def test_matches_the_accountant_object():
+    run = DpSgdRun(examples=55_000, batch_size=1024, noise_multiplier=1.7, steps=700)
+    accountant = pld.PLDAccountant().compose(run.event())
+    assert epsilon_after(run, 700, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-9)
+
+
+def test_epsilon_grows_with_steps_and_is_free_before_the_first():
+    curve = [epsilon_after(TUTORIAL, steps, 1e-5) for steps in (0, 1, 10, 1000, 14_063)]
+    assert curve[0] == 0.0
+    assert np.all(np.diff(curve) > 0)
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 1.0, 3.0, 8.0])
+def test_calibration_is_tight_and_never_over(epsilon):
+    steps = steps_for(55_000, 2048, 20)
+    sigma = calibrate_noise_multiplier(55_000, 2048, steps, epsilon, 1e-5)
+    run = DpSgdRun(55_000, 2048, sigma, steps)
+    less_noise = DpSgdRun(55_000, 2048, sigma - 1e-4, steps)
+    assert epsilon_after(run, steps, 1e-5) <= epsilon
+    assert epsilon_after(less_noise, steps, 1e-5) > epsilon
+
+
+def test_calibration_inverts_the_tutorial():
+    sigma = calibrate_noise_multiplier(60_000, 256, 14_063, account(TUTORIAL, 1e-5)["epsilon"], 1e-5)
+    assert sigma == pytest.approx(1.1, abs=1e-4)
+
+
+def test_event_says_what_the_run_does():
+    event = TUTORIAL.event()
+    assert event.count == 14_063
+    assert event.event.sampling_probability == 256 / 60_000
+    assert event.event.event == dp_accounting.GaussianDpEvent(1.1)
+
+
+def test_tensorflow_privacy_figures_beside_ours():
+    """The microbatching default of the statement halves the noise multiplier."""
+    figures = accounting.tensorflow_privacy_figures(TUTORIAL, 1e-5)
+    assert figures["compute_dp_sgd_privacy"] == pytest.approx(2.597, abs=1e-3)
+    assert poisson_line(figures["statement"]) == pytest.approx(2.597, abs=1e-3)
+    assert poisson_line(figures["statement_default"]) == pytest.approx(16.384, abs=1e-3)
+
+
+def poisson_line(statement):
+    return float(re.search(r"Poisson sampling \(\*\):\s+([\d.]+)", statement).group(1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"examples": 0},
+        {"examples": 2.5},
+        {"batch_size": 0},
+        {"batch_size": 60_001},
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": math.nan},
+        {"noise_multiplier": math.inf},
+        {"steps": 0},
+        {"steps": True},
+    ],
+)
+def test_bad_runs_are_refused_by_name(change):
+    good = {"examples": 60_000, "batch_size": 256, "noise_multiplier": 1.1, "steps": 10}
+    with pytest.raises(InputError, match=next(iter(change))):
+        DpSgdRun(**(good | change))
+
+
+@pytest.mark.parametrize("delta", [0, 1, -1e-5, math.nan, "x", None])
+def test_bad_delta_is_refused(delta):
+    with pytest.raises(InputError, match="delta"):
+        account(TUTORIAL, delta)
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, math.nan, math.inf])
+def test_bad_epsilon_is_refused(epsilon):
+    with pytest.raises(InputError, match="epsilon"):
+        calibrate_noise_multiplier(60_000, 256, 100, epsilon, 1e-5)
+
+
+def test_delta_warning_at_one_over_n():
+    assert accounting.delta_warning(1e-5, 60_000) is None
+    assert "1/examples" in accounting.delta_warning(1 / 60_000, 60_000)

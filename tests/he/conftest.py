@@ -1,0 +1,20 @@
+"""Clients shared by the tests of encrypted evaluation."""
+
+import pytest
+
+from tfprivacy_lab import he
+
+
+@pytest.fixture(scope="session")
+def bfv_client():
+    return he.Client.generate("bfv")
+
+
+@pytest.fixture(scope="session")
+def ckks_client():
+    return he.Client.generate("ckks")
+
+
+@pytest.fixture(params=["bfv", "ckks"])
+def client(request):
+    return request.getfixturevalue(f"{request.param}_client")

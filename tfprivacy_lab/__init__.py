@@ -1,0 +1,39 @@
+"""Model privacy in TensorFlow/Keras: train with DP, account, audit, evaluate encrypted.
+
+Submodules load on first use, so that ``import tfprivacy_lab`` costs nothing and TensorFlow is
+imported only by the parts that need it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import sys
+
+__version__ = "0.1.0"
+
+_SUBMODULES = frozenset(
+    ["audit", "checks", "cli", "data", "dp", "files", "he", "models", "recipes", "report", "synthetic", "walkthrough"]
+)
+
+# TensorFlow reports its optional GPU libraries as errors when it is imported without a GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def __getattr__(name: str):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBMODULES])
+
+
+@atexit.register
+def _silence_tensorflow_at_exit() -> None:
+    """TF 2.15 frees functions after the modules they use are gone, and prints a traceback for each."""
+    module = sys.modules.get("tensorflow.python.eager.polymorphic_function.atomic_function")
+    if module is not None:
+        module.AtomicFunction.__del__ = lambda self: None

@@ -1,0 +1,99 @@
+"""Argument checks that name the argument, echo the value and say the remedy."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one line they can act on."""
+
+
+def check_finite_number(name: str, value, *, above=None, at_least=None, below=None, at_most=None) -> float:
+    """Return ``value`` as a float if it is finite and inside the named limits.
+
+    Raises:
+        InputError: naming the argument and echoing the value.
+    """
+    limits = [
+        (above, operator.gt, ">"),
+        (at_least, operator.ge, ">="),
+        (below, operator.lt, "<"),
+        (at_most, operator.le, "<="),
+    ]
+    wanted = " and ".join(f"{sign} {limit:g}" for limit, _, sign in limits if limit is not None)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    inside = all(test(number, limit) for limit, test, _ in limits if limit is not None)
+    if isinstance(value, bool) or not math.isfinite(number) or not inside:
+        raise InputError(f"Expected {name} to be a finite number {wanted}".rstrip() + f", got {name}={value!r}.")
+    return number
+
+
+def check_positive_int(name: str, value, *, at_least: int = 1, at_most: int | None = None) -> int:
+    """Return ``value`` as an int if it is a whole number in [at_least, at_most].
+
+    Raises:
+        InputError: naming the argument and echoing the value.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    too_large = number is not None and at_most is not None and number > at_most
+    if isinstance(value, bool) or number is None or number < at_least or too_large:
+        limit = f" and <= {at_most}" if at_most is not None else ""
+        raise InputError(f"Expected {name} to be a whole number >= {at_least}{limit}, got {name}={value!r}.")
+    return number
+
+
+def check_choice(name: str, value, choices) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        InputError: listing the choices.
+    """
+    if value not in choices:
+        raise InputError(f"Expected {name} to be one of {', '.join(map(str, choices))}, got {name}={value!r}.")
+    return value
+
+
+def check_matrix(name: str, value, *, columns: int | None = None, dtype=np.float64) -> np.ndarray:
+    """Return ``value`` as a finite, C-contiguous, non-empty (rows, columns) array.
+
+    Args:
+        name: What to call it in an error.
+        value: Array-like of real numbers, two axes.
+        columns: The wanted length of the second axis, or None for any.
+        dtype: The floating dtype of the result.
+
+    Raises:
+        InputError: if it is not numeric, not two-dimensional, empty, of another width, or not finite.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"Expected {name} to hold real numbers, got dtype {array.dtype}.")
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"Expected {name} to be a non-empty array (rows, columns), got shape {array.shape}.")
+    if columns is not None and array.shape[1] != columns:
+        raise InputError(f"Expected {name} to have {columns} columns, got {array.shape[1]} (shape {array.shape}).")
+    check_all_finite(name, array)
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def check_all_finite(name: str, array: np.ndarray) -> None:
+    """Refuse NaN and infinity, naming the first place.
+
+    Raises:
+        InputError: with the index and value of the first element that is not finite.
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"Expected {name} to be finite, got {array[where]} at index {where}; remove or impute such values."
+        )

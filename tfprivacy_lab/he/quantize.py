@@ -1,0 +1,281 @@
+"""Floats to integers and back: the features by the client, the head by the server, and the integer oracle.
+
+Features: :math:`X = rint(x / 2^e)`, :math:`|X| \\le 2^{feature\\_bits}`, the step :math:`2^e` public.
+Head: :math:`W = rint(w\\,s)`, :math:`B = rint(b\\,s / 2^e)`, the weight scale :math:`s` as large as the proved
+limits of :class:`~tfprivacy_lab.he.parameters.Parameters` allow for the integer columns as they are.
+Result: :math:`Y = X W + B`, logits :math:`Y\\,2^e / s`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_matrix
+from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, Parameters
+
+MAX_RANGE_EXPONENT = 256
+"""Features lie within 2**-256 .. 2**256 in magnitude, so that no product leaves float64."""
+
+MIN_WEIGHT = 16
+"""The largest integer weight must reach this: at least 4 bits of relative precision."""
+
+
+def feature_step_exponent(features: np.ndarray, parameters: Parameters, feature_range: float | None = None) -> int:
+    """The exponent e of the step 2**e with which features are quantised.
+
+    Args:
+        features: Finite array (samples, features).
+        parameters: The scheme's set.
+        feature_range: A public bound R on all magnitudes, or None to take the batch's largest one.
+
+    Returns:
+        The smallest e with ``R <= 2**(e + feature_bits)``.
+
+    Raises:
+        InputError: if a feature is beyond ``feature_range`` or the magnitudes are out of range.
+
+    Guarantee: with ``feature_range`` the exponent depends on that constant alone. Without it, the
+        exponent, which the server sees, tells the order of magnitude of the batch's largest feature.
+    """
+    largest = float(np.max(np.abs(features)))
+    if feature_range is None:
+        bound = largest or 1.0
+    else:
+        bound = check_finite_number("feature_range", feature_range, above=0)
+        if largest > bound:
+            raise InputError(
+                f"Expected features within feature_range={bound:g}, got a magnitude of {largest:g}; "
+                "give a larger feature_range or rescale the features."
+            )
+    mantissa, exponent = math.frexp(bound)
+    exponent -= mantissa == 0.5
+    if abs(exponent) > MAX_RANGE_EXPONENT:
+        raise InputError(
+            f"Expected features of magnitude 2**-{MAX_RANGE_EXPONENT} to 2**{MAX_RANGE_EXPONENT}, "
+            f"got {bound:g}; rescale the features."
+        )
+    return exponent - parameters.feature_bits
+
+
+def quantize_features(features, parameters: Parameters, feature_range: float | None = None):
+    """Features as integers of a power-of-two step.
+
+    :math:`X = rint(x / 2^e)`
+
+    Args:
+        features: Array-like of finite real numbers, shape (samples, features), any layout.
+        parameters: The scheme's set.
+        feature_range: A public bound R on all magnitudes, or None (see :func:`feature_step_exponent`).
+
+    Returns:
+        ``(integers, step_exponent)``: int64 of the shape of ``features``, at most ``2**feature_bits`` in
+        magnitude; and e.
+
+    Raises:
+        InputError: naming what is wrong with the features.
+    """
+    array = check_features(features)
+    exponent = feature_step_exponent(array, parameters, feature_range)
+    return np.rint(np.ldexp(array, -exponent)).astype(np.int64), exponent
+
+
+def check_features(features) -> np.ndarray:
+    """The features as a finite, contiguous float64 array of at most ``MAX_FEATURES`` columns."""
+    array = check_matrix("features", features)
+    check_all_finite("features", array)  # an extended float may overflow on its way to float64
+    if array.shape[1] > MAX_FEATURES:
+        raise InputError(f"Expected features to have at most {MAX_FEATURES} columns, got {array.shape[1]}.")
+    return array
+
+
+def check_head(kernel, bias) -> tuple[np.ndarray, np.ndarray]:
+    """A dense head's kernel (d, c) and bias (c,) as finite float64, within the stated caps.
+
+    Raises:
+        InputError: naming the kernel or the bias.
+    """
+    kernel = check_matrix("kernel", kernel)
+    if kernel.shape[0] > MAX_FEATURES or kernel.shape[1] > MAX_CLASSES:
+        raise InputError(
+            f"Expected kernel of at most {MAX_FEATURES} inputs and {MAX_CLASSES} outputs, got shape {kernel.shape}."
+        )
+    bias = np.zeros(kernel.shape[1]) if bias is None else np.asarray(bias)
+    if bias.dtype.kind not in "fiub":
+        raise InputError(f"Expected bias to hold real numbers, got dtype {bias.dtype}.")
+    if bias.shape != kernel.shape[1:]:
+        raise InputError(f"Expected bias of shape {kernel.shape[1:]} beside kernel {kernel.shape}, got {bias.shape}.")
+    check_all_finite("bias", bias)
+    return kernel, bias.astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedHead:
+    """A dense head in integers that provably neither overflows nor drowns in noise; refused otherwise.
+
+    Args:
+        kernel: Integers, shape (d, c), Keras convention.
+        bias: Integers in units of ``2**step_exponent / weight_scale``, shape (c,).
+        weight_scale: Float s, > 0: an integer weight of 1 stands for 1/s.
+        step_exponent: e of the features' step.
+        parameters: The scheme's set.
+
+    Raises:
+        InputError: if for some features within the bound a result could leave the plaintext range, a
+            noise coefficient the room for it, or a product the 53 bits of float64.
+
+    Guarantee: for every quantised feature vector, :func:`integer_logits` equals what BFV decrypts to,
+        but for a probability of 2**-64 a reply; CKKS decrypts within :meth:`error_bound`.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    weight_scale: float
+    step_exponent: int
+    parameters: Parameters
+
+    def __post_init__(self):
+        for name in ("kernel", "bias"):
+            array = np.asarray(getattr(self, name))
+            if array.dtype.kind not in "iu":
+                raise InputError(f"Expected the quantised {name} to hold integers, got dtype {array.dtype}.")
+            if array.size and max(abs(int(array.max())), abs(int(array.min()))) > 2**53:
+                raise InputError(
+                    f"Expected the quantised {name} within 2**53, got a magnitude beyond; lower its scale."
+                )
+            array = array.astype(np.int64)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        check_head(self.kernel, self.bias)
+        check_finite_number("weight_scale", self.weight_scale, above=0)
+        load = self.parameters.load(self.l1_norms, self.l2_norms, np.abs(self.bias))
+        for limit, used in load.items():
+            if used.max() > 1:
+                column = int(used.argmax())
+                raise InputError(
+                    f"The head could overflow: column {column} of kernel and bias needs {used[column]:.3g} times the "
+                    f"{limit} of {self.parameters.scheme} (sum of |kernel| {self.l1_norms[column]:.0f}, |bias| "
+                    f"{abs(int(self.bias[column]))}, |features| <= {self.parameters.max_feature}); "
+                    "lower weight_scale or rescale the head."
+                )
+
+    @property
+    def l1_norms(self) -> np.ndarray:
+        """Sum of absolute integer weights by column, float64 (c,)."""
+        return np.abs(self.kernel).sum(axis=0, dtype=np.float64)
+
+    @property
+    def l2_norms(self) -> np.ndarray:
+        """L2 norm of the integer weights by column, float64 (c,)."""
+        return np.sqrt(np.square(self.kernel, dtype=np.float64).sum(axis=0))
+
+    @classmethod
+    def from_float(cls, kernel, bias, parameters: Parameters, step_exponent: int) -> QuantizedHead:
+        """Quantise a float head with the largest weight scale that the proved limits allow.
+
+        Args:
+            kernel: Finite, shape (d, c), d <= 2048, c <= 1000, Keras convention.
+            bias: Finite, shape (c,), or None for zeros.
+            parameters: The scheme's set.
+            step_exponent: e of the features' step.
+
+        Returns:
+            The quantised head.
+
+        Raises:
+            InputError: if the bias beside these features would leave the kernel fewer than 4 bits.
+        """
+        kernel, bias = check_head(kernel, bias)
+        largest = float(np.max(np.abs(kernel)))
+        # A power of two brings the kernel near 1, so that the scale's arithmetic cannot leave float64.
+        shift = -math.frexp(largest)[1] if largest else 0
+        with np.errstate(over="ignore", under="ignore"):
+            kernel = np.ldexp(kernel, shift)
+            unit_bias = np.ldexp(bias, shift - step_exponent)
+            scale = _largest_scale(kernel, unit_bias, parameters)
+            weight_scale = float(np.ldexp(scale, shift))
+        too_coarse = largest > 0 and scale * np.max(np.abs(kernel)) < MIN_WEIGHT - 0.5
+        if too_coarse or not 0 < weight_scale < math.inf:
+            raise InputError(
+                f"The head could overflow: a bias of {np.max(np.abs(bias)):g} beside a kernel of at most {largest:g} and "
+                f"features of at most {2.0 ** (step_exponent + parameters.feature_bits):g} leaves the kernel fewer "
+                f"than 4 bits of the {parameters.scheme} integer range; encrypt with a larger feature_range, or "
+                "rescale the features and the kernel."
+            )
+        integers = (np.rint(array * scale).astype(np.int64) for array in (kernel, unit_bias))
+        return cls(*integers, weight_scale, step_exponent, parameters)
+
+    def error_bound(self, features=None) -> np.ndarray:
+        """Bound on \\|decrypted logit - float logit\\| for the float head this was quantised from.
+
+        The weights' rounding :math:`\\|x\\|_1 / 2s`, the bias's, and for BFV the features'
+        :math:`\\|W\\|_1 2^e / 2s`; for CKKS instead the encoder's rounding :math:`\\|W\\|_1 N/2`, its float64
+        arithmetic (2**-40 of the largest result) and the slot noise, in units of :math:`2^e / s`.
+
+        Args:
+            features: Float features (samples, d) to bound each sample, or None for the whole range.
+
+        Returns:
+            float64, shape (samples, c), or (c,) without features.
+
+        Guarantee: CKKS's noise exceeds its share with probability at most 2**-64 a reply; BFV's bound
+            holds whenever decryption is right.
+
+        Not covered: the float head's own rounding.
+        """
+        unit = math.ldexp(1.0, self.step_exponent)
+        if features is None:
+            feature_sum = self.kernel.shape[0] * self.parameters.max_feature * unit
+        else:
+            features = check_matrix("features", features, columns=self.kernel.shape[0])
+            feature_sum = np.abs(features).sum(axis=1, keepdims=True)
+        l1 = self.l1_norms
+        if self.parameters.scheme == "bfv":
+            rounding = l1 / 2 + 0.5
+        else:
+            largest = l1 * self.parameters.max_feature + np.abs(self.bias)
+            noise = self.parameters.slot_noise_bound(self.l2_norms)
+            rounding = noise + l1 * self.parameters.poly_modulus_degree / 2 + largest * 2.0**-40 + 1
+        return (rounding * unit + feature_sum / 2) / self.weight_scale
+
+
+def _largest_scale(kernel: np.ndarray, bias: np.ndarray, parameters: Parameters) -> float:
+    """The largest scale, up to rounding, at which all limits hold for the rounded columns."""
+
+    def used(weights, offsets):
+        norms = np.abs(weights).sum(axis=0), np.sqrt(np.square(weights).sum(axis=0)), np.abs(offsets)
+        return max(float(part.max()) for part in parameters.load(*norms).values())
+
+    # The limits are linear in the scale but for a constant half (the bias's own rounding) and the
+    # rounding of the weights, which the loop meets by shrinking until the integers themselves fit.
+    constant = used(np.zeros((1, 1)), np.zeros(1))
+    full = used(kernel, bias) - constant
+    if full == 0:
+        return 1.0
+    scale = (1 - constant) / full
+    while scale > 0:
+        load = used(np.rint(kernel * scale), np.rint(bias * scale))
+        if load <= 1:
+            break
+        scale *= min(1 - 1e-6, 1 / load)
+    return scale
+
+
+def integer_logits(head: QuantizedHead, integers: np.ndarray) -> np.ndarray:
+    """The oracle: ``integers @ kernel + bias`` in exact int64 arithmetic.
+
+    Args:
+        head: The quantised head; its proved limits keep every sum within int64.
+        integers: Quantised features, int64, shape (samples, d).
+
+    Returns:
+        int64, shape (samples, c).
+    """
+    return np.asarray(integers, np.int64) @ head.kernel + head.bias
+
+
+def dequantize_logits(integers, step_exponent: int, weight_scale: float) -> np.ndarray:
+    """Logits of integer results: :math:`Y\\,2^e / s`, float64."""
+    return np.ldexp(np.asarray(integers, np.float64) / weight_scale, step_exponent)
