@@ -38,7 +38,7 @@ def run():
             printed, stopped = io.StringIO(), None
             with contextlib.redirect_stdout(printed):
                 try:
-                    exec(compile(block, f"listings.md: {name}", "exec"), names)  # noqa: S102
+                    exec(compile(block, f"listings.md: {name}", "exec"), names)
                 except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
                     stopped = error
             ended[name] = printed.getvalue(), stopped, dict(names)

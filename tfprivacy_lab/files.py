@@ -47,9 +47,9 @@ def write_bytes(path, data: bytes, mode: int = 0o644) -> None:
         partial.write_bytes(data)
 
 
-def write_json(path, value) -> None:
+def write_json(path, value, mode: int = 0o644) -> None:
     """Write ``value`` as indented JSON, atomically; NaN and infinity are refused."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), mode)
 
 
 def write_array(path, array: np.ndarray) -> None:
@@ -76,16 +76,25 @@ def read_bytes(path, what: str) -> bytes:
         raise InputError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
 
 
+def read_json_value(path, what: str):
+    """Any JSON value from a file the user named.
+
+    Raises:
+        InputError: if it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path, what))
+    except ValueError as error:
+        raise InputError(f"Cannot read {what} {path}: not valid JSON ({error}).") from error
+
+
 def read_json(path, what: str) -> dict:
     """A JSON object from a file the user named.
 
     Raises:
         InputError: if it cannot be read or is not a JSON object.
     """
-    try:
-        value = json.loads(read_bytes(path, what))
-    except ValueError as error:
-        raise InputError(f"Cannot read {what} {path}: not valid JSON ({error}).") from error
+    value = read_json_value(path, what)
     if not isinstance(value, dict):
         raise InputError(f"Cannot read {what} {path}: expected a JSON object, got {type(value).__name__}.")
     return value

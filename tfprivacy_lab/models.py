@@ -170,6 +170,6 @@ def embed(extractor: tf.keras.Model, images, batch_size: int = 1000) -> np.ndarr
     """
     batch_size = check_positive_int("batch_size", batch_size)
     array = np.asarray(images)
-    call = tf.function(lambda chunk: extractor(chunk, training=False), reduce_retracing=True)
-    parts = [call(check_images(array[i : i + batch_size])).numpy() for i in range(0, max(1, len(array)), batch_size)]
+    starts = range(0, max(1, len(array)), batch_size)
+    parts = [extractor.predict_on_batch(check_images(array[start : start + batch_size])) for start in starts]
     return np.concatenate(parts).astype(np.float32, copy=False)

@@ -43,9 +43,12 @@ def test_interval_covers_the_analytic_auc_as_often_as_it_says(shift):
 
 def test_interval_is_no_point_where_the_variance_vanishes():
     apart = roc.auc_interval(np.ones(50), np.zeros(50))
-    assert apart[0] == apart[2] == 1 and apart[1] == pytest.approx(1 - (np.log(40) / 100) ** 0.5)
+    assert apart[0] == apart[2] == 1
+    assert apart[1] == pytest.approx(1 - (np.log(40) / 100) ** 0.5)
     tied = roc.auc_interval(np.zeros(50), np.zeros(50))
-    assert tied[0] == 0.5 and tied[1] < 0.4 and tied[2] > 0.6
+    assert tied[0] == 0.5
+    assert tied[1] < 0.4
+    assert tied[2] > 0.6
 
 
 def test_tpr_at_fpr_by_direct_counting():
@@ -72,7 +75,8 @@ def test_ties_are_accused_together():
 @pytest.mark.parametrize(("size", "level"), [(999, 0.001), (99, 0.01)])
 def test_too_few_nonmembers_give_a_reason_instead_of_a_number(size, level):
     found = roc.tpr_at_fpr(np.ones(5000), np.zeros(size), level)
-    assert found["tpr"] is None and found["interval"] is None
+    assert found["tpr"] is None
+    assert found["interval"] is None
     assert f"needs at least {size + 1}" in found["reason"]
     assert roc.tpr_at_fpr(np.ones(5000), np.zeros(size + 1), level)["tpr"] == 1
 
@@ -84,7 +88,8 @@ def test_thinned_curve_is_on_the_curve_and_keeps_the_low_end(decimals):
     fpr, tpr = np.array(points["fpr"]), np.array(points["tpr"])
     assert 2 <= fpr.size <= 500
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
-    assert (np.diff(fpr) >= 0).all() and (np.diff(tpr) >= 0).all()
+    assert (np.diff(fpr) >= 0).all()
+    assert (np.diff(tpr) >= 0).all()
     _, tp, fp = roc.counts_by_threshold(members, nonmembers)
     whole = set(zip((fp / 20_000).tolist(), (tp / 20_000).tolist(), strict=True))
     assert set(zip(points["fpr"], points["tpr"], strict=True)) <= whole

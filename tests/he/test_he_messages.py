@@ -157,7 +157,7 @@ def test_reply_of_other_keys_scheme_or_query_is_refused(exchange, bfv_client, ck
 
 
 def test_query_of_another_width_is_refused(bfv_client):
-    with pytest.raises(InputError, match="query q.bin of 4 features, as the head's kernel has, got 5"):
+    with pytest.raises(InputError, match=r"query q\.bin of 4 features, as the head's kernel has, got 5"):
         SERVER.evaluate(bfv_client.encrypt(np.ones((1, 5))), name="query q.bin")
 
 
@@ -195,7 +195,7 @@ def test_saved_keys_are_private_and_decrypt_what_was_encrypted(client, tmp_path)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(InputError, match=r"keys\.bin"):
         he.Client.load(path)
-    with pytest.raises(InputError, match="missing.bin"):
+    with pytest.raises(InputError, match=r"missing\.bin"):
         he.Client.load(tmp_path / "missing.bin")
 
 

@@ -70,7 +70,7 @@ def test_feature_range_must_be_positive(feature_range):
 
 
 def test_feature_beyond_its_range_is_refused():
-    with pytest.raises(InputError, match="within feature_range=1, got a magnitude of 1.5"):
+    with pytest.raises(InputError, match=r"within feature_range=1, got a magnitude of 1\.5"):
         quantize_features([[0.5, -1.5]], BFV, 1.0)
 
 
@@ -99,7 +99,7 @@ def test_scale_of_the_head_does_not_matter(factor):
 
 
 def test_bias_that_crowds_out_the_kernel_is_refused():
-    with pytest.raises(InputError, match="could overflow: a bias of 1e.06 .* larger feature_range") as error:
+    with pytest.raises(InputError, match=r"could overflow: a bias of 1e.06 .* larger feature_range") as error:
         QuantizedHead.from_float(np.ones((128, 2)), [0.0, 1e6], BFV, -12)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="could overflow"):
@@ -114,7 +114,7 @@ def test_explicit_integers_beyond_a_limit_are_refused(parameters):
     if parameters is CKKS:
         QuantizedHead(kernel, bias, 1.0, 0, parameters)
     kernel[1, 1] = -(limit // 10)
-    with pytest.raises(InputError, match="The head could overflow: column 1 .* lower weight_scale"):
+    with pytest.raises(InputError, match=r"The head could overflow: column 1 .* lower weight_scale"):
         QuantizedHead(kernel, bias, 1.0, 0, parameters)
 
 

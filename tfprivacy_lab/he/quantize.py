@@ -199,8 +199,8 @@ class QuantizedHead:
         too_coarse = largest > 0 and scale * np.max(np.abs(kernel)) < MIN_WEIGHT - 0.5
         if too_coarse or not 0 < weight_scale < math.inf:
             raise InputError(
-                f"The head could overflow: a bias of {np.max(np.abs(bias)):g} beside a kernel of at most {largest:g} and "
-                f"features of at most {2.0 ** (step_exponent + parameters.feature_bits):g} leaves the kernel fewer "
+                f"The head could overflow: a bias of {np.max(np.abs(bias)):g} beside a kernel of at most {largest:g} "
+                f"and features of at most {2.0 ** (step_exponent + parameters.feature_bits):g} leaves the kernel fewer "
                 f"than 4 bits of the {parameters.scheme} integer range; encrypt with a larger feature_range, or "
                 "rescale the features and the kernel."
             )

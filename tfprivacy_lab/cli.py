@@ -1,0 +1,265 @@
+"""The command line: one subcommand a stage. The only module that prints or exits.
+
+Errors that a user can cause are one line on stderr and exit code 2. Figures go to stdout; ``--json``
+makes that one JSON object. Progress and warnings go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
+
+_DEFAULT_DELTA = 1e-5
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments=None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        result = options.command(options)
+        if getattr(options, "json", False):
+            print(json.dumps(result, allow_nan=False))
+        else:
+            _print_table(result)
+        return 0
+    except InputError as error:
+        return _fail(options, str(error), 2)
+    except KeyboardInterrupt:
+        return _fail(options, "interrupted; the same command goes on where it can", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except OSError as error:
+        return _fail(options, f"{error.strerror or error}: {error.filename or 'output'}", 2)
+
+
+def _fail(options, message: str, code: int) -> int:
+    print(f"{options.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _account(options) -> dict:
+    from tfprivacy_lab.dp import accounting
+
+    steps = accounting.steps_for(options.examples, options.batch_size, options.epochs)
+    run = accounting.DpSgdRun(options.examples, options.batch_size, options.noise_multiplier, steps)
+    _warn(accounting.delta_warning(accounting.check_delta(options.delta), options.examples))
+    result = accounting.account(run, options.delta)
+    if options.tensorflow_privacy:
+        result["tensorflow_privacy"] = accounting.tensorflow_privacy_figures(run, options.delta)
+    return result
+
+
+def _calibrate(options) -> dict:
+    from tfprivacy_lab.dp import accounting
+
+    steps = accounting.steps_for(options.examples, options.batch_size, options.epochs)
+    _warn(accounting.delta_warning(accounting.check_delta(options.delta), options.examples))
+    noise_multiplier = accounting.calibrate_noise_multiplier(
+        options.examples, options.batch_size, steps, options.epsilon, options.delta
+    )
+    return accounting.account(
+        accounting.DpSgdRun(options.examples, options.batch_size, noise_multiplier, steps), options.delta
+    )
+
+
+def _prepare_data(options) -> dict:
+    from tfprivacy_lab import data
+
+    return data.prepare(options.dataset, options.data_dir, source=options.source, from_idx=options.from_idx)
+
+
+def _train(options) -> dict:
+    from tfprivacy_lab.recipes import recipe
+
+    chosen = recipe(options.recipe)
+    check_finite_number("epsilon", options.epsilon, above=0)
+    check_finite_number("delta", options.delta, above=0, below=1)
+    check_choice("engine", options.engine, ("reference",))
+    from tfprivacy_lab import runs
+    from tfprivacy_lab.dp import accounting
+
+    metrics = runs.train_recipe(
+        chosen,
+        options.out,
+        epsilon=options.epsilon,
+        delta=options.delta,
+        seed=options.seed,
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        epochs=options.epochs,
+        on_epoch=_show_epoch,
+    )
+    _warn(accounting.delta_warning(options.delta, metrics["examples"]))
+    return metrics
+
+
+def _audit(options) -> dict:
+    from tfprivacy_lab import run_audit
+
+    return run_audit.audit_run(options.run, options.out, data_dir=options.data_dir)
+
+
+def _walkthrough(options) -> dict:
+    from tfprivacy_lab import walkthrough
+
+    return walkthrough.walk(
+        options.out, fast=options.fast, seed=options.seed, data_dir=options.data_dir, on_progress=_note
+    )
+
+
+def _he_keygen(options) -> dict:
+    from tfprivacy_lab import he
+
+    client = he.Client.generate(options.scheme)
+    client.save(options.out)
+    return {"scheme": options.scheme, "keys": options.out, "note": "holds the secret key: never give it away"}
+
+
+def _he_encrypt(options) -> dict:
+    from tfprivacy_lab import files, he
+
+    client = he.Client.load(options.keys)
+    features = files.read_array(options.features, "features")
+    query = client.encrypt(features, feature_range=options.feature_range)
+    files.write_bytes(options.out, query)
+    return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
+
+
+def _he_evaluate(options) -> dict:
+    from tfprivacy_lab import files, he
+
+    head = files.read_arrays(options.head, "head", ("kernel", "bias"))
+    reply = he.Server(head["kernel"], head["bias"]).evaluate(files.read_bytes(options.query, "query"))
+    files.write_bytes(options.out, reply)
+    return {"reply": options.out, "bytes": len(reply)}
+
+
+def _he_decrypt(options) -> dict:
+    from tfprivacy_lab import files, he
+
+    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"))
+    files.write_array(options.out, logits)
+    return {"logits": options.out, "samples": logits.shape[0], "classes": logits.shape[1]}
+
+
+def _seed(text: str) -> int | None:
+    if text == "os":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number or 'os', got {text!r}") from None
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tfprivacy_lab", description="Train with DP, account, attack, evaluate encrypted.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    data = commands.add_parser("data", help="prepare datasets").add_subparsers(required=True, metavar="COMMAND")
+    prepare = _command(data, "prepare", _prepare_data, "make a TFDS folder")
+    _dataset_options(prepare)
+    prepare.add_argument("--source", default="auto", choices=("auto", "package", "download"))
+    prepare.add_argument("--from-idx", metavar="DIR", help="folder with four IDX files, gzipped or raw")
+
+    for name, run, text in (("account", _account, "what a run costs"), ("calibrate", _calibrate, "noise for a budget")):
+        command = _command(commands, name, run, text)
+        command.add_argument("--examples", type=int, required=True, metavar="N", help="private examples")
+        command.add_argument("--batch-size", type=int, required=True, metavar="B", help="expected Poisson batch")
+        command.add_argument("--epochs", type=float, required=True, metavar="E")
+        command.add_argument("--delta", type=float, required=True, metavar="D")
+        if name == "account":
+            command.add_argument("--noise-multiplier", type=float, required=True, metavar="S")
+            command.add_argument("--tensorflow-privacy", action="store_true", help="TF Privacy's figures too (slow)")
+        else:
+            command.add_argument("--epsilon", type=float, required=True, metavar="X")
+
+    train = _command(commands, "train", _train, "train a recipe under DP")
+    train.add_argument("--recipe", required=True, metavar="NAME", help="finetune or seed-mlp")
+    train.add_argument("--epsilon", type=float, required=True, metavar="X")
+    train.add_argument("--delta", type=float, default=_DEFAULT_DELTA, metavar="D")
+    train.add_argument("--seed", type=_seed, default=None, metavar="S", help="for teaching; default: os, kept secret")
+    train.add_argument("--out", required=True, metavar="DIR")
+    train.add_argument("--epochs", type=int, metavar="E", help="instead of the recipe's")
+    train.add_argument("--engine", default="reference", metavar="ENGINE", help="reference (DPKerasSGDOptimizer)")
+    _dataset_options(train)
+
+    audit = _command(commands, "audit", _audit, "attack a trained run and its twin without DP")
+    audit.add_argument("--run", required=True, metavar="DIR", help="what train wrote")
+    audit.add_argument("--out", required=True, metavar="DIR")
+    audit.add_argument("--data-dir", metavar="DIR")
+
+    _add_he(commands)
+
+    walk = _command(commands, "walkthrough", _walkthrough, "the whole path on MNIST, ending in report.html")
+    walk.add_argument("--out", required=True, metavar="DIR")
+    walk.add_argument("--fast", action="store_true", help="a small genuine run, for tests")
+    walk.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0; os: secret noise")
+    walk.add_argument("--data-dir", metavar="DIR")
+    return parser
+
+
+def _add_he(commands) -> None:
+    he = commands.add_parser("he", help="a dense head on encrypted features").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    keygen = _command(he, "keygen", _he_keygen, "client: make keys (one secret file)")
+    keygen.add_argument("--scheme", required=True, choices=("bfv", "ckks"))
+    encrypt = _command(he, "encrypt", _he_encrypt, "client: features (samples, d) to a query")
+    encrypt.add_argument("--keys", required=True, metavar="KEYS")
+    encrypt.add_argument("--features", required=True, metavar="X.npy")
+    encrypt.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    evaluate = _command(he, "evaluate", _he_evaluate, "server: query to reply")
+    evaluate.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    evaluate.add_argument("--query", required=True, metavar="QUERY")
+    decrypt = _command(he, "decrypt", _he_decrypt, "client: reply to logits (samples, c)")
+    decrypt.add_argument("--keys", required=True, metavar="KEYS")
+    decrypt.add_argument("--reply", required=True, metavar="REPLY")
+    for command, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
+        command.add_argument("--out", required=True, metavar=out)
+
+
+def _command(commands, name, run, text) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.set_defaults(command=run, prog=parser.prog)
+    return parser
+
+
+def _dataset_options(parser) -> None:
+    parser.add_argument("--dataset", default="mnist", choices=("mnist", "fashion_mnist"))
+    parser.add_argument("--data-dir", metavar="DIR", help="default: TFDS_DATA_DIR, or TFDS's own")
+
+
+def _show_epoch(record) -> None:
+    accuracy = "" if record.validation_accuracy is None else f"  validation {record.validation_accuracy:.2%}"
+    _note(f"epoch {record.epoch:3d}  epsilon {record.epsilon:.3f}{accuracy}  {record.seconds:.1f} s")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _warn(text: str | None) -> None:
+    if text:
+        _note(f"warning: {text}")
+
+
+def _print_table(result: dict) -> None:
+    """One ``name  value`` line each; nested values are left to the files that hold them."""
+    for name, value in result.items():
+        if isinstance(value, dict | list):
+            continue
+        shown = f"{value:.6g}" if isinstance(value, float) else value
+        print(f"{name:<28} {shown}")

@@ -1,0 +1,97 @@
+"""Reproducible runs: one frozen recipe each, and how its numbers were chosen.
+
+No recipe was chosen by looking at a test set. ``tuning`` says what was looked at instead; it is printed
+in every privacy statement, because choices made on private data are outside the guarantee.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfprivacy_lab.checks import check_choice
+from tfprivacy_lab.dp.plan import TrainingPlan
+
+_TUNED_ON_PUBLIC = (
+    "hyperparameters were chosen on public rendered digits and scikit-learn's public digits; no private "
+    "example was looked at"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """Pretraining on public rendered digits.
+
+    Attributes:
+        task: One of :data:`tfprivacy_lab.pretraining.TASKS`.
+        images: Number of digits to render.
+        epochs: Passes over them.
+        seed: Of rendering and training. Public work has a seed of its own, so that one backbone serves
+            every private run.
+    """
+
+    task: str = "supervised"
+    images: int = 60_000
+    epochs: int = 8
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One way to a released model.
+
+    Attributes:
+        name: What ``--recipe`` takes.
+        summary: One line.
+        trained: What is trained under DP: "head" (on frozen public features) or "model" (all of it).
+        plan: Hyperparameters of DP-SGD.
+        tuning: How they were chosen.
+        pretraining: The public part, for recipes that train a head.
+        validation: Private examples held out of training.
+    """
+
+    name: str
+    summary: str
+    trained: str
+    plan: TrainingPlan
+    tuning: str = _TUNED_ON_PUBLIC
+    pretraining: Pretraining | None = None
+    validation: int = 5_000
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="finetune",
+            summary="public pretraining, frozen backbone, dense head under DP",
+            trained="head",
+            pretraining=Pretraining(),
+            plan=TrainingPlan(
+                batch_size=2048, epochs=20, l2_norm_clip=0.1, learning_rate=8.0, momentum=0.9, average_last=0.5
+            ),
+        ),
+        Recipe(
+            name="seed-mlp",
+            summary="the document's 784-128-10 network, all of it under DP",
+            trained="model",
+            plan=TrainingPlan(
+                batch_size=1024,
+                epochs=12,
+                l2_norm_clip=0.5,
+                learning_rate=1.0,
+                momentum=0.9,
+                average_last=0.25,
+                physical_batch_size=64,
+            ),
+        ),
+    )
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        InputError: listing the names.
+    """
+    return RECIPES[check_choice("recipe", name, RECIPES)]

@@ -1,0 +1,219 @@
+"""One run of a recipe, from data to a folder with model, metrics and privacy statement."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfprivacy_lab import data, files, models, pretraining, synthetic
+from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.dp import accounting, plan, sampling, statement, training
+from tfprivacy_lab.provenance import provenance
+from tfprivacy_lab.recipes import Pretraining, Recipe
+
+NOT_COVERED = (
+    "validation accuracy, computed from private examples outside training",
+    "audit figures, computed from private training examples for the owner of the data",
+    "the model's answers about anyone in particular: DP bounds what training adds, not what is true",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What DP training made: images to logits, what it cost, and how it went."""
+
+    model: tf.keras.Model
+    run: accounting.DpSgdRun
+    records: list[plan.EpochRecord]
+
+
+def use_determinism() -> None:
+    """Same seed, same bits: what tests, teaching and resumed runs rely on."""
+    tf.config.experimental.enable_op_determinism()
+
+
+def pretrain_public(settings: Pretraining, progress: bool = False) -> pretraining.Pretrained:
+    """Render public digits and learn a backbone from them; sees no private example."""
+    images, labels = synthetic.render_digits(settings.images, settings.seed)
+    learnt = pretraining.pretrain(
+        settings.task, images, labels, seed=settings.seed, epochs=settings.epochs, progress=progress
+    )
+    models.freeze(learnt.backbone)
+    return learnt
+
+
+def read_seed(out: Path, seed: int | None) -> int:
+    """The seed of a run: the given one, or one of the operating system's, kept until the run ends.
+
+    A run without a published seed that is killed and started again must draw the same noise again, or
+    it would have spent its budget twice. The kept seed is as secret as the noise: mode 0600, deleted by
+    :func:`forget_seed`.
+    """
+    if seed is not None:
+        return check_positive_int("seed", seed, at_least=0, at_most=2**63 - 1)
+    path = _seed_file(out)
+    if not path.exists():
+        files.write_json(path, sampling.fresh_seed(), mode=0o600)
+    return check_positive_int("kept seed", files.read_json_value(path, "kept seed"), at_least=0)
+
+
+def forget_seed(out: Path) -> None:
+    """Delete the kept seed of a finished run."""
+    _seed_file(out).unlink(missing_ok=True)
+
+
+def train_head(features: np.ndarray, labels: np.ndarray, **settings) -> Trained:
+    """Train a dense head on frozen features (n, d) under DP; see :func:`train_model`."""
+    return train_model(models.dense_head(features.shape[1]), features, labels, **settings)
+
+
+def train_model(
+    model: tf.keras.Model, examples, labels, *, recipe: Recipe, epsilon: float, delta: float, seed: int, **options
+) -> Trained:
+    """Calibrate the noise to (ε, δ), train, and hold the run against its budget.
+
+    Raises:
+        InputError: if the budget cannot be met or the arguments do not fit.
+    """
+    run = recipe.plan.calibrated(len(labels), epsilon, delta)
+    records = training.train(
+        model, examples, labels, plan=recipe.plan, run=run, delta=delta, seed=seed, **options
+    )
+    if records[-1].epsilon > epsilon or records[-1].steps != run.steps:
+        raise RuntimeError(f"the run spent epsilon={records[-1].epsilon} of {epsilon} in {records[-1].steps} steps")
+    return Trained(model, run, records)
+
+
+def train_recipe(
+    recipe: Recipe,
+    out,
+    *,
+    epsilon: float,
+    delta: float,
+    seed: int | None = None,
+    dataset: str = "mnist",
+    data_dir=None,
+    epochs: int | None = None,
+    on_epoch=None,
+) -> dict:
+    """Run a recipe and write ``model.keras``, ``metrics.json`` and ``privacy_statement.txt``.
+
+    Args:
+        recipe: What to run.
+        out: Folder of the results.
+        epsilon: Budget ε > 0.
+        delta: Budget δ in (0, 1).
+        seed: Whole number, for tests and teaching; None takes noise from a fresh secret seed.
+        dataset: One of :data:`tfprivacy_lab.data.DATASETS`.
+        data_dir: Where prepared datasets lie.
+        epochs: Instead of the recipe's.
+        on_epoch: Called with each EpochRecord.
+
+    Returns:
+        What was written to ``metrics.json``.
+
+    Raises:
+        InputError: naming the argument; nothing is written then.
+    """
+    start, out = time.perf_counter(), Path(out)
+    if epochs is not None:
+        recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, epochs=epochs))
+    use_determinism()
+    split_seed = 0 if seed is None else seed
+    private = data.load_private(dataset, data_dir, validation=recipe.validation, seed=split_seed)
+    # Fails here, before anything is computed or written, if the budget cannot be met.
+    recipe.plan.calibrated(len(private.train), epsilon, delta)
+    run_seed = read_seed(out, seed)
+    budget = {"recipe": recipe, "epsilon": epsilon, "delta": delta, "seed": run_seed, "on_epoch": on_epoch}
+    if recipe.trained == "head":
+        backbone = pretrain_public(recipe.pretraining, progress=on_epoch is not None).backbone
+        features, held_out = (models.embed(backbone, part.images) for part in (private.train, private.validation))
+        budget["validation"] = (held_out, private.validation.labels)
+        trained = train_head(features, private.train.labels, **budget)
+        model = models.with_head(backbone, trained.model)
+    else:
+        tf.keras.utils.set_random_seed(split_seed % 2**32)
+        model = models.document_mlp()
+        budget["validation"] = (private.validation.images, private.validation.labels)
+        trained = train_model(model, private.train.images, private.train.labels, **budget)
+    test = data.load_test(dataset, data_dir)
+    metrics = {
+        **run_metrics(recipe, trained, delta, seed=seed, split_seed=split_seed),
+        "dataset": dataset,
+        "official_mnist": private.official,
+        "test_accuracy": training.evaluate_accuracy(model, test.images, test.labels),
+        "seconds": round(time.perf_counter() - start, 1),
+        **provenance(),
+    }
+    write_run(out, model, metrics, run_statement(recipe, trained.run, delta, seeded=seed is not None))
+    forget_seed(out)
+    return metrics
+
+
+def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None, split_seed: int) -> dict:
+    """What ``metrics.json`` says of a DP run, but for accuracy, data and provenance."""
+    return {
+        "recipe": recipe.name,
+        "seed": seed,
+        "split_seed": split_seed,
+        **accounting.account(trained.run, delta),
+        "l2_norm_clip": recipe.plan.l2_norm_clip,
+        "learning_rate": recipe.plan.learning_rate,
+        "momentum": recipe.plan.momentum,
+        "examples": trained.run.examples,
+        "batch_size": recipe.plan.batch_size,
+        "epochs": recipe.plan.epochs,
+        "engine": "reference",
+        "history": [
+            {key: value for key, value in dataclasses.asdict(record).items() if key != "seconds"}
+            for record in trained.records
+        ],
+    }
+
+
+def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, seeded: bool) -> str:
+    """The privacy statement of a recipe's run."""
+    released = {
+        "head": "the dense head (kernel and bias) at every step; the backbone under it saw public data only",
+        "model": "all weights of the model, at every step",
+    }[recipe.trained]
+    return statement.privacy_statement(
+        run,
+        delta,
+        released=released,
+        l2_norm_clip=recipe.plan.l2_norm_clip,
+        tuning=recipe.tuning,
+        seeded=seeded,
+        not_covered=NOT_COVERED,
+        tensorflow_privacy=accounting.tensorflow_privacy_figures(run, delta),
+    )
+
+
+def write_run(out: Path, model: tf.keras.Model, metrics: dict, text: str) -> None:
+    """The three files of a run; ``metrics.json`` last, so that its presence means the run is whole."""
+    with files.replaced_atomically(out / "model.keras") as partial:
+        model.save(partial)
+    files.write_bytes(out / "privacy_statement.txt", text.encode())
+    files.write_json(out / "metrics.json", metrics)
+
+
+def load_model(path) -> tf.keras.Model:
+    """A saved model, without running code from the file.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"Cannot read model {path}: no such file.")
+    try:
+        return tf.keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise InputError(f"Cannot read model {path}: {str(error).splitlines()[0][:200]}.") from error
+
+
+def _seed_file(out: Path) -> Path:
+    return Path(out) / ".noise_seed"
