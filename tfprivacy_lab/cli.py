@@ -106,9 +106,9 @@ def _train(options) -> dict:
 
 
 def _audit(options) -> dict:
-    from tfprivacy_lab import run_audit
+    from tfprivacy_lab import leakage
 
-    return run_audit.audit_run(options.run, options.out, data_dir=options.data_dir)
+    return leakage.audit_run(options.run, options.out, data_dir=options.data_dir)
 
 
 def _walkthrough(options) -> dict:

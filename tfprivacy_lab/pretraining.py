@@ -17,10 +17,11 @@ from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, 
 from tfprivacy_lab.models import CLASSES, FEATURES, autoencoder, backbone, check_images
 
 TASKS = ("supervised", "contrastive", "supervised+contrastive", "autoencoder")
-DEFAULT_TASK = "supervised"
+DEFAULT_TASK = "supervised+contrastive"
 
 LOGIT_SCALE = 16.0
 TEMPERATURE = 0.2
+CONTRAST_WEIGHT = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def pretrain(
     labels=None,
     *,
     seed: int,
-    epochs: int = 8,
+    epochs: int = 5,
     batch_size: int = 256,
     learning_rate: float = 2e-3,
     progress: bool = False,
@@ -188,7 +189,7 @@ class _Both(_Supervised):
     def metrics(self, images, labels, iteration):
         features = self.backbone(_views(images, iteration), training=True)
         metrics = self.classified(features, tf.concat([labels, labels], 0))
-        return metrics | {"loss": metrics["loss"] + 0.2 * _contrast(features)}
+        return metrics | {"loss": metrics["loss"] + CONTRAST_WEIGHT * _contrast(features)}
 
 
 class _Autoencoder:

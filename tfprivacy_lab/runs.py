@@ -195,8 +195,11 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
 
 def write_run(out: Path, model: tf.keras.Model, metrics: dict, text: str) -> None:
     """The three files of a run; ``metrics.json`` last, so that its presence means the run is whole."""
+    # Without the optimizer: its slots are of no use to a reader, and TF Privacy's do not load back.
+    bare = tf.keras.models.clone_model(model)
+    bare.set_weights(model.get_weights())
     with files.replaced_atomically(out / "model.keras") as partial:
-        model.save(partial)
+        bare.save(partial)
     files.write_bytes(out / "privacy_statement.txt", text.encode())
     files.write_json(out / "metrics.json", metrics)
 

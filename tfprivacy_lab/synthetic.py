@@ -31,7 +31,7 @@ _NOT_DIGITS = ("LastResort", "cmex", "cmsy")
 
 
 def render_digits(
-    count: int, seed: int, *, font_share: float = 0.2, processes: int | None = None
+    count: int, seed: int, *, font_share: float = 0.2, threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw ``count`` public digits.
 
@@ -39,7 +39,7 @@ def render_digits(
         count: Number of images, >= 1. The labels are balanced to within one.
         seed: Whole number >= 0; the same seed, count and fonts give the same bytes on any number of threads.
         font_share: Expected share drawn from fonts; the rest are pen strokes. In [0, 1].
-        processes: Threads to use; the processor count by default. It does not change the result.
+        threads: The processor count by default. It does not change the result.
 
     Returns:
         Images, uint8 (count, 28, 28), 0 is paper and 255 ink; and labels, uint8 (count,).
@@ -52,7 +52,7 @@ def render_digits(
     count = check_positive_int("count", count)
     seed = check_positive_int("seed", seed, at_least=0)
     font_share = check_finite_number("font_share", font_share, at_least=0.0, at_most=1.0)
-    threads = check_positive_int("processes", processes or os.cpu_count() or 1)
+    threads = check_positive_int("threads", os.cpu_count() if threads is None else threads)
     labels = np.random.default_rng([seed, 0]).permutation(np.arange(count, dtype=np.int64) % 10).astype(np.uint8)
     images = np.empty((count, SIZE, SIZE), np.uint8)
     if font_share > 0.0:

@@ -1,0 +1,283 @@
+"""What each stage of the walkthrough does: from files to files, with nothing kept in memory between."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfprivacy_lab import data, files, he, leakage, models, pretraining, probe, runs, synthetic
+from tfprivacy_lab.dp import training
+from tfprivacy_lab.provenance import provenance
+from tfprivacy_lab.walkthrough import Settings
+
+_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A walkthrough's folder, its settings, and whom to tell."""
+
+    out: Path
+    settings: Settings
+    data_dir: str | None
+    note: object
+
+    def private(self) -> data.PrivateData:
+        """The private splits, cut to the setting's size."""
+        settings = self.settings
+        private = data.load_private(
+            settings.dataset, self.data_dir, validation=settings.recipe.validation, seed=settings.split_seed
+        )
+        return dataclasses.replace(private, train=private.train.take(slice(settings.train_limit)))
+
+    def state(self, name: str) -> Path:
+        """A file that stages hand to each other."""
+        return self.out / "state" / name
+
+    def mark(self, stage: str) -> Path:
+        """The file whose presence says that a stage is done."""
+        return self.state("marks") / f"{stage}.json"
+
+    def result(self, stage: str) -> dict:
+        """What an earlier stage found."""
+        return files.read_json(self.mark(stage), f"mark of stage {stage}")["result"]
+
+    def features(self, *names: str) -> list[np.ndarray]:
+        """Arrays of the embedded private set."""
+        arrays = files.read_arrays(self.state("features.npz"), "features", names)
+        return [arrays[name] for name in names]
+
+    def head(self, path: Path) -> tf.keras.Model:
+        """A dense head from its kernel and bias."""
+        weights = files.read_arrays(path, "head", ("kernel", "bias"))
+        head = models.dense_head(*weights["kernel"].shape)
+        head.set_weights([weights["kernel"], weights["bias"]])
+        return head
+
+
+def prepare_data(work: Work) -> dict:
+    """Data: MNIST as the private set, rendered digits as the public one."""
+    prepared = data.prepare(work.settings.dataset, work.data_dir)
+    private = work.private()
+    public, public_labels = synthetic.render_digits(5 * _SHOWN, work.settings.recipe.pretraining.seed)
+    chosen = [_one_of_each(labels) for labels in (public_labels, private.train.labels)]
+    files.write_arrays(
+        work.state("samples.npz"),
+        public_images=public[chosen[0]],
+        public_labels=public_labels[chosen[0]],
+        private_images=np.rint(private.train.images[chosen[1], ..., 0] * 255).astype(np.uint8),
+        private_labels=private.train.labels[chosen[1]],
+    )
+    return {"official_mnist": private.official, "train": len(private.train), "test": prepared["test"]}
+
+
+def pretrain(work: Work) -> dict:
+    """Pretrain on public digits, and compare what to pretrain for."""
+    settings, chosen = work.settings, work.settings.recipe.pretraining
+    runs.use_determinism()
+    scores = {"random": probe.linear_probe(_random_backbone(chosen.seed))}
+    images, labels = synthetic.render_digits(settings.compared_images, chosen.seed + 1)
+    for task in settings.compared:
+        learnt = pretraining.pretrain(task, images, labels, seed=chosen.seed, epochs=settings.compared_epochs)
+        scores[task] = probe.linear_probe(learnt.backbone)
+        if learnt.reconstruct is not None:
+            _write_reconstructions(work.state("reconstructions.npz"), learnt.reconstruct, images[:_SHOWN])
+        work.note(f"      {task:<24} probe on public digits {scores[task]:.2%}")
+    learnt = runs.pretrain_public(chosen)
+    with files.replaced_atomically(work.out / "backbone.keras") as partial:
+        learnt.backbone.save(partial)
+    return {
+        **dataclasses.asdict(chosen),
+        "probe": scores,
+        "probe_images": settings.compared_images,
+        "probe_epochs": settings.compared_epochs,
+        "probe_data": probe.DATA,
+        "probe_released": probe.linear_probe(learnt.backbone),
+    }
+
+
+def embed(work: Work) -> dict:
+    """Freeze the backbone and embed the private set once."""
+    backbone, private = runs.load_model(work.out / "backbone.keras"), work.private()
+    models.freeze(backbone)
+    files.write_arrays(
+        work.state("features.npz"),
+        train=models.embed(backbone, private.train.images),
+        train_labels=private.train.labels,
+        validation=models.embed(backbone, private.validation.images),
+        validation_labels=private.validation.labels,
+    )
+    return {"train": len(private.train), "validation": len(private.validation)}
+
+
+def train_head(work: Work) -> dict:
+    """Train the head with DPKerasSGDOptimizer, account for it, state it."""
+    settings, recipe = work.settings, work.settings.recipe
+    runs.use_determinism()
+    train, labels, held_out, held_out_labels = work.features("train", "train_labels", "validation", "validation_labels")
+    trained = runs.train_head(
+        train,
+        labels,
+        recipe=recipe,
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        seed=runs.read_seed(work.out / "state", settings.seed),
+        validation=(held_out, held_out_labels),
+        on_epoch=lambda record: work.note(
+            f"      epoch {record.epoch:2d}  epsilon {record.epsilon:.3f}  validation {record.validation_accuracy:.2%}"
+        ),
+    )
+    kernel, bias = trained.model.get_weights()
+    files.write_arrays(work.out / "head.npz", kernel=kernel, bias=bias)
+    text = runs.run_statement(recipe, trained.run, settings.delta, seeded=settings.seed is not None)
+    files.write_bytes(work.out / "privacy_statement.txt", text.encode())
+    backbone = runs.load_model(work.out / "backbone.keras")
+    with files.replaced_atomically(work.out / "model.keras") as partial:
+        models.with_head(models.freeze(backbone), trained.model).save(partial)
+    return runs.run_metrics(recipe, trained, settings.delta, seed=settings.seed, split_seed=settings.split_seed)
+
+
+def attack(work: Work) -> dict:
+    """Attack: membership inference on a positive control, the model without DP, and the DP model."""
+    settings, seed = work.settings, work.settings.split_seed
+    runs.use_determinism()
+    train, labels, held_out, held_out_labels = work.features("train", "train_labels", "validation", "validation_labels")
+    head = work.head(work.out / "head.npz")
+    twin = leakage.train_without_dp(
+        models.dense_head(train.shape[1]), train, labels, epochs=settings.recipe.plan.epochs, seed=seed
+    )
+    kernel, bias = twin.get_weights()
+    files.write_arrays(work.state("twin.npz"), kernel=kernel, bias=bias)
+    target = leakage.Target.sample((train, labels), (held_out, held_out_labels), seed)
+    epsilon = work.result("train")["epsilon"]
+    results = {
+        "positive_control": leakage.positive_control(work.private(), delta=settings.delta, seed=seed),
+        "non_private": leakage.attack(twin, target, delta=settings.delta, seed=seed),
+        "dp": leakage.attack(head, target, delta=settings.delta, seed=seed, epsilon=epsilon),
+    }
+    files.write_json(work.state("audit.json"), results)
+    return {name: leakage.without_curves(result) for name, result in results.items()}
+
+
+def encrypt(work: Work) -> dict:
+    """Test, once: in the clear, and by a server that sees ciphertexts only."""
+    settings = work.settings
+    test = data.load_test(settings.dataset, work.data_dir).take(slice(settings.test_limit))
+    backbone = runs.load_model(work.out / "backbone.keras")
+    features = models.embed(backbone, test.images)
+    plain = work.head(work.out / "head.npz").predict(features, batch_size=2048, verbose=0)
+    head = files.read_arrays(work.out / "head.npz", "head", ("kernel", "bias"))
+    found, measured, logits = {}, {}, {"plain": plain, "labels": test.labels}
+    for scheme in ("bfv", "ckks"):
+        found[scheme], measured[scheme], logits[scheme] = _encrypted(scheme, head, features, plain, test.labels)
+    files.write_arrays(work.state("logits.npz"), **logits)
+    files.write_json(work.state("he.json"), measured)
+    return {
+        "test_examples": len(test),
+        "test_accuracy": float(np.mean(plain.argmax(axis=1) == test.labels)),
+        "nonprivate_test_accuracy": training.evaluate_accuracy(
+            work.head(work.state("twin.npz")), features, test.labels
+        ),
+        "he": found,
+    }
+
+
+def tell(work: Work) -> dict:
+    """Report: metrics.json, figures, report.html, model card."""
+    from tfprivacy_lab import report
+
+    settings, marks = work.settings, {name: work.mark(name) for name in STAGES if name != "report"}
+    seconds = {name: files.read_json(path, f"mark of stage {name}")["seconds"] for name, path in marks.items()}
+    tested = work.result("encrypt")
+    metrics = {
+        **work.result("train"),
+        "dataset": settings.dataset,
+        "official_mnist": work.result("data")["official_mnist"],
+        "fast": settings.fast,
+        **tested,
+        "pretraining": work.result("pretrain"),
+        "audit": work.result("audit"),
+        "seconds": round(sum(seconds.values()), 1),
+        "seconds_by_stage": seconds,
+        **provenance(),
+    }
+    files.write_json(work.out / "metrics.json", metrics)
+    written = report.build(work.out)
+    runs.forget_seed(work.out / "state")
+    return {"files": sorted(written)}
+
+
+STAGES = {
+    "data": prepare_data,
+    "pretrain": pretrain,
+    "embed": embed,
+    "train": train_head,
+    "audit": attack,
+    "encrypt": encrypt,
+    "report": tell,
+}
+
+
+def _one_of_each(labels) -> list[int]:
+    return [int(np.flatnonzero(labels == digit)[0]) for digit in range(data.CLASSES)]
+
+
+def _random_backbone(seed: int) -> tf.keras.Model:
+    tf.keras.utils.set_random_seed(seed)
+    return models.freeze(models.backbone())
+
+
+def _write_reconstructions(path: Path, model: tf.keras.Model, images: np.ndarray) -> None:
+    """Noisy originals and what the autoencoder makes of them."""
+    original = images.astype(np.float32) / 255
+    noise = np.random.default_rng(0).normal(0, 0.3, original.shape)
+    noisy = np.clip(original + noise, 0, 1).astype(np.float32)
+    rebuilt = model.predict(noisy[..., np.newaxis], verbose=0)[..., 0]
+    files.write_arrays(path, original=original, noisy=noisy, reconstructed=rebuilt)
+
+
+def _encrypted(scheme: str, head: dict, features: np.ndarray, plain: np.ndarray, labels: np.ndarray):
+    """One scheme: (what must hold, what was measured, logits)."""
+    start = time.perf_counter()
+    client = he.Client.generate(scheme)
+    keygen = time.perf_counter() - start
+    server = he.Server(head["kernel"], head["bias"])
+    measured, logits, query, reply = _round_trip(client, server, features)
+    measured["seconds"]["keygen"], measured["bytes"]["keys"] = keygen, len(client.to_bytes())
+    rounds = [_round_trip(client, server, features[:1])[0] for _ in range(5)]
+    measured["one"] = {
+        "bytes": rounds[0]["bytes"],
+        "seconds": {stage: float(np.median([r["seconds"][stage] for r in rounds])) for stage in rounds[0]["seconds"]},
+    }
+    integers, exponent = he.quantize_features(features, he.PARAMETERS[scheme], 1.0)
+    quantized = server.quantized_head(scheme, exponent)
+    measured["max_error"], measured["samples"] = float(np.abs(logits - plain).max()), len(features)
+    found = {
+        "agreement": float(np.mean(logits.argmax(axis=1) == plain.argmax(axis=1))),
+        "test_accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
+        "error_bound": float(np.max(quantized.error_bound(features))),
+    }
+    if scheme == "bfv":
+        decrypted = client.decrypt_integers(reply, query)[0]
+        found["exact"] = bool(np.array_equal(decrypted, he.integer_logits(quantized, integers)))
+    else:
+        exact = features.astype(np.float64) @ head["kernel"].astype(np.float64) + head["bias"]
+        found["within_bound"] = bool(np.abs(logits - exact).max() <= found["error_bound"])
+    return found, measured, logits
+
+
+def _round_trip(client: he.Client, server: he.Server, features: np.ndarray):
+    """Client, server, client: (times and sizes, logits, query, reply). Only bytes pass between them."""
+    times = [time.perf_counter()]
+    query = client.encrypt(features, feature_range=1.0)
+    times.append(time.perf_counter())
+    reply = server.evaluate(query)
+    times.append(time.perf_counter())
+    logits = client.decrypt(reply, query)
+    times.append(time.perf_counter())
+    seconds = dict(zip(("encrypt", "evaluate", "decrypt"), np.diff(times).tolist(), strict=True))
+    return {"seconds": seconds, "bytes": {"query": len(query), "reply": len(reply)}}, logits, query, reply

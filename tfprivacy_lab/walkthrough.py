@@ -1,0 +1,139 @@
+"""The stages in order, each done once: interrupted or killed, the same command goes on.
+
+Every stage reads files, writes files, and last of all writes its mark ``state/marks/NAME.json``, atomically.
+A stage without its mark is done again from its start, from the same seeds: what it draws is what it drew
+before, noise included, so the privacy spent is that of one run however often it was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import time
+from pathlib import Path
+
+from tfprivacy_lab import files
+from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.recipes import RECIPES, Pretraining, Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a walkthrough does; a folder holds the run of one setting.
+
+    Attributes:
+        seed: Of split, sampling and noise; None for secret noise from the operating system.
+        fast: Whether it is the small run.
+        recipe: The recipe, its sizes included.
+        epsilon: Budget ε.
+        delta: Budget δ.
+        train_limit: Private examples to use, or None for all.
+        test_limit: Test examples to use, or None for all.
+        compared: Tasks shown beside the recipe's, trained on ``compared_images`` public images.
+    """
+
+    seed: int | None
+    fast: bool
+    recipe: Recipe
+    epsilon: float = 3.0
+    delta: float = 1e-5
+    dataset: str = "mnist"
+    train_limit: int | None = None
+    test_limit: int | None = None
+    compared: tuple[str, ...] = ("autoencoder", "contrastive", "supervised")
+    compared_images: int = 10_000
+    compared_epochs: int = 3
+
+    @property
+    def split_seed(self) -> int:
+        """Decides which private examples are held out; public, as the audit needs it."""
+        return 0 if self.seed is None else self.seed
+
+
+def settings_for(*, fast: bool = False, seed: int | None = 0) -> Settings:
+    """The full walkthrough, or the small one: real MNIST, real noise, real encryption, fewer examples."""
+    if seed is not None:
+        check_positive_int("seed", seed, at_least=0, at_most=2**63 - 1)
+    recipe = RECIPES["finetune"]
+    if not fast:
+        return Settings(seed, fast, recipe)
+    plan = dataclasses.replace(recipe.plan, batch_size=512, epochs=4)
+    pretraining = Pretraining(recipe.pretraining.task, images=6_000, epochs=3, seed=recipe.pretraining.seed)
+    small = dataclasses.replace(recipe, plan=plan, pretraining=pretraining, validation=1_000)
+    return Settings(
+        seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=2_000, compared_epochs=1
+    )
+
+
+def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_progress=None) -> dict:
+    """Do what is missing of a walkthrough.
+
+    Args:
+        out: Folder of the walkthrough: ``report.html``, ``metrics.json``, the model and its card.
+        fast: The small run, under a minute.
+        seed: Whole number, or None for secret noise from the operating system.
+        data_dir: Where prepared datasets lie.
+        on_progress: Called with a line of text as stages begin and end.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: if the folder holds another run, or one is being written by another process.
+
+    Guarantee: ``metrics.json`` states the ε of every noise draw that touched private data; see
+    :mod:`tfprivacy_lab.dp.training` for what it covers.
+    """
+    out, settings = Path(out), settings_for(fast=fast, seed=seed)
+    note = on_progress or (lambda line: None)
+    with _only_one(out):
+        _claim(out, settings)
+        from tfprivacy_lab import stages
+
+        work = stages.Work(out, settings, data_dir, note)
+        for number, (name, stage) in enumerate(stages.STAGES.items(), start=1):
+            title = f"[{number}/{len(stages.STAGES)}] {stage.__doc__.splitlines()[0].rstrip('.')}"
+            mark = work.mark(name)
+            if mark.exists():
+                note(f"{title}: done before")
+                continue
+            note(title)
+            start = time.perf_counter()
+            result = stage(work)
+            files.write_json(mark, {"seconds": round(time.perf_counter() - start, 2), "result": result})
+            note(f"{' ' * len(title[:5])} {time.perf_counter() - start:.1f} s")
+    return files.read_json(out / "metrics.json", "metrics")
+
+
+@contextlib.contextmanager
+def _only_one(out: Path):
+    """Hold the folder for this process; the lock goes with the process, however it ends."""
+    try:
+        (out / "state").mkdir(parents=True, exist_ok=True)
+        lock = open(out / "state" / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"Cannot write to {out}: {error.strerror}; name another folder with --out.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"Another walkthrough is writing to {out}; wait for it, or use another --out.") from None
+        yield
+
+
+def _claim(out: Path, settings: Settings) -> None:
+    """Note what this folder is for; refuse to go on with a run of other settings."""
+    mine = dataclasses.asdict(settings)
+    mine["compared"] = list(settings.compared)
+    path = out / "state" / "settings.json"
+    if not path.exists():
+        files.write_json(path, mine)
+        return
+    theirs = files.read_json(path, "settings")
+    changed = [key for key in mine if theirs.get(key) != mine[key]]
+    if changed:
+        raise InputError(
+            f"{out} holds a walkthrough with other settings ({', '.join(changed)}); name another folder with "
+            "--out, or delete it."
+        )
