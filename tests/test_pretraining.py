@@ -62,9 +62,9 @@ def test_the_labels_are_not_used_where_they_are_not_wanted(public):
 
 def test_bytes_and_floats_are_the_same_images(public):
     images, labels = public
-    results = [pretrain("supervised", x, labels, seed=0, epochs=1) for x in (images, images[..., None] / 255.0)]
-    for one, other in zip(*(result.backbone.get_weights() for result in results), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    scaled = images[..., None] / 255.0
+    one, other = (pretrain("supervised", x, labels, seed=0, epochs=1).backbone for x in (images, scaled))
+    np.testing.assert_allclose(models.embed(one, images), models.embed(other, images), atol=1e-3)
 
 
 def test_a_view_keeps_the_original_and_moves_its_twin_by_little():

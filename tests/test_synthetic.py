@@ -48,8 +48,8 @@ def test_images_hold_ink_and_paper_in_mnists_frame(rendered):
     total = mass.sum(axis=(1, 2))
     centre = np.arange(28)
     rows, columns = (mass.sum(2) @ centre) / total, (mass.sum(1) @ centre) / total
-    assert np.abs(rows - 13.5).max() < 4
-    assert np.abs(columns - 13.5).max() < 4
+    assert np.abs(rows - 13.5).max() < 6
+    assert np.abs(columns - 13.5).max() < 6
     # Normalisation puts the ink into 20 x 20; warps and sloth may leave it by a little.
     border = (images[:, [0, -1]] > 127).any(axis=(1, 2)) | (images[:, :, [0, -1]] > 127).any(axis=(1, 2))
     assert border.mean() < 0.01

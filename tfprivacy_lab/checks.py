@@ -8,6 +8,10 @@ import operator
 import numpy as np
 
 
+# What float() or index() would take, and a user cannot have meant as a number.
+_NO_NUMBERS = (bool, np.bool_, str, bytes, bytearray)
+
+
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line they can act on."""
 
@@ -26,11 +30,11 @@ def check_finite_number(name: str, value, *, above=None, at_least=None, below=No
     ]
     wanted = " and ".join(f"{sign} {limit:g}" for limit, _, sign in limits if limit is not None)
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, _NO_NUMBERS) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     inside = all(test(number, limit) for limit, test, _ in limits if limit is not None)
-    if isinstance(value, bool) or not math.isfinite(number) or not inside:
+    if not math.isfinite(number) or not inside:
         raise InputError(f"Expected {name} to be a finite number {wanted}".rstrip() + f", got {name}={value!r}.")
     return number
 
@@ -42,11 +46,11 @@ def check_positive_int(name: str, value, *, at_least: int = 1, at_most: int | No
         InputError: naming the argument and echoing the value.
     """
     try:
-        number = operator.index(value)
+        number = None if isinstance(value, _NO_NUMBERS) else operator.index(value)
     except TypeError:
         number = None
     too_large = number is not None and at_most is not None and number > at_most
-    if isinstance(value, bool) or number is None or number < at_least or too_large:
+    if number is None or number < at_least or too_large:
         limit = f" and <= {at_most}" if at_most is not None else ""
         raise InputError(f"Expected {name} to be a whole number >= {at_least}{limit}, got {name}={value!r}.")
     return number
@@ -58,7 +62,7 @@ def check_choice(name: str, value, choices) -> str:
     Raises:
         InputError: listing the choices.
     """
-    if value not in choices:
+    if not np.isscalar(value) or value not in choices:
         raise InputError(f"Expected {name} to be one of {', '.join(map(str, choices))}, got {name}={value!r}.")
     return value
 
@@ -75,7 +79,10 @@ def check_matrix(name: str, value, *, columns: int | None = None, dtype=np.float
     Raises:
         InputError: if it is not numeric, not two-dimensional, empty, of another width, or not finite.
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"Expected {name} to be an array (rows, columns), got rows of different lengths.") from error
     if array.dtype.kind not in "fiub":
         raise InputError(f"Expected {name} to hold real numbers, got dtype {array.dtype}.")
     if array.ndim != 2 or 0 in array.shape:
@@ -83,7 +90,10 @@ def check_matrix(name: str, value, *, columns: int | None = None, dtype=np.float
     if columns is not None and array.shape[1] != columns:
         raise InputError(f"Expected {name} to have {columns} columns, got {array.shape[1]} (shape {array.shape}).")
     check_all_finite(name, array)
-    return np.ascontiguousarray(array, dtype=dtype)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=dtype)
+    check_all_finite(name, array)
+    return array
 
 
 def check_all_finite(name: str, array: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
@@ -26,6 +27,8 @@ def main(arguments=None) -> int:
     """Run one command; returns the exit code."""
     parser = _build_parser()
     options = parser.parse_args(arguments)
+    # Advice to TensorFlow programmers (retracing and the like) is no news to the user of a command.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         result = options.command(options)
         if getattr(options, "json", False):

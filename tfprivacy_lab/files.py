@@ -59,7 +59,10 @@ def write_array(path, array: np.ndarray) -> None:
 
 
 def write_arrays(path, **arrays: np.ndarray) -> None:
-    """Write named arrays as ``.npz``, atomically."""
+    """Write named arrays as ``.npz`` (no pickled objects), atomically."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise ValueError(f"Expected {name} to hold no Python objects, got dtype {np.asarray(array).dtype}.")
     with replaced_atomically(path) as partial, open(partial, "wb") as stream:
         np.savez(stream, **arrays)
 
@@ -82,9 +85,10 @@ def read_json_value(path, what: str):
     Raises:
         InputError: if it cannot be read or is not JSON.
     """
+    content = read_bytes(path, what)
     try:
-        return json.loads(read_bytes(path, what))
-    except ValueError as error:
+        return json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"Cannot read {what} {path}: not valid JSON ({error}).") from error
 
 
@@ -124,6 +128,11 @@ def read_arrays(path, what: str, names) -> dict[str, np.ndarray]:
             return {name: loaded[name] for name in names}
         except Exception as error:
             raise InputError(f"Cannot read {what} {path}: damaged ({error}).") from error
+
+
+def _refuse_constant(name):
+    """NaN and Infinity are JavaScript, not JSON."""
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _load(path, what, kind, suffix):

@@ -67,7 +67,8 @@ def backbone() -> tf.keras.Sequential:
             _layers.Conv2D(32, 5, strides=2, padding="same", activation="relu"),
             _layers.Conv2D(64, 5, strides=2, padding="same", activation="relu"),
             _layers.Flatten(),
-            _layers.Dense(FEATURES),
+            # The normalisation subtracts the mean, so a bias would do nothing.
+            _layers.Dense(FEATURES, use_bias=False),
             _layers.BatchNormalization(momentum=0.9, center=False, scale=False),
             _layers.UnitNormalization(),
         ],
@@ -171,5 +172,5 @@ def embed(extractor: tf.keras.Model, images, batch_size: int = 1000) -> np.ndarr
     batch_size = check_positive_int("batch_size", batch_size)
     array = np.asarray(images)
     starts = range(0, max(1, len(array)), batch_size)
-    parts = [extractor.predict_on_batch(check_images(array[start : start + batch_size])) for start in starts]
+    parts = [extractor(check_images(array[start : start + batch_size]), training=False).numpy() for start in starts]
     return np.concatenate(parts).astype(np.float32, copy=False)

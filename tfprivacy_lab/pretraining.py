@@ -63,7 +63,7 @@ def pretrain(
         task: One of `TASKS`.
         images: Public images, uint8 or float in [0, 1], (n, 28, 28) or (n, 28, 28, 1), n >= batch_size.
         labels: Whole numbers in [0, 9], (n,); not needed by ``contrastive`` and ``autoencoder``.
-        seed: Whole number >= 0. Under ``tf.config.experimental.enable_op_determinism()``, which the caller
+        seed: Whole number in [0, 2^32). Under ``tf.config.experimental.enable_op_determinism()``, which the caller
             enables, the same seed and data give the same weights bit for bit.
         epochs: Passes over the images, >= 1.
         batch_size: Images a step, >= 2.
@@ -79,7 +79,7 @@ def pretrain(
     Guarantee: draws no private data; the backbone is a function of the arguments alone.
     """
     check_choice("task", task, TASKS)
-    seed = check_positive_int("seed", seed, at_least=0)
+    seed = check_positive_int("seed", seed, at_least=0, at_most=2**32 - 1)
     epochs = check_positive_int("epochs", epochs)
     learning_rate = check_finite_number("learning_rate", learning_rate, above=0.0)
     images = _public_images(images)

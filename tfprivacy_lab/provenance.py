@@ -24,7 +24,7 @@ def commit() -> str | None:
     try:
         head = _git(root, "rev-parse", "HEAD")
         return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
 
 

@@ -54,11 +54,20 @@ def read_seed(out: Path, seed: int | None) -> int:
     :func:`forget_seed`.
     """
     if seed is not None:
-        return check_positive_int("seed", seed, at_least=0, at_most=2**63 - 1)
+        return check_seed(seed)
     path = _seed_file(out)
     if not path.exists():
         files.write_json(path, sampling.fresh_seed(), mode=0o600)
-    return check_positive_int("kept seed", files.read_json_value(path, "kept seed"), at_least=0)
+    return check_seed(files.read_json_value(path, "kept seed"))
+
+
+def check_seed(seed: int) -> int:
+    """A whole number of at most 63 bits.
+
+    Raises:
+        InputError: echoing the value.
+    """
+    return check_positive_int("seed", seed, at_least=0, at_most=2**63 - 1)
 
 
 def forget_seed(out: Path) -> None:
@@ -69,6 +78,12 @@ def forget_seed(out: Path) -> None:
 def train_head(features: np.ndarray, labels: np.ndarray, **settings) -> Trained:
     """Train a dense head on frozen features (n, d) under DP; see :func:`train_model`."""
     return train_model(models.dense_head(features.shape[1]), features, labels, **settings)
+
+
+def train_document_mlp(train: data.Split, *, seed: int, **settings) -> Trained:
+    """Train the document's network on images under DP; the seed draws its first weights too."""
+    tf.keras.utils.set_random_seed(seed % 2**32)
+    return train_model(models.document_mlp(), train.images, train.labels, seed=seed, **settings)
 
 
 def train_model(
@@ -122,8 +137,8 @@ def train_recipe(
     start, out = time.perf_counter(), Path(out)
     if epochs is not None:
         recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, epochs=epochs))
+    split_seed = 0 if seed is None else check_seed(seed)
     use_determinism()
-    split_seed = 0 if seed is None else seed
     private = data.load_private(dataset, data_dir, validation=recipe.validation, seed=split_seed)
     # Fails here, before anything is computed or written, if the budget cannot be met.
     recipe.plan.calibrated(len(private.train), epsilon, delta)
@@ -136,10 +151,9 @@ def train_recipe(
         trained = train_head(features, private.train.labels, **budget)
         model = models.with_head(backbone, trained.model)
     else:
-        tf.keras.utils.set_random_seed(split_seed % 2**32)
-        model = models.document_mlp()
         budget["validation"] = (private.validation.images, private.validation.labels)
-        trained = train_model(model, private.train.images, private.train.labels, **budget)
+        trained = train_document_mlp(private.train, **budget)
+        model = trained.model
     test = data.load_test(dataset, data_dir)
     metrics = {
         **run_metrics(recipe, trained, delta, seed=seed, split_seed=split_seed),

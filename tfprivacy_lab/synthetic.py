@@ -142,16 +142,18 @@ def _slants(n, rng, upright):
     return (np.stack([cos, -sin, sin, cos], -1).reshape(n, 2, 2) @ bent).astype(np.float32)
 
 
-def _waves(points, strength, rng, waves=3):
-    """A smooth displacement of (n, k, 2) points that lie in about [-1/2, 1/2]."""
-    n = len(points)
-    moved = np.zeros_like(points)
-    for _ in range(waves):
-        direction = rng.normal(0.0, 3.0, (n, 2, 1)).astype(np.float32)
-        phase = rng.uniform(0.0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
-        push = (rng.normal(0.0, 1.0, (n, 1, 2)) * strength[:, None, None]).astype(np.float32)
-        moved += np.sin(points @ direction + phase) * push
-    return moved
+def _waves(n, rng, waves=3):
+    """A smooth random displacement: a function of (n, k, 2) points that lie in about [-1/2, 1/2]."""
+    strength = np.exp(rng.normal(-3.3, 0.5, (n, 1, 1)))
+    directions = rng.normal(0.0, 3.0, (waves, n, 2, 1)).astype(np.float32)
+    phases = rng.uniform(0.0, 2 * np.pi, (waves, n, 1, 1)).astype(np.float32)
+    pushes = (rng.normal(0.0, 1.0, (waves, n, 1, 2)) * strength).astype(np.float32)
+
+    def displacement(points):
+        terms = zip(directions, phases, pushes, strict=True)
+        return sum(np.sin(points @ direction + phase) * push for direction, phase, push in terms)
+
+    return displacement
 
 
 def _fit(points, margin, rng):
@@ -168,7 +170,7 @@ def _draw_strokes(labels, rng):
     n = len(labels)
     width, edge = _pen(n, rng)
     points = _paths(labels, rng)
-    points += _waves(points, np.exp(rng.normal(-3.3, 0.5, n)), rng)
+    points += _waves(n, rng)(points)
     points = points @ _slants(n, rng, np.where(labels == 1, 1.5, 1.0)).transpose(0, 2, 1)
     scale, centre = _fit(points, width, rng)
     points = (points - centre[:, None]) * scale[:, None, None] + (SIZE - 1) / 2
@@ -216,13 +218,15 @@ def _draw_fonts(labels, rng):
     face = rng.integers(len(fields), size=n)
     width, edge = _pen(n, rng)
     matrix = _slants(n, rng, np.where(labels == 1, 1.5, 1.0))
-    points = inks[face, labels] @ matrix.transpose(0, 2, 1)
+    waves, ink = _waves(n, rng), inks[face, labels] / _BODY
+    # The warp maps the image back to the glyph; two fixed-point steps tell where its ink lands.
+    points = _BODY * (ink - waves(ink - waves(ink))) @ matrix.transpose(0, 2, 1)
     scale, centre = _fit(points, np.zeros(n), rng)
     pixel = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
     frame = np.stack(np.meshgrid(pixel, pixel), -1).reshape(1, -1, 2)
     # Every output pixel looks up where it came from in the glyph's distance field.
     source = (frame / scale[:, None, None] + centre[:, None]) @ np.linalg.inv(matrix).transpose(0, 2, 1)
-    source += _BODY * _waves(source / _BODY, np.exp(rng.normal(-3.3, 0.5, n)), rng)
+    source += _BODY * waves(source / _BODY)
     distance = _lookup(fields, face * 10 + labels, source) * scale[:, None]
     stem = stems[face, labels] * scale
     thicker = np.clip(width - stem, 0.6 - stem, 1.0)

@@ -110,7 +110,9 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_pro
 def _only_one(out: Path):
     """Hold the folder for this process; the lock goes with the process, however it ends."""
     try:
-        (out / "state").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        # Features of private examples lie in it.
+        (out / "state").mkdir(mode=0o700, exist_ok=True)
         lock = open(out / "state" / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"Cannot write to {out}: {error.strerror}; name another folder with --out.") from error

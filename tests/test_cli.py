@@ -1,0 +1,243 @@
+"""The command line as a stranger meets it: results, and one-line refusals that write nothing."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tfprivacy_lab.cli import main
+
+
+@pytest.fixture
+def lab(capsys):
+    """Run a command in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(lab, tmp_path):
+    """Run a command that must be refused in one line, exit code 2, with nothing written."""
+
+    def run(*arguments, naming):
+        before = sorted(tmp_path.rglob("*"))
+        code, out, err = lab(*arguments)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1, err
+        assert naming in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return run
+
+
+@pytest.fixture
+def he_files(lab, tmp_path):
+    """Keys, features, a head, a query, a reply, and where logits would go."""
+    rng = np.random.default_rng(5)
+    names = ("keys", "features.npy", "head.npz", "query", "reply", "logits.npy")
+    files = {name.split(".")[0]: tmp_path / name for name in names}
+    np.save(files["features"], rng.normal(size=(5, 37)))
+    np.savez(files["head"], kernel=rng.normal(size=(37, 7)), bias=rng.normal(size=7))
+    assert lab("he", "keygen", "--scheme", "bfv", "--out", files["keys"])[0] == 0
+    assert lab(*encrypt(files))[0] == 0
+    assert lab(*evaluate(files))[0] == 0
+    return files
+
+
+def encrypt(files, **other):
+    f = files | other
+    return "he", "encrypt", "--keys", f["keys"], "--features", f["features"], "--out", f["query"]
+
+
+def evaluate(files, **other):
+    f = files | other
+    return "he", "evaluate", "--head", f["head"], "--query", f["query"], "--out", f["reply"]
+
+
+def decrypt(files, **other):
+    f = files | other
+    return "he", "decrypt", "--keys", f["keys"], "--reply", f["reply"], "--out", f["logits"]
+
+
+@pytest.mark.parametrize("scheme", ["bfv", "ckks"])
+def test_four_commands_give_the_float_logits(lab, he_files, tmp_path, scheme):
+    files = he_files | {"keys": tmp_path / f"{scheme}.keys", "query": tmp_path / "q", "reply": tmp_path / "r"}
+    code, out, err = lab("he", "keygen", "--scheme", scheme, "--out", files["keys"], "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["scheme"] == scheme
+    for command in (encrypt, evaluate, decrypt):
+        assert lab(*command(files))[0] == 0
+    head = np.load(files["head"])
+    expected = np.load(files["features"]) @ head["kernel"] + head["bias"]
+    assert np.load(files["logits"]) == pytest.approx(expected, abs=0.05 if scheme == "bfv" else 1e-3)
+
+
+def test_key_file_is_private(he_files):
+    assert stat.S_IMODE(os.stat(he_files["keys"]).st_mode) == 0o600
+
+
+def test_evaluating_does_not_need_the_keys(lab, he_files):
+    he_files["keys"].unlink()
+    he_files["reply"].unlink()
+    assert lab(*evaluate(he_files))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("features", "naming"),
+    [
+        (np.full((2, 37), np.nan), "features"),
+        (np.full((2, 37), np.inf), "features"),
+        (np.zeros((0, 37)), "features"),
+        (np.zeros(37), "features"),
+        (np.array([["a", "b"]]), "features"),
+        (np.zeros((2, 2049)), "2048"),
+        (np.zeros((2, 3), complex), "features"),
+    ],
+)
+def test_bad_features_are_refused(refused, he_files, tmp_path, features, naming):
+    np.save(tmp_path / "bad.npy", features)
+    refused(*encrypt(he_files, features=tmp_path / "bad.npy", query=tmp_path / "new"), naming=naming)
+
+
+def test_wrong_width_is_refused(refused, lab, he_files, tmp_path):
+    np.save(tmp_path / "wide.npy", np.ones((2, 38)))
+    assert lab(*encrypt(he_files, features=tmp_path / "wide.npy", query=tmp_path / "wide"))[0] == 0
+    refused(*evaluate(he_files, query=tmp_path / "wide", reply=tmp_path / "new"), naming="37")
+
+
+@pytest.mark.parametrize("name", ["query", "reply", "keys"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "longer"])
+def test_damaged_files_are_refused(refused, he_files, tmp_path, name, damage):
+    data = bytearray(he_files[name].read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[len(data) // 3] ^= 4
+    elif damage == "empty":
+        data = bytearray()
+    else:
+        data += b"\0"
+    (tmp_path / "bad").write_bytes(data)
+    other = {name: tmp_path / "bad"}
+    command = {
+        "query": lambda: evaluate(he_files, **other, reply=tmp_path / "new"),
+        "reply": lambda: decrypt(he_files, **other),
+        "keys": lambda: encrypt(he_files, **other, query=tmp_path / "new"),
+    }[name]()
+    refused(*command, naming={"keys": "key"}.get(name, name))
+
+
+def test_a_private_key_offered_as_a_query_is_refused(refused, he_files, tmp_path):
+    refused(*evaluate(he_files, query=he_files["keys"], reply=tmp_path / "new"), naming="key")
+
+
+def test_a_query_offered_as_keys_is_refused(refused, he_files):
+    refused(*decrypt(he_files, keys=he_files["query"]), naming="key")
+
+
+def test_another_key_cannot_decrypt(refused, lab, he_files, tmp_path):
+    assert lab("he", "keygen", "--scheme", "bfv", "--out", tmp_path / "other")[0] == 0
+    refused(*decrypt(he_files, keys=tmp_path / "other"), naming="another key")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "naming"),
+    [
+        ({"kernel": np.full((37, 7), np.nan), "bias": np.zeros(7)}, "kernel"),
+        ({"kernel": np.ones((37, 7)), "bias": np.full(7, 1e12)}, "overflow"),
+        ({"kernel": np.ones((37, 7)), "bias": np.zeros(6)}, "bias"),
+        ({"kernel": np.ones((37, 7))}, "bias"),
+        ({"kernel": np.ones((37, 1001)), "bias": np.zeros(1001)}, "1000"),
+        ({"kernel": np.array([[{}]]), "bias": np.zeros(1)}, "head"),
+    ],
+)
+def test_bad_heads_are_refused(refused, he_files, tmp_path, arrays, naming):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    refused(*evaluate(he_files, head=tmp_path / "bad.npz", reply=tmp_path / "new"), naming=naming)
+
+
+@pytest.mark.parametrize("what", ["keys", "features"])
+def test_missing_files_are_named(refused, he_files, tmp_path, what):
+    refused(*encrypt(he_files, **{what: tmp_path / "nowhere", "query": tmp_path / "new"}), naming="nowhere")
+
+
+ACCOUNT = ["account", "--examples", "60000", "--batch-size", "256", "--epochs", "60", "--delta", "1e-5"]
+
+
+def test_account_as_json(lab):
+    code, out, err = lab(*ACCOUNT, "--noise-multiplier", "1.1", "--json")
+    assert (code, err) == (0, "")
+    figures = json.loads(out)
+    assert figures["epsilon"] == pytest.approx(2.382, abs=5e-4)
+    assert figures["epsilon_rdp"] == pytest.approx(2.597, abs=5e-4)
+    assert figures["epsilon_no_amplification"] == pytest.approx(56.950, abs=5e-4)
+    assert {"accountant", "sampling", "adjacency", "delta", "steps"} <= set(figures)
+
+
+def test_calibrate_inverts_account(lab):
+    code, out, _ = lab(*["calibrate", *ACCOUNT[1:]], "--epsilon", "2.382", "--json")
+    assert code == 0
+    assert json.loads(out)["noise_multiplier"] == pytest.approx(1.1, abs=2e-4)
+    assert json.loads(out)["epsilon"] <= 2.382
+
+
+def test_large_delta_is_warned_of(lab):
+    arguments = [*ACCOUNT[:-1], "1e-3", "--noise-multiplier", "1.1", "--json"]
+    code, out, err = lab(*arguments)
+    assert code == 0
+    assert "warning" in err
+    assert "1/examples" in err
+    json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "naming"),
+    [
+        (["calibrate", *ACCOUNT[1:], "--epsilon", "0"], "epsilon"),
+        (["calibrate", *ACCOUNT[1:], "--epsilon", "-1"], "epsilon"),
+        (["calibrate", *ACCOUNT[1:], "--epsilon", "nan"], "epsilon"),
+        ([*ACCOUNT, "--noise-multiplier", "0"], "noise_multiplier"),
+        ([*ACCOUNT[:-1], "0", "--noise-multiplier", "1"], "delta"),
+        ([*ACCOUNT[:-1], "1", "--noise-multiplier", "1"], "delta"),
+        (["account", "--examples", "100", *ACCOUNT[3:], "--noise-multiplier", "1"], "batch_size"),
+        ([*ACCOUNT, "--noise-multiplier", "many"], "noise-multiplier"),
+        (["train", "--recipe", "nothing", "--epsilon", "3", "--out", "OUT"], "recipe"),
+        (["train", "--recipe", "seed-mlp", "--epsilon", "0", "--out", "OUT"], "epsilon"),
+        (["train", "--recipe", "seed-mlp", "--epsilon", "3", "--engine", "warp", "--out", "OUT"], "engine"),
+        (["train", "--recipe", "seed-mlp", "--epsilon", "3", "--seed", "-1", "--out", "OUT"], "seed"),
+        (["train", "--recipe", "seed-mlp", "--epsilon", "3", "--epochs", "0", "--out", "OUT"], "epochs"),
+        (["walkthrough", "--out", "OUT", "--seed", "x"], "seed"),
+        (["walkthrough", "--out", "OUT", "--seed", "-3"], "seed"),
+        (["audit", "--run", "nowhere", "--out", "OUT"], "nowhere"),
+        (["data", "prepare", "--from-idx", "nowhere", "--data-dir", "OUT"], "nowhere"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_bad_arguments_are_refused(refused, tmp_path, arguments, naming):
+    refused(*[str(tmp_path / "new") if argument == "OUT" else argument for argument in arguments], naming=naming)
+
+
+def test_module_and_errors_in_a_real_process(tmp_path):
+    """Exit code and streams of the process itself, and no TensorFlow in it."""
+    command = [sys.executable, "-X", "importtime", "-m", "tfprivacy_lab", *ACCOUNT, "--noise-multiplier", "1.1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert "tensorflow" not in done.stderr
+    command = [sys.executable, "-m", "tfprivacy_lab", "he", "decrypt", "--keys", "k", "--reply", "r", "--out", "o"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("tfprivacy_lab he decrypt: error: ")
+    assert done.stderr.count("\n") == 1

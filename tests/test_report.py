@@ -1,0 +1,441 @@
+"""The report from small, plausible inputs: whole, self-contained, escaped, and never at a loss for a number."""
+
+import copy
+import html
+import json
+import re
+import struct
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tfprivacy_lab import figures, files, report
+from tfprivacy_lab.checks import InputError
+
+FIGURES = {"samples", "pretraining", "reconstructions", "training", "roc", "logits", "encrypted_cost"}
+INPUTS = (
+    "metrics.json",
+    "privacy_statement.txt",
+    "state/audit.json",
+    "state/he.json",
+    "state/samples.npz",
+    "state/reconstructions.npz",
+    "state/logits.npz",
+)
+
+
+def attacked(shift, count, epsilon, draw):
+    """What membership_inference returns, for Gaussian scores, without running an attack."""
+    members, nonmembers = np.sort(draw.normal(shift, 1, count)), np.sort(draw.normal(0, 1, count))
+    thresholds = np.sort(np.r_[members, nonmembers])[::-1]
+    rates = [
+        [0.0, *((count - np.searchsorted(scores, thresholds)) / count).tolist()] for scores in (nonmembers, members)
+    ]
+    auc = float((members[:, None] > nonmembers).mean())
+    at_fpr = {
+        "0.001": {"tpr": 0.0034, "interval": [0.002, 0.006], "reason": None},
+        "0.01": {"tpr": 0.0231, "interval": [0.017, 0.031], "reason": None},
+    }
+    one = {
+        "auc": auc,
+        "auc_interval": [auc - 0.01, auc + 0.01],
+        "advantage": 0.0213,
+        "tpr_at_fpr": at_fpr,
+        "epsilon_lower_bound": 0.0,
+        "epsilon": {"selected_on": 0.1, "largest_possible": 6.518, "test": "members above", "counts": [3, 9, 1, 9]},
+        "roc": {"fpr": rates[0], "tpr": rates[1]},
+    }
+    best = {"auc": auc, "auc_interval": one["auc_interval"], "auc_attack": "loss_threshold", "advantage": 0.0213}
+    best |= {"advantage_attack": "entropy_threshold", "epsilon_lower_bound": 0.0123}
+    best |= {"tpr_at_fpr": {level: {**found, "attack": "loss_threshold"} for level, found in at_fpr.items()}}
+    best |= {"epsilon_largest_possible": 6.518, "epsilon_attack": "loss_threshold"}
+    verdict = "The attack shows epsilon >= 0.012, the accountant states <= 3.000: no contradiction."
+    return {
+        "members": count,
+        "nonmembers": count,
+        "delta": 1e-5,
+        "confidence": 0.95,
+        "seed": 0,
+        "auc_interval_method": "DeLong",
+        "advantage_without_leak": 0.0272,
+        "caveat": "one trained model, dependent examples: a heuristic audit of the released model, not a proof",
+        "attacks": {"loss_threshold": one, "entropy_threshold": copy.deepcopy(one)},
+        "best": best,
+        "accounted": {"accounted_epsilon": epsilon, "violation": False, "verdict": verdict},
+    }
+
+
+def measured_metrics(audit):
+    return {
+        "recipe": "finetune",
+        "dataset": "mnist",
+        "official_mnist": True,
+        "seed": None,
+        "split_seed": 0,
+        "fast": False,
+        "test_accuracy": 0.9817,
+        "nonprivate_test_accuracy": 0.9854,
+        "test_examples": 10000,
+        "epsilon": 2.9996,
+        "epsilon_rdp": 3.2932,
+        "epsilon_no_amplification": 18.5698,
+        "epsilon_no_amplification_pld": 17.4036,
+        "accountant": "PLD (dp-accounting 0.4.3)",
+        "sampling": "poisson",
+        "adjacency": "add_or_remove_one",
+        "delta": 1e-5,
+        "steps": 538,
+        "noise_multiplier": 1.4424,
+        "l2_norm_clip": 0.1,
+        "learning_rate": 8.0,
+        "momentum": 0.9,
+        "examples": 55000,
+        "batch_size": 2048,
+        "epochs": 20,
+        "engine": "reference",
+        "history": [
+            {"epoch": k, "steps": 27 * k, "epsilon": 0.67 * k**0.5, "validation_accuracy": 0.98 - 0.05 / k}
+            for k in range(1, 21)
+        ],
+        "pretraining": {
+            "task": "supervised",
+            "images": 60000,
+            "epochs": 8,
+            "probe": {
+                "random": 0.902,
+                "autoencoder": 0.934,
+                "contrastive": 0.957,
+                "supervised+contrastive": 0.972,
+                "supervised": 0.978,
+            },
+            "probe_data": "scikit-learn digits (1,797 real handwritten 8x8 digits, public)",
+        },
+        "audit": {
+            name: {
+                **result,
+                "attacks": {
+                    key: {k: v for k, v in attack.items() if k != "roc"} for key, attack in result["attacks"].items()
+                },
+            }
+            for name, result in audit.items()
+        },
+        "he": {
+            "bfv": {"agreement": 0.9998, "test_accuracy": 0.9816, "exact": True, "error_bound": 0.0213},
+            "ckks": {"agreement": 1.0, "test_accuracy": 0.9817, "error_bound": 0.0034, "within_bound": True},
+        },
+        "seconds": 203.4,
+        "seconds_by_stage": {"data": 4.1, "pretrain": 96.2, "train": 41.0, "audit": 22.5, "encrypt": 12.0},
+        "commit": "0123abcd0123abcd0123abcd0123abcd0123abcd",
+        "versions": {"python": "3.11.7", "tensorflow": "2.15.1", "Pyfhel": "3.5.0"},
+        "hardware": "A processor (R), 2 cores, 24 GiB, Linux x86_64",
+    }
+
+
+def measured_he():
+    seconds = {"keygen": 0.0021, "encrypt": 0.31, "evaluate": 0.092, "decrypt": 0.021}
+    sizes = {"keys": 49477, "query": 20_972_112, "reply": 1_638_512}
+    one = {
+        "bytes": {"keys": 49477, "query": 4_194_400, "reply": 327_700},
+        "seconds": {"keygen": 0.0021, "encrypt": 0.06, "evaluate": 0.018, "decrypt": 0.004},
+    }
+    bfv = {"bytes": sizes, "seconds": seconds, "one": one, "max_error": 0.0017, "samples": 10000}
+    return {"bfv": bfv, "ckks": {**copy.deepcopy(bfv), "max_error": 3.1e-7}}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder as a finished walkthrough leaves it."""
+    draw = np.random.default_rng(0)
+    audit = {
+        "dp": attacked(0.02, 500, 2.9996, draw),
+        "non_private": attacked(0.1, 500, None, draw),
+        "positive_control": attacked(1.2, 300, None, draw),
+    }
+    blobs = np.exp(-((np.mgrid[-14:14, -14:14] / 6.0) ** 2).sum(axis=0))
+    images = np.clip(blobs + draw.normal(0, 0.05, (20, 28, 28)), 0, 1)
+    plain = draw.normal(0, 4, (300, 10))
+    files.write_json(tmp_path / "metrics.json", measured_metrics(audit))
+    files.write_bytes(tmp_path / "privacy_statement.txt", b"PRIVACY STATEMENT\n\nUnit  one <image> & label\n")
+    files.write_json(tmp_path / "state" / "audit.json", audit)
+    files.write_json(tmp_path / "state" / "he.json", measured_he())
+    pixels, labels = (images * 255).astype(np.uint8), np.arange(20) % 10
+    files.write_arrays(
+        tmp_path / "state" / "samples.npz",
+        public_images=pixels,
+        public_labels=labels,
+        private_images=pixels[::-1],
+        private_labels=labels[::-1],
+    )
+    files.write_arrays(
+        tmp_path / "state" / "reconstructions.npz",
+        original=images[:8],
+        noisy=np.clip(images[:8] + draw.normal(0, 0.3, (8, 28, 28)), 0, 1),
+        reconstructed=images[:8] ** 2,
+    )
+    files.write_arrays(
+        tmp_path / "state" / "logits.npz",
+        plain=plain,
+        bfv=plain + draw.uniform(-2e-3, 2e-3, plain.shape),
+        ckks=plain + draw.normal(0, 1e-7, plain.shape),
+        labels=plain.argmax(axis=1),
+    )
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and the text outside style, of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._stack = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._stack.append(tag)
+
+    def handle_endtag(self, tag):
+        self._stack.append(f"/{tag}")
+
+    def handle_data(self, text):
+        if self._stack and self._stack[-1] != "style":
+            self.text += text
+
+
+def built(out, **changed):
+    """The page after ``metrics.json`` got the given values."""
+    metrics = {**files.read_json(out / "metrics.json", "metrics"), **changed}
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    report.build(out)
+    return (out / "report.html").read_text()
+
+
+def test_writes_the_report_the_card_and_every_figure(out):
+    written = report.build(out)
+    assert set(written) == {"report", "model_card"} | FIGURES
+    assert written["report"] == str(out / "report.html")
+    for name in FIGURES:
+        picture = (out / "figures" / f"{name}.png").read_bytes()
+        width, height = struct.unpack(">II", picture[16:24])
+        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+        assert 600 <= width <= 900
+        assert 150 <= height <= 900
+        assert len(picture) < 150_000
+    assert not list(out.rglob("*.partial*"))
+
+
+def test_page_is_self_contained_and_every_figure_has_words(out):
+    page = Page(built(out))
+    shown = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(shown) == len(FIGURES)
+    assert all(attributes["src"].startswith("data:image/png;base64,") for attributes in shown)
+    assert all(len(attributes["alt"]) > 40 for attributes in shown)
+    assert sum(tag == "figcaption" for tag, _ in page.tags) == len(FIGURES)
+    loads = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert all(value.startswith(("data:", "#")) for value in loads)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base"}
+    text = (out / "report.html").read_text()
+    assert "url(" not in text
+    assert "@import" not in text
+    anchors = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {value[1:] for value in loads if value.startswith("#")} <= anchors
+
+
+def test_tags_are_balanced(out):
+    built(out)
+    open_tags, empty = [], {"meta", "img", "br"}
+
+    class Balance(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in empty:
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Balance().feed((out / "report.html").read_text())
+    assert open_tags == []
+
+
+def test_numbers_of_the_run_are_in_the_page_and_the_card(out):
+    text = Page(built(out)).text
+    told = ["98.17 %", "98.54 %", "2.9996", "3.2932", "17.4036", "18.5698", "δ = 1e-5", "0.0372", "1.4424", "55,000"]
+    told += ["PLD (dp-accounting 0.4.3)", "add or remove one example", "2.01 %", "0.34 %", "21.0 MB", "49.5 kB"]
+    told += ["310 ms", "99.98 %", "0.0213", "3.1e-7", "6.52", "0123abcd", "A processor (R)", "tensorflow 2.15.1"]
+    assert [number for number in told if number not in text] == []
+    card = (out / "model_card.md").read_text()
+    told = ["2.9996", "1e-5", "poisson", "98.17 %", "allow_pickle=False", "[-1, 1]", "536813569", "Apache-2.0"]
+    assert [number for number in told if number not in card] == []
+    # A whole run leaves no gap, so a key that the template misspells shows up here.
+    assert report.MISSING not in text + card
+    assert "not measured" == report.MISSING
+
+
+def test_sections_come_in_the_order_of_the_story(out):
+    found = re.findall(r'<h2 id="(\w+)"', built(out))
+    assert found == "wanted data pretraining training account attack encrypted trust limits reproduce".split()
+
+
+def test_privacy_statement_is_there_word_for_word(out):
+    pre = re.search(r'<pre tabindex="0" aria-label="Privacy statement">(.*?)</pre>', built(out), re.DOTALL).group(1)
+    assert html.unescape(pre) == (out / "privacy_statement.txt").read_text()
+    assert "<image>" not in pre
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_seeded_run_says_so_prominently_and_in_the_card(out, seed):
+    page = built(out, seed=seed)
+    assert page.index('id="seeded"') < page.index("<nav")
+    assert f"The noise of this run was seeded (seed {seed})" in page
+    assert f"--seed {seed}" in page
+    assert f"published seed {seed}" in (out / "model_card.md").read_text()
+
+
+def test_unseeded_run_does_not(out):
+    page = built(out, seed=None)
+    assert 'id="seeded"' not in page
+    assert "--seed" not in page
+    assert "published" not in (out / "model_card.md").read_text()
+
+
+def test_small_run_is_called_small(out):
+    assert "This is the small run" in built(out, fast=True)
+    assert "--fast" in (out / "report.html").read_text()
+    assert "This is the small run" not in built(out, fast=False)
+
+
+def test_what_comes_from_files_is_escaped(out):
+    evil = '<script>alert("x")</script>'
+    metrics = measured_metrics(files.read_json(out / "state" / "audit.json", "audit"))
+    probe = {**metrics["pretraining"]["probe"], f"$x^{evil}": 0.5}
+    pretraining = {**metrics["pretraining"], "task": evil, "probe": probe, "probe_data": evil}
+    metrics["audit"]["dp"]["accounted"]["verdict"] = evil
+    page = built(
+        out, dataset=evil, hardware=evil, versions={evil: evil}, pretraining=pretraining, audit=metrics["audit"]
+    )
+    assert not [tag for tag, _ in Page(page).tags if tag == "script"]
+    assert "<script" not in page
+    assert "<script" not in (out / "model_card.md").read_text()
+    assert evil in Page(page).text
+
+
+def test_rate_that_cannot_be_told_says_why(out):
+    metrics = files.read_json(out / "metrics.json", "metrics")
+    unknown = {"tpr": None, "interval": None, "reason": "50 non-members are too few", "attack": None}
+    metrics["audit"]["dp"]["best"]["tpr_at_fpr"]["0.001"] = unknown
+    text = Page(built(out, audit=metrics["audit"])).text
+    assert "cannot be told" in text
+    assert "50 non-members are too few" in text
+
+
+def test_violation_and_blind_control_are_not_glossed_over(out):
+    audit = files.read_json(out / "metrics.json", "metrics")["audit"]
+    assert "Verdict." in built(out)
+    audit["dp"]["accounted"] |= {"violation": True, "verdict": "VIOLATION: do not release"}
+    audit["positive_control"]["best"] |= {"auc": 0.51, "auc_interval": [0.48, 0.54]}
+    page = built(out, audit=audit)
+    assert '<div class="note" role="alert"><p><b>VIOLATION' in page
+    assert "The positive control was not found out" in page
+
+
+def test_wrong_encrypted_results_are_not_glossed_over(out):
+    he = files.read_json(out / "metrics.json", "metrics")["he"]
+    he["bfv"]["exact"], he["ckks"]["within_bound"] = False, False
+    assert built(out, he=he).count("something is wrong") == 2
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_no_missing_number_stops_it(out, value):
+    def emptied(thing):
+        if isinstance(thing, dict):
+            return {key: emptied(item) for key, item in thing.items()}
+        return [emptied(item) for item in thing] if isinstance(thing, list) else value
+
+    for name in ("metrics.json", "state/audit.json", "state/he.json"):
+        (out / name).write_text(json.dumps(emptied(files.read_json(out / name, name))))
+    page = built(out)
+    assert report.MISSING in page
+    assert not re.search(r"\bnan\b", Page(page).text)
+    assert "nan" not in (out / "model_card.md").read_text()
+
+
+def test_empty_objects_do_not_stop_it(out):
+    for name in ("metrics.json", "state/audit.json", "state/he.json"):
+        (out / name).write_text("{}")
+    assert report.MISSING in built(out)
+    assert report.MISSING in built(out, audit=None, he=None, history=None, pretraining=None, versions=None)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_missing_input_is_named_and_nothing_is_written(out, name):
+    (out / name).unlink()
+    before = sorted(out.rglob("*"))
+    with pytest.raises(InputError, match=re.escape(str(out / name))):
+        report.build(out)
+    assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [name for name in INPUTS if not name.endswith(".txt")])
+def test_damaged_input_is_named(out, name):
+    (out / name).write_bytes((out / name).read_bytes()[:-40])
+    with pytest.raises(InputError, match=re.escape(name)):
+        report.build(out)
+
+
+def test_arrays_of_another_shape_are_refused(out):
+    path = out / "state" / "logits.npz"
+    with np.load(path) as loaded:
+        arrays = dict(loaded)
+    files.write_arrays(path, **{**arrays, "bfv": arrays["bfv"][1:]})
+    with pytest.raises(InputError, match="differ in shape"):
+        report.build(out)
+    files.write_arrays(path, **{**arrays, "plain": arrays["plain"][0]})
+    with pytest.raises(InputError, match="'plain' of n x n numbers"):
+        report.build(out)
+
+
+def test_same_inputs_give_the_same_bytes(out):
+    def contents():
+        return {name: open(path, "rb").read() for name, path in report.build(out).items()}
+
+    assert contents() == contents()
+
+
+def test_does_not_load_tensorflow_or_pyplot(out):
+    code = (
+        "import sys; from tfprivacy_lab import report; report.build(sys.argv[1]); "
+        "print([name for name in ('tensorflow', 'Pyfhel', 'matplotlib.pyplot') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
+
+
+def test_tpr_bound_is_the_region_of_dp():
+    assert figures.tpr_bound(0, 0, [0, 0.3, 1]) == pytest.approx([0, 0.3, 1])
+    assert figures.tpr_bound(1, 1e-5, 0.001) == pytest.approx(np.e * 0.001 + 1e-5)
+    assert figures.tpr_bound(1, 0, 0.9) == pytest.approx(1 - np.exp(-1) * 0.1)
+    # The region is symmetric: exchanging members and non-members maps its border to itself.
+    fpr = np.linspace(0, 1, 101)
+    tpr = figures.tpr_bound(1.5, 0.01, fpr)
+    inside = tpr < 1
+    assert figures.tpr_bound(1.5, 0.01, 1 - tpr)[inside] == pytest.approx(1 - fpr[inside])
+    assert figures.tpr_bound(1e6, 0, 0.5) == 1
+    assert np.isnan(figures.tpr_bound(None, 1e-5, 0.5))
+
+
+def test_exact_decryption_has_a_figure_too():
+    plain = np.random.default_rng(0).normal(size=(5, 3))
+    picture = figures.logits(plain, {"bfv": plain, "ckks": plain}, {"bfv": None, "ckks": 0.0})
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures.pretraining({"random": 0.9}, "random")
+    assert dict(matplotlib.rcParams) == before

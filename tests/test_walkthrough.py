@@ -1,0 +1,149 @@
+"""The whole path on real MNIST, small; and the same path killed and resumed."""
+
+import json
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests.conftest import walkthrough_command
+from tfprivacy_lab import files, he, walkthrough
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import accounting
+
+WRITTEN = ["metrics.json", "report.html", "model_card.md", "privacy_statement.txt", "model.keras", "head.npz"]
+
+
+@pytest.fixture(scope="session")
+def metrics(walkthrough_run):
+    return json.loads((walkthrough_run[0] / "metrics.json").read_text())
+
+
+def test_writes_what_it_promises_and_keeps_quiet(walkthrough_run):
+    out, done = walkthrough_run
+    for name in WRITTEN:
+        assert (out / name).stat().st_size > 0, name
+    assert not list(out.rglob("*.partial*"))
+    assert "Traceback" not in done.stderr
+    # Progress, and nothing else: TensorFlow's own notices never reach the user.
+    assert all(line.startswith(("[", " ")) for line in done.stderr.splitlines()), done.stderr
+
+
+def test_metrics_keep_the_contract(metrics):
+    keys = (
+        "recipe dataset seed test_accuracy epsilon delta accountant sampling adjacency noise_multiplier "
+        "l2_norm_clip batch_size epochs steps seconds commit versions hardware pretraining audit he history"
+    )
+    assert set(keys.split()) <= set(metrics)
+    assert metrics["official_mnist"] is True
+
+
+def test_epsilon_is_that_of_the_noise_drawn(metrics):
+    """Recomputed from the run's own record: every logical step drew noise once."""
+    run = accounting.DpSgdRun(
+        metrics["examples"], metrics["batch_size"], metrics["noise_multiplier"], metrics["history"][-1]["steps"]
+    )
+    assert accounting.epsilon_after(run, run.steps, metrics["delta"]) == pytest.approx(metrics["epsilon"], rel=1e-9)
+    assert metrics["history"][-1]["epsilon"] == metrics["epsilon"] <= 3.0
+    assert metrics["steps"] == metrics["history"][-1]["steps"]
+    assert np.all(np.diff([record["epsilon"] for record in metrics["history"]]) > 0)
+
+
+def test_accuracy_is_that_of_the_saved_model(walkthrough_run, metrics):
+    from tfprivacy_lab import data, runs
+
+    test = data.load_test().take(slice(metrics["test_examples"]))
+    logits = runs.load_model(walkthrough_run[0] / "model.keras").predict(test.images, verbose=0)
+    assert np.mean(logits.argmax(axis=1) == test.labels) == pytest.approx(metrics["test_accuracy"], abs=1e-9)
+    assert metrics["test_accuracy"] > 0.85
+
+
+def test_encrypted_logits_are_exact_or_within_the_bound(metrics):
+    assert metrics["he"]["bfv"]["exact"] is True
+    assert metrics["he"]["ckks"]["within_bound"] is True
+    for scheme in ("bfv", "ckks"):
+        assert metrics["he"][scheme]["agreement"] >= 0.999
+
+
+def test_exported_head_answers_a_fresh_client(walkthrough_run):
+    head = files.read_arrays(walkthrough_run[0] / "head.npz", "head", ("kernel", "bias"))
+    features = files.read_arrays(walkthrough_run[0] / "state/features.npz", "features", ("validation",))["validation"]
+    client = he.Client.generate("ckks")
+    logits = client.decrypt(he.Server(head["kernel"], head["bias"]).evaluate(client.encrypt(features[:3])))
+    assert logits == pytest.approx(features[:3] @ head["kernel"] + head["bias"], abs=1e-2)
+
+
+def test_no_secret_is_left_behind(walkthrough_run):
+    """Neither keys nor the seed of the noise of an unseeded run lie in the folder."""
+    for path in walkthrough_run[0].rglob("*"):
+        assert path.suffix != ".keys"
+        assert path.name != ".noise_seed"
+
+
+def test_the_attack_finds_the_positive_control(metrics):
+    control, private = metrics["audit"]["positive_control"], metrics["audit"]["dp"]
+    assert control["best"]["auc_interval"][0] > 0.52
+    assert private["accounted"]["violation"] is False
+    assert private["accounted"]["accounted_epsilon"] == metrics["epsilon"]
+
+
+def test_second_run_does_nothing(walkthrough_run):
+    out = walkthrough_run[0]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert walkthrough.walk(out, fast=True, seed=0) == json.loads((out / "metrics.json").read_text())
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+def test_a_folder_holds_one_run(walkthrough_run):
+    with pytest.raises(InputError, match="other settings \\(seed"):
+        walkthrough.walk(walkthrough_run[0], fast=True, seed=1)
+
+
+def test_two_at_once_are_refused(tmp_path):
+    with walkthrough._only_one(tmp_path), pytest.raises(InputError, match="Another walkthrough"):
+        walkthrough.walk(tmp_path, fast=True)
+
+
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        walkthrough.walk(tmp_path / "file" / "run", fast=True)
+
+
+def without_times(value):
+    """Metrics but for times."""
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if not key.startswith("seconds")}
+    return value
+
+
+def kill_when(out, stage, delay):
+    """Start the walkthrough; kill -9 it ``delay`` seconds after the stage begins."""
+    with subprocess.Popen(walkthrough_command(out), stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith(f"[{stage}/") and "done before" not in line:
+                break
+        try:
+            process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([(4, 5.0)], id="in-training"),
+        pytest.param([(1, 0.5), (2, 4.0), (3, 0.2), (4, 6.0), (6, 0.3)], id="five", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(walkthrough_run, metrics, tmp_path, kills):
+    for stage, delay in kills:
+        kill_when(tmp_path / "run", stage, delay)
+        assert not (tmp_path / "run" / "metrics.json").exists()
+    done = subprocess.run(walkthrough_command(tmp_path / "run"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "done before" in done.stderr
+    resumed = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert without_times(resumed) == without_times(metrics)
