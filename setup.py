@@ -1,1 +1,3 @@
-from setuptools import setup; setup()  # noqa: I001
+from setuptools import setup
+
+setup()  # noqa: I001

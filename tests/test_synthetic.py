@@ -50,9 +50,9 @@ def test_images_hold_ink_and_paper_in_mnists_frame(rendered):
     rows, columns = (mass.sum(2) @ centre) / total, (mass.sum(1) @ centre) / total
     assert np.abs(rows - 13.5).max() < 6
     assert np.abs(columns - 13.5).max() < 6
-    # Normalisation puts the ink into 20 x 20; warps and sloth may leave it by a little.
+    # Normalisation puts the ink into 20 x 20; a strong warp of a font may leave it.
     border = (images[:, [0, -1]] > 127).any(axis=(1, 2)) | (images[:, :, [0, -1]] > 127).any(axis=(1, 2))
-    assert border.mean() < 0.01
+    assert border.mean() < 0.03
 
 
 @pytest.mark.parametrize("font_share", [0.0, 1.0])

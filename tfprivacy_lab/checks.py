@@ -7,7 +7,6 @@ import operator
 
 import numpy as np
 
-
 # What float() or index() would take, and a user cannot have meant as a number.
 _NO_NUMBERS = (bool, np.bool_, str, bytes, bytearray)
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
+import importlib
 import importlib.util
 import io
+import logging
 import os
-import shutil
+import re
 import tempfile
 from pathlib import Path
 
@@ -83,6 +86,7 @@ def load_private(dataset: str = "mnist", data_dir=None, *, validation: int = 5_0
         InputError: if the dataset is not there and cannot be prepared, or is damaged.
     """
     check_positive_int("validation", validation)
+    check_positive_int("seed", seed, at_least=0)
     images, labels = _load(dataset, "train", data_dir)
     if validation >= len(labels):
         raise InputError(f"Expected validation < {len(labels)} train examples, got validation={validation}.")
@@ -132,7 +136,7 @@ def prepare(dataset: str = "mnist", data_dir=None, *, source: str = "auto", from
     else:
         splits, used = None, "download"
     if splits is not None:
-        _store(dataset, root, splits)
+        _store(dataset, root, splits, replace=from_idx is not None)
     elif used == "download":
         _download(dataset, root)
     counts = {split: len(_load(dataset, split, root)[1]) for split in ("train", "test")}
@@ -204,20 +208,40 @@ def _load(dataset, split, data_dir):
     return images, labels
 
 
-def _store(dataset, root, splits):
+def _store(dataset, root, splits, replace):
     """Write splits as a TFDS folder that ``tfds.load`` reads like a downloaded one."""
+    with _whole_or_absent(dataset, root, replace) as beside, contextlib.redirect_stdout(io.StringIO()):
+        _builder(dataset, beside, splits).download_and_prepare()
+
+
+@contextlib.contextmanager
+def _whole_or_absent(dataset, root, replace):
+    """Yield a folder to prepare the dataset in; move the dataset into ``root`` if the block succeeds."""
+    target = root / dataset / DATASETS[dataset]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{dataset}.partial.") as beside:
-            with contextlib.redirect_stdout(io.StringIO()):
-                _builder(dataset, beside, splits).download_and_prepare()
-            target = root / dataset / DATASETS[dataset]
+            yield Path(beside)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(Path(beside) / dataset / DATASETS[dataset], target)
+            _move(Path(beside) / dataset / DATASETS[dataset], target, Path(beside), replace)
     except OSError as error:
         raise InputError(f"Cannot write {dataset} into {root}: {error.strerror or error}.") from error
+
+
+def _move(source, target, aside, replace):
+    """Rename ``source`` to ``target``, what is there to ``aside``; another process may do the same."""
+    for attempt in range(100):
+        if not replace and (target / "dataset_info.json").exists():
+            return  # Another process was quicker; its folder may be in use already.
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, aside / f"replaced.{attempt}")
+        try:
+            os.replace(source, target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    raise OSError(errno.EBUSY, "other processes keep replacing the folder")
 
 
 def _builder(dataset, data_dir, splits):
@@ -277,12 +301,16 @@ def _download(dataset, root):
         if dataset == "mnist"
         else f"get its four IDX files and run 'data prepare --dataset {dataset} --from-idx DIR'"
     )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            tfds.builder(f"{dataset}:{DATASETS[dataset]}", data_dir=str(root)).download_and_prepare()
-    except Exception as error:
-        raise InputError(f"Cannot download {dataset} ({_first_line(error)}); {offline}.") from error
+    # TFDS's ten retries with doubling pauses take minutes to find out that there is no network.
+    importlib.import_module("tensorflow_datasets.core.download.downloader").MAX_RETRIES = 3
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    with _whole_or_absent(dataset, root, replace=False) as beside, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            tfds.builder(f"{dataset}:{DATASETS[dataset]}", data_dir=str(beside)).download_and_prepare()
+        except Exception as error:
+            raise InputError(f"Cannot download {dataset} ({_first_line(error)}); {offline}.") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).strip()  # TensorFlow's names for its nodes
+    return (text or type(error).__name__).splitlines()[0].strip()[:200]

@@ -81,9 +81,8 @@ def _png(draw):
     def drawn(*arguments, **named) -> bytes:
         with matplotlib.style.context(["default", _STYLE]):
             stream = io.BytesIO()
-            draw(*arguments, **named).savefig(
-                stream, format="png", dpi=DPI, facecolor="white", metadata={"Software": None}
-            )
+            figure = draw(*arguments, **named)
+            figure.savefig(stream, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
         return stream.getvalue()
 
     return drawn
@@ -256,18 +255,20 @@ def encrypted_cost(schemes: dict):
         ("seconds", ("keygen", "encrypt", "evaluate", "decrypt"), 1000, "milliseconds"),
     )
     for axes, (kind, stages, factor, unit) in zip(panels, kinds, strict=True):
+        some = False
         for scheme, found in schemes.items():
             # Schemes side by side: many of their figures are equal and would cover each other.
             heights = np.arange(len(stages)) + (-0.15 if scheme == "bfv" else 0.15)
             looks = {"color": SCHEMES.get(scheme, CONTROL), "marker": _MARKERS.get(scheme, "^"), "linestyle": "none"}
-            sizes = (
-                (found.get("one") or {}, "one sample", {"markerfacecolor": "white", "markersize": 11}),
-                (found, "all samples", {"markersize": 6}),
-            )
-            for sized, label, fill in sizes:
+            alone = {"markerfacecolor": "white", "markersize": 11}
+            sizes = ((found.get("one") or {}, "one sample", alone), (found, "all samples", {"markersize": 6}))
+            for sized, label, size in sizes:
                 values = [factor * number((sized.get(kind) or {}).get(stage)) for stage in stages]
                 values = [value if value > 0 else math.nan for value in values]
-                axes.plot(values, heights, **looks, **fill, label=f"{scheme.upper()}, {label}")
+                some = some or any(map(math.isfinite, values))
+                axes.plot(values, heights, **looks, **size, label=f"{scheme.upper()}, {label}")
+        if not some:
+            axes.set_xlim(1, 1000)
         axes.set_yticks(range(len(stages)), stages)
         axes.set(xscale="log", ylim=(len(stages) - 0.5, -0.5), xlabel=unit)
         axes.xaxis.set_major_formatter(FuncFormatter(_quantity))

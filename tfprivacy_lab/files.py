@@ -17,10 +17,12 @@ from tfprivacy_lab.checks import InputError
 def replaced_atomically(path, mode: int = 0o644):
     """Yield a temporary path beside ``path``; rename it into place if the block succeeds.
 
-    The temporary file is created with ``mode`` before anything is written to it, so that a secret is
-    never readable by others, and removed if the block fails.
+    The temporary file is created with ``mode``, less the user's umask, before anything is written to it,
+    so that a secret is never readable by others, and removed if the block fails.
     """
-    path = Path(path)
+    path, umask = Path(path), os.umask(0o077)
+    os.umask(umask)
+    mode &= ~umask
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)

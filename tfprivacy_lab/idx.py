@@ -7,6 +7,7 @@ import hashlib
 import io
 import pickle
 import struct
+import typing
 import zlib
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def content_digest(images: np.ndarray, labels: np.ndarray) -> str:
 class _ArraysOnly(pickle.Unpickler):
     """Builds NumPy arrays and plain containers, and nothing else."""
 
-    _ALLOWED = {
+    _ALLOWED: typing.ClassVar = {
         ("numpy", "dtype"): np.dtype,
         ("numpy", "ndarray"): np.ndarray,
         ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,

@@ -1,8 +1,13 @@
 """Learn a backbone from public images, by one of four tasks.
 
-Nothing here sees a private example, so what it learns has no privacy cost and may be tuned at will. The
-default task, the sizes and the rates were chosen by a linear probe on the 8 x 8 digits of scikit-learn
-(real handwriting, public; Alpaydin & Kaynak 1998), never by an accuracy on the private set.
+Nothing here sees a private example, so the weights it learns have no privacy cost.
+
+How the default was chosen: by the accuracy and the log-loss of a cross-validated linear probe on the 8 x 8
+digits of scikit-learn (real handwriting, public; Alpaydin & Kaynak 1998). After 50 to 100
+seconds on 80,000 rendered digits (the autoencoder: 21 on 60,000) the probe reaches 98.5 % with both
+losses, 97.9 % with labels alone, 97.6 % with views alone and 92.9 % with the autoencoder. Labels alone pull the ten classes together until a head has little left to learn; views
+alone do not say what a digit is. The choice was then looked at, not made, on private validation images;
+the renderer's pen, edge and aspect were compared by eye with private training digits.
 """
 
 from __future__ import annotations

@@ -95,9 +95,7 @@ def train_model(
         InputError: if the budget cannot be met or the arguments do not fit.
     """
     run = recipe.plan.calibrated(len(labels), epsilon, delta)
-    records = training.train(
-        model, examples, labels, plan=recipe.plan, run=run, delta=delta, seed=seed, **options
-    )
+    records = training.train(model, examples, labels, plan=recipe.plan, run=run, delta=delta, seed=seed, **options)
     if records[-1].epsilon > epsilon or records[-1].steps != run.steps:
         raise RuntimeError(f"the run spent epsilon={records[-1].epsilon} of {epsilon} in {records[-1].steps} steps")
     return Trained(model, run, records)

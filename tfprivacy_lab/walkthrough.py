@@ -61,9 +61,7 @@ def settings_for(*, fast: bool = False, seed: int | None = 0) -> Settings:
     plan = dataclasses.replace(recipe.plan, batch_size=512, epochs=4)
     pretraining = Pretraining(recipe.pretraining.task, images=6_000, epochs=3, seed=recipe.pretraining.seed)
     small = dataclasses.replace(recipe, plan=plan, pretraining=pretraining, validation=1_000)
-    return Settings(
-        seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=2_000, compared_epochs=1
-    )
+    return Settings(seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=2_000, compared_epochs=1)
 
 
 def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_progress=None) -> dict:

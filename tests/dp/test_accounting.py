@@ -64,9 +64,7 @@ def renyi(order, run):
 
 def min_epsilon(orders, run, delta):
     """Canonne, Kamath and Steinke 2020, Prop. 12."""
-    return min(
-        float(renyi(a, run)) + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for a in orders
-    )
+    return min(float(renyi(a, run)) + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for a in orders)
 
 
 def test_pld_against_integral_for_one_step():

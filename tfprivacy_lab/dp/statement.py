@@ -66,9 +66,12 @@ def privacy_statement(
     lines += ["", "The same run under other assumptions:", ""]
     lines += [
         _row("RDP, Poisson", f"epsilon = {figures['epsilon_rdp']:.4f}"),
-        _row("No amplification", f"epsilon = {figures['epsilon_no_amplification_pld']:.4f} by PLD, "
-             f"{figures['epsilon_no_amplification']:.4f} by RDP: what the noise alone gives if batches are cut "
-             "from one fixed order, each example once a pass"),
+        _row(
+            "No amplification",
+            f"epsilon = {figures['epsilon_no_amplification_pld']:.4f} by PLD, "
+            f"{figures['epsilon_no_amplification']:.4f} by RDP: what the noise alone gives if batches are cut "
+            "from one fixed order, each example once a pass",
+        ),
     ]
     if tensorflow_privacy is not None:
         lines += ["", "What TF Privacy's own functions print for this run:", ""]

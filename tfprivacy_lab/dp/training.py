@@ -180,11 +180,11 @@ def _check_arguments(model, examples, labels, run, plan):
         raise InputError(f"Model {model.name!r} does not take examples of shape {examples.shape[1:]}.") from error
     if len(shape) != 2:
         raise InputError(f"Expected model {model.name!r} to give logits (n, classes), got shape {shape}.")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= shape[1]:
-        raise InputError(
-            f"Expected labels to be whole numbers from 0 to {shape[1] - 1}, got {labels.dtype} from "
-            f"{labels.min()} to {labels.max()}."
-        )
+    wanted = f"Expected labels to be whole numbers from 0 to {shape[1] - 1}"
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{wanted}, got dtype {labels.dtype}.")
+    if labels.min() < 0 or labels.max() >= shape[1]:
+        raise InputError(f"{wanted}, got labels from {labels.min()} to {labels.max()}.")
     check_model_is_per_example(model)
     labels = labels.astype(np.int64, copy=False)
     _check_gradients_are_per_example(model, examples[:8], labels[:8])
