@@ -104,7 +104,7 @@ def test_matrix_is_contiguous_and_of_the_wanted_type(value):
     ],
 )
 def test_matrix_refuses(value, message):
-    with pytest.raises(InputError, match=f"^Expected features to .*{message}"):
+    with pytest.raises(InputError, match=f"^Expected features .*{message}"):
         check_matrix("features", value, columns=2)
 
 

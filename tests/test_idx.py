@@ -174,7 +174,7 @@ def test_other_arrays_are_not_mnist():
 
 def test_unpickler_builds_arrays():
     array = np.random.default_rng(0).random((3, 4)).astype(np.float32)
-    for protocol in (0, 2, 4):
+    for protocol in (3, 4):
         loaded = idx.load_arrays_only(pickle.dumps([(array, {"labels": np.arange(3)})], protocol))
         assert np.array_equal(loaded[0][0], array)
 

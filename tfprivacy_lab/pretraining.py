@@ -3,11 +3,12 @@
 Nothing here sees a private example, so the weights it learns have no privacy cost.
 
 How the default was chosen: by the accuracy and the log-loss of a cross-validated linear probe on the 8 x 8
-digits of scikit-learn (real handwriting, public; Alpaydin & Kaynak 1998). After 50 to 100
-seconds on 80,000 rendered digits (the autoencoder: 21 on 60,000) the probe reaches 98.5 % with both
-losses, 97.9 % with labels alone, 97.6 % with views alone and 92.9 % with the autoencoder. Labels alone pull the ten classes together until a head has little left to learn; views
-alone do not say what a digit is. The choice was then looked at, not made, on private validation images;
-the renderer's pen, edge and aspect were compared by eye with private training digits.
+digits of scikit-learn (real handwriting, public; Alpaydin & Kaynak 1998). After 50 to 100 seconds on
+80,000 rendered digits (the autoencoder: 21 on 60,000) the probe reaches 98.5 % with both losses, 97.9 %
+with labels alone, 97.6 % with views alone and 92.9 % with the autoencoder. Labels alone pull the ten
+classes together until a head has little left to learn; views alone do not say what a digit is. The choice
+was then looked at, not made, on private validation images; the renderer's pen, edge and aspect were
+compared with private training digits on a contact sheet.
 """
 
 from __future__ import annotations

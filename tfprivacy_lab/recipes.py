@@ -11,9 +11,11 @@ import dataclasses
 from tfprivacy_lab.checks import check_choice
 from tfprivacy_lab.dp.plan import TrainingPlan
 
-_TUNED_ON_PUBLIC = (
-    "hyperparameters were chosen on public rendered digits and scikit-learn's public digits; no private "
-    "example was looked at"
+_TUNED_ON_PUBLIC = "hyperparameters were chosen on public rendered digits; no private example was looked at"
+_TUNED_WITH_A_LOOK = (
+    "the pretraining task and its sizes were chosen on scikit-learn's public digits; while the renderer was written, "
+    "contact sheets of MNIST training digits were looked at to set its pen, and validation accuracy was read a few "
+    "times: both lie outside epsilon. On data that is really private, set the renderer by public examples alone"
 )
 
 
@@ -29,9 +31,9 @@ class Pretraining:
             every private run.
     """
 
-    task: str = "supervised"
-    images: int = 60_000
-    epochs: int = 8
+    task: str = "supervised+contrastive"
+    images: int = 80_000
+    epochs: int = 5
     seed: int = 0
 
 
@@ -65,6 +67,7 @@ RECIPES = {
             name="finetune",
             summary="public pretraining, frozen backbone, dense head under DP",
             trained="head",
+            tuning=_TUNED_WITH_A_LOOK,
             pretraining=Pretraining(),
             plan=TrainingPlan(
                 batch_size=2048, epochs=20, l2_norm_clip=0.1, learning_rate=8.0, momentum=0.9, average_last=0.5

@@ -41,7 +41,7 @@ class Settings:
     dataset: str = "mnist"
     train_limit: int | None = None
     test_limit: int | None = None
-    compared: tuple[str, ...] = ("autoencoder", "contrastive", "supervised")
+    compared: tuple[str, ...] = ("autoencoder", "contrastive", "supervised", "supervised+contrastive")
     compared_images: int = 10_000
     compared_epochs: int = 3
 

@@ -1,0 +1,210 @@
+"""Poisson batches: the distribution that the accountant assumes, and the layout that keeps it."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import sampling
+from tfprivacy_lab.dp.sampling import PoissonBatches
+
+EXAMPLES, BATCH, STEPS = 200, 30, 4_000
+Q = BATCH / EXAMPLES
+# A right sampler fails one test in a million; the seeds are fixed, so it fails never or always.
+LEVEL = 1e-6
+
+
+def membership(batches):
+    """Steps × examples, 1 where the example is drawn."""
+    drawn = np.zeros((batches.steps, batches.examples), np.int64)
+    for step in range(batches.steps):
+        drawn[step, batches.indices(step)] = 1
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return membership(PoissonBatches(EXAMPLES, BATCH, STEPS, seed=20))
+
+
+def fixed_size_batches():
+    """What the sampler must not be: batches of exactly BATCH examples."""
+    rng = np.random.default_rng(0)
+    drawn = np.zeros((STEPS, EXAMPLES), np.int64)
+    for row in drawn:
+        row[rng.choice(EXAMPLES, BATCH, replace=False)] = 1
+    return drawn
+
+
+def is_binomial(successes, trials, q):
+    return stats.binomtest(int(successes), trials, q).pvalue > LEVEL
+
+
+def is_chi_square(statistic, degrees):
+    return LEVEL / 2 < stats.chi2.sf(statistic, degrees) < 1 - LEVEL / 2
+
+
+def test_every_example_joins_with_probability_q(drawn):
+    assert is_binomial(drawn.sum(), drawn.size, Q)
+    assert not is_binomial(drawn.sum(), drawn.size, 0.98 * Q)
+    assert not is_binomial(drawn.sum(), drawn.size, 1.02 * Q)
+    for q, right in ((Q, True), (0.9 * Q, False), (1.1 * Q, False)):
+        deviations = (drawn.sum(axis=0) - STEPS * q) ** 2 / (STEPS * q * (1 - q))
+        assert is_chi_square(deviations.sum(), EXAMPLES) == right
+
+
+def sizes_are_binomial(drawn):
+    """Dispersion of the batch sizes: that of independent examples, not of a fixed number."""
+    deviations = (drawn.sum(axis=1) - EXAMPLES * Q) ** 2 / (EXAMPLES * Q * (1 - Q))
+    return is_chi_square(deviations.sum(), len(drawn))
+
+
+def test_sizes_vary_as_those_of_independent_examples(drawn):
+    assert sizes_are_binomial(drawn)
+    assert not sizes_are_binomial(fixed_size_batches())
+    assert stats.kstest(
+        drawn.sum(axis=1) + np.random.default_rng(0).random(STEPS) - 0.5, jittered_binomial_cdf
+    ).pvalue > LEVEL
+
+
+def jittered_binomial_cdf(x):
+    whole = np.floor(x + 0.5)
+    return stats.binom.cdf(whole - 1, EXAMPLES, Q) + (x + 0.5 - whole) * stats.binom.pmf(whole, EXAMPLES, Q)
+
+
+def pairs_are_independent(drawn):
+    """Largest correlation over pairs of columns, against what chance gives."""
+    trials = len(drawn)
+    standard = (drawn - Q) / np.sqrt(Q * (1 - Q))
+    correlation = standard.T @ standard / trials
+    pairs = correlation[np.triu_indices(drawn.shape[1], 1)] * np.sqrt(trials)
+    return np.abs(pairs).max() < stats.norm.isf(LEVEL / 2 / len(pairs)) and abs(pairs.mean()) < 5 / np.sqrt(len(pairs))
+
+
+def test_examples_are_pairwise_independent(drawn):
+    assert pairs_are_independent(drawn)
+    assert not pairs_are_independent(fixed_size_batches())
+    twins = drawn.copy()
+    twins[:, 1] = twins[:, 0]
+    assert not pairs_are_independent(twins)
+
+
+def test_steps_are_independent(drawn):
+    """The same test with steps for examples; a sampler that repeats a batch fails it."""
+    blocks = drawn.reshape(STEPS // 50, 50, EXAMPLES).transpose(0, 2, 1).reshape(-1, 50)
+    assert pairs_are_independent(blocks)
+    repeated = blocks.copy()
+    repeated[:, 7] = repeated[:, 6]
+    assert not pairs_are_independent(repeated)
+
+
+def test_seeds_are_independent():
+    """Neighbouring seeds and steps share nothing: (s, t + 1) is not (s + 1, t)."""
+    columns = [PoissonBatches(20_000, 3_000, 4, seed=seed).indices(step) for seed in range(6) for step in range(4)]
+    drawn = np.zeros((20_000, len(columns)), np.int64)
+    for column, indices in enumerate(columns):
+        drawn[indices, column] = 1
+    assert pairs_are_independent(drawn)
+
+
+def test_draws_depend_on_seed_and_step_alone():
+    batches = PoissonBatches(EXAMPLES, BATCH, 9, physical_batch_size=7, seed=3)
+    backwards = {step: batches.indices(step) for step in reversed(range(9))}
+    again = dataclasses.replace(batches, physical_batch_size=64, steps=500)
+    for step in range(9):
+        assert np.array_equal(backwards[step], again.indices(step))
+        assert np.all(np.diff(backwards[step]) > 0)
+        assert backwards[step].dtype == np.int64
+
+
+def test_draws_are_the_same_in_another_process_and_release():
+    """Golden draw: a resumed run must meet the batches it met before."""
+    batches = PoissonBatches(1_000, 8, 3, seed=2**62 + 1)
+    code = (
+        "from tfprivacy_lab.dp.sampling import PoissonBatches as P; "
+        "print(P(1_000, 8, 3, seed=2**62 + 1).indices(2).tolist())"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([2**62 + 1, 2])))
+    expected = [i for i, uniform in enumerate(generator.random(1_000)) if uniform < 0.008]
+    assert batches.indices(2).tolist() == expected
+    assert other.strip() == str(expected)
+    assert len(expected) > 0
+
+
+def test_whole_batch_takes_everyone():
+    batches = PoissonBatches(10, 10, 3, physical_batch_size=4)
+    assert batches.indices(1).tolist() == list(range(10))
+    assert (batches.accumulation_steps, batches.rows) == (3, 4)
+
+
+@pytest.mark.parametrize("physical", [1, 7, 16, 31, 1_000])
+def test_layout_holds_each_drawn_example_once_and_padding_weighs_nothing(physical):
+    batches = PoissonBatches(EXAMPLES, 12, 60, physical_batch_size=physical, seed=5)
+    assert batches.rows <= physical
+    largest = max(batches.indices(step).size for step in range(60))
+    slots = batches.accumulation_steps * batches.rows
+    assert largest <= slots < largest + batches.accumulation_steps
+    for step in range(60):
+        indices, weights = batches.layout(step)
+        assert indices.shape == weights.shape == (batches.accumulation_steps, batches.rows)
+        assert (indices.dtype, weights.dtype) == (np.int64, np.float32)
+        assert set(np.unique(weights)) <= {0.0, 1.0}
+        assert sorted(indices[weights == 1]) == batches.indices(step).tolist()
+        assert np.all(indices[weights == 0] == 0)
+
+
+def test_empty_draws_have_a_shape():
+    batches = PoissonBatches(50, 1, 40, seed=0)
+    sizes = [batches.indices(step).size for step in range(40)]
+    assert min(sizes) == 0
+    indices, weights = batches.layout(sizes.index(0))
+    assert indices.size == batches.largest == max(sizes)
+    assert not weights.any()
+    nobody = next(
+        batches for seed in range(100) if not (batches := PoissonBatches(50, 1, 1, seed=seed)).indices(0).size
+    )
+    assert (nobody.largest, nobody.accumulation_steps, nobody.rows) == (1, 1, 1)
+    assert nobody.layout(0)[1].tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"examples": 0}, "examples to be a whole number >= 1, got examples=0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"batch_size": 201}, "Expected batch_size <= examples, got batch_size=201 for examples=200"),
+        ({"steps": 0}, "steps"),
+        ({"physical_batch_size": 0}, "physical_batch_size"),
+        ({"seed": -1}, "seed to be a whole number >= 0"),
+        ({"seed": None}, "seed"),
+    ],
+)
+def test_arguments_are_checked(change, message):
+    arguments = {"examples": 200, "batch_size": 30, "steps": 5} | change
+    with pytest.raises(InputError, match=message):
+        PoissonBatches(**arguments)
+
+
+@pytest.mark.parametrize("step", [-1, 5, 1.0])
+def test_a_step_that_is_not_accounted_is_refused(step):
+    with pytest.raises(InputError, match="step to be a whole number >= 0 and <= 4"):
+        PoissonBatches(200, 30, 5).indices(step)
+
+
+def test_fresh_seed_comes_from_the_operating_system(monkeypatch):
+    np.random.seed(0)
+    seeds = {sampling.fresh_seed() for _ in range(200)}
+    assert len(seeds) == 200
+    assert max(seeds) < 2**63
+    # Every one of the 63 bits is used: the chance that one of them never shows is 63 · 2^-199.
+    assert np.bitwise_or.reduce(np.array(list(seeds))) == 2**63 - 1
+    asked = []
+    monkeypatch.setattr("secrets.randbits", lambda bits: asked.append(bits) or 7)
+    assert sampling.fresh_seed() == 7
+    assert asked == [63]
