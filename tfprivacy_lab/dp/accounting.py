@@ -254,7 +254,10 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
     """
     from tensorflow_privacy.privacy.analysis import compute_dp_sgd_privacy_lib as tfp
 
-    arguments = (run.examples, run.batch_size, run.epochs, run.noise_multiplier, delta)
+    # Whole epochs if they give the same steps: the statement rounds them up to count passes.
+    whole = math.floor(run.epochs)
+    same = whole > 0 and steps_for(run.examples, run.batch_size, whole) == run.steps
+    arguments = (run.examples, run.batch_size, whole if same else run.epochs, run.noise_multiplier, delta)
     n, batch_size, epochs, noise_multiplier, _ = arguments
     epsilon, _ = tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)
     return {

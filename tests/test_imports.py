@@ -1,0 +1,127 @@
+"""What loads what: light parts stay light, and TensorFlow is quiet from import to exit."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import tfprivacy_lab
+
+HEAVY = ("tensorflow", "tensorflow_privacy", "tensorflow_datasets", "keras", "Pyfhel", "spu", "jax", "sklearn")
+
+
+def python(code, *arguments):
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+LOADED = """
+import importlib, json, sys
+modules, names = (argument.split(",") for argument in sys.argv[1:])
+found = {}
+for module in modules:
+    importlib.import_module(module)
+    found[module] = [name for name in names if name in sys.modules]
+print(json.dumps(found))
+"""
+
+
+def loaded(modules, names=HEAVY):
+    """Those of ``names`` that are there after each of ``modules`` is imported, in a fresh interpreter."""
+    result = python(LOADED, ",".join(modules), ",".join(names))
+    assert (result.returncode, result.stderr) == (0, "")
+    return json.loads(result.stdout)
+
+
+def test_the_package_alone_loads_nothing_and_the_probe_sees_what_is_loaded():
+    names = (*HEAVY, "numpy", "scipy", "dp_accounting")
+    assert loaded(["tfprivacy_lab", "tfprivacy_lab.checks"], names) == {
+        "tfprivacy_lab": [],
+        "tfprivacy_lab.checks": ["numpy"],
+    }
+
+
+LIGHT = [
+    "checks", "files", "idx", "provenance", "cli", "recipes", "dp", "dp.accounting", "dp.plan", "dp.sampling",
+    "dp.statement", "report", "synthetic", "he", "he.messages", "he.packing", "he.parameters", "he.quantize",
+    "he.server", "he.client",
+]  # fmt: skip
+
+
+def test_light_modules_load_nothing_heavy():
+    modules = [f"tfprivacy_lab.{name}" for name in LIGHT]
+    found = loaded(modules)
+    # The client brings in the library that holds secret keys, at the latest with its first key.
+    assert set(found.pop("tfprivacy_lab.he.client")) <= {"Pyfhel"}
+    assert found == {module: [] for module in modules[:-1]}
+
+
+def test_names_load_on_first_use():
+    code = (
+        "import sys, tfprivacy_lab; print('tfprivacy_lab.dp' in sys.modules); "
+        "print(tfprivacy_lab.dp.DpSgdRun(10, 1, 1.0, 1).steps, 'tensorflow' in sys.modules); "
+        "print(sorted(set(tfprivacy_lab._SUBMODULES) - set(dir(tfprivacy_lab))))"
+    )
+    result = python(code)
+    assert (result.stdout.splitlines(), result.stderr) == (["False", "1 False", "[]"], "")
+    with pytest.raises(AttributeError, match="module 'tfprivacy_lab' has no attribute 'nothing'"):
+        _ = tfprivacy_lab.nothing
+    with pytest.raises(AttributeError, match=r"module 'tfprivacy_lab.dp' has no attribute 'nothing'"):
+        _ = tfprivacy_lab.dp.nothing
+
+
+def test_every_promised_name_exists():
+    for name in tfprivacy_lab._SUBMODULES:
+        assert getattr(tfprivacy_lab, name).__name__ == f"tfprivacy_lab.{name}"
+    for name in tfprivacy_lab.dp._EXPORTS:
+        assert getattr(tfprivacy_lab.dp, name).__name__
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["account", "--help"]])
+def test_module_runs_as_the_command(arguments):
+    command = [sys.executable, "-m", "tfprivacy_lab", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(" ".join(["usage: tfprivacy_lab", *arguments[:-1]]))
+
+
+def test_module_without_a_command_is_an_error():
+    result = subprocess.run([sys.executable, "-m", "tfprivacy_lab"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "COMMAND" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+TRAINING = """
+import tfprivacy_lab
+import numpy as np, tensorflow as tf
+from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
+
+@tf.function
+def double(x):
+    return 2 * x
+
+model = tf.keras.Sequential([tf.keras.layers.Input((4,)), tf.keras.layers.Dense(3)])
+model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+x, y = np.ones((8, 4), np.float32), np.zeros(8, int)
+model.fit(x, y, verbose=0)
+train(model, x, y, plan=TrainingPlan(4, 1, 1.0, 0.1), run=DpSgdRun(8, 4, 2.0, 2), delta=1e-3, seed=0)
+holder = [model, double, double.get_concrete_function(tf.TensorSpec([None]))]
+holder.append(holder)
+print(int(double(tf.constant(21))))
+"""
+
+
+def test_tensorflow_is_quiet_from_import_to_exit(monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    result = python(TRAINING)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "42\n", "")
+
+
+def test_a_log_level_of_the_users_own_is_kept(monkeypatch):
+    code = "import os, tfprivacy_lab; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    assert python(code).stdout == "0\n"
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    assert python(code).stdout == "3\n"
