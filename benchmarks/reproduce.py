@@ -1,20 +1,22 @@
 """The accuracy table of the README: every row over three seeds, written with its command.
 
 ``python benchmarks/reproduce.py`` runs what is missing, writes results/walkthrough/metrics.json after every
-run, and puts the table into README.md. Interrupted, it goes on where it stopped. Seeds vary everything: the
-public rendering and pretraining, the split, sampling and noise. Test accuracy is reported, never chosen by.
+run, and puts the table, and the figures of a walkthrough, where README.md shows them. Interrupted, it goes
+on where it stopped. Seeds vary everything: public rendering and pretraining, the split, sampling and noise.
+Test accuracy is reported, never chosen by.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from tfprivacy_lab import data, files, models, runs
+from tfprivacy_lab import data, files, models, runs, walkthrough
 from tfprivacy_lab.dp import training
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.recipes import RECIPES
@@ -24,6 +26,7 @@ RESULTS = ROOT / "results" / "walkthrough" / "metrics.json"
 CASES = (("finetune", 1.0), ("finetune", 3.0), ("seed-mlp", 3.0))
 SEEDS = (0, 1, 2)
 DELTA = 1e-5
+FIGURES = ("training.png", "roc.png", "logits.png")
 BEGIN, END = "<!-- results: written by make reproduce -->", "<!-- /results -->"
 
 
@@ -43,6 +46,9 @@ def main() -> None:
             write(found)
             print(found["runs"][-1], flush=True)
     write(found)
+    walkthrough.walk(ROOT / "runs" / "reproduce", seed=SEEDS[0], on_progress=print)
+    for name in FIGURES:
+        shutil.copyfile(ROOT / "runs" / "reproduce" / "figures" / name, RESULTS.parent / name)
     readme = ROOT / "README.md"
     files.write_bytes(readme, with_table(readme.read_text(), found["rows"], found["hardware"]).encode())
 

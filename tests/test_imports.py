@@ -94,6 +94,18 @@ def test_module_without_a_command_is_an_error():
 
 
 TRAINING = """
+import atexit, gc, sys
+kept = []
+
+@atexit.register  # Registered first, so it runs last.
+def clear_modules_before_functions():
+    "What the interpreter does in some programs: a function outlives its module's names."
+    module = sys.modules["tensorflow.python.eager.polymorphic_function.atomic_function"]
+    module.RUNTIME_FUNCTION_REFS = module.func_graph_module = None
+    kept.clear()
+    globals().pop("double")
+    gc.collect()
+
 import tfprivacy_lab
 import numpy as np, tensorflow as tf
 from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
@@ -107,8 +119,7 @@ model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=T
 x, y = np.ones((8, 4), np.float32), np.zeros(8, int)
 model.fit(x, y, verbose=0)
 train(model, x, y, plan=TrainingPlan(4, 1, 1.0, 0.1), run=DpSgdRun(8, 4, 2.0, 2), delta=1e-3, seed=0)
-holder = [model, double, double.get_concrete_function(tf.TensorSpec([None]))]
-holder.append(holder)
+kept.append(double.get_concrete_function(tf.TensorSpec([None])))
 print(int(double(tf.constant(21))))
 """
 

@@ -83,7 +83,7 @@ def measured_metrics(audit):
         "epsilon": 2.9996,
         "epsilon_rdp": 3.2932,
         "epsilon_no_amplification": 18.5698,
-        "epsilon_no_amplification_pld": 17.4036,
+        "epsilon_no_amplification_exact": 17.4036,
         "accountant": "PLD (dp-accounting 0.4.3)",
         "sampling": "poisson",
         "adjacency": "add_or_remove_one",

@@ -27,8 +27,9 @@ def main(arguments=None) -> int:
     """Run one command; returns the exit code."""
     parser = _build_parser()
     options = parser.parse_args(arguments)
-    # Advice to TensorFlow programmers (retracing and the like) is no news to the user of a command.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # Advice to programmers (retracing, font caches) is no news to the user of a command.
+    for name in ("tensorflow", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         result = options.command(options)
         if getattr(options, "json", False):

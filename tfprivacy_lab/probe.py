@@ -44,7 +44,9 @@ def linear_probe(backbone: tf.keras.Model) -> float:
     features = models.embed(backbone, images)
     features = features * np.sqrt(features.shape[1])
     accuracies = []
-    for few, rest in StratifiedShuffleSplit(_DRAWS, train_size=10 * models.CLASSES, random_state=0).split(images, labels):
+    for few, rest in StratifiedShuffleSplit(_DRAWS, train_size=10 * models.CLASSES, random_state=0).split(
+        images, labels
+    ):
         classifier = LogisticRegression(max_iter=1000).fit(features[few], labels[few])
         accuracies.append(classifier.score(features[rest], labels[rest]))
     return float(np.mean(accuracies))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -442,3 +443,19 @@ def test_plan_names_the_argument(change):
     arguments = {"batch_size": 4, "epochs": 2, "l2_norm_clip": 1.0, "learning_rate": 0.1}
     with pytest.raises(InputError, match=f"Expected {next(iter(change))} to be"):
         TrainingPlan(**(arguments | change))
+
+
+def test_saved_model_holds_no_seed(tmp_path):
+    """Whoever has the noise's key can subtract the noise: it must not travel with the weights."""
+    model, seed = head(), 2**60 + 12345
+    attempt(model, seed=seed)
+    key = model.optimizer._dp_sum_query._generator.state.numpy()[2]
+    model.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    assert model.get_weights()[0].tobytes() in content
+    for secret in (key, np.int64(seed)):
+        assert secret.tobytes() not in content
+        assert str(secret).encode() not in content
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    assert np.array_equal(loaded.get_weights()[0], model.get_weights()[0])

@@ -16,9 +16,9 @@ import importlib.metadata
 import math
 
 import dp_accounting
-from dp_accounting import pld, rdp
+from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution
-from scipy import optimize
+from scipy import optimize, special
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 
@@ -166,14 +166,15 @@ def account(run: DpSgdRun, delta: float) -> dict:
     Returns:
         A JSON-ready dict: ``epsilon`` (PLD, Poisson), ``epsilon_rdp`` (RDP, Poisson),
         ``epsilon_no_amplification`` (RDP, each example once an epoch, as TF Privacy's statement
-        prints it), ``epsilon_no_amplification_pld`` (the same by PLD, tighter), and ``accountant``,
+        prints it), ``epsilon_no_amplification_exact`` (the same, exactly), and ``accountant``,
         ``sampling``, ``adjacency``, ``delta``, ``steps``, ``noise_multiplier``.
 
     Raises:
         InputError: if δ is out of range.
 
     Source: PLD: Koskela et al. 2020, Doroshenko et al. 2022 (connect the dots). RDP: Mironov, Talwar
-    and Zhang 2019, converted as Canonne, Kamath and Steinke 2020, Prop. 12.
+    and Zhang 2019, converted as Canonne, Kamath and Steinke 2020, Prop. 12. Exact: Balle and Wang 2018,
+    Thm 8; k Gaussian steps are one of noise multiplier σ/√k.
     """
     check_delta(delta)
     plain = run.event_without_amplification()
@@ -181,7 +182,7 @@ def account(run: DpSgdRun, delta: float) -> dict:
         "epsilon": epsilon_after(run, run.steps, delta),
         "epsilon_rdp": float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)),
         "epsilon_no_amplification": float(rdp.RdpAccountant().compose(plain).get_epsilon(delta)),
-        "epsilon_no_amplification_pld": float(pld.PLDAccountant().compose(plain).get_epsilon(delta)),
+        "epsilon_no_amplification_exact": _gaussian_epsilon(run.noise_multiplier / math.sqrt(plain.count), delta),
         "accountant": accountant_name(),
         "sampling": SAMPLING,
         "adjacency": ADJACENCY,
@@ -189,6 +190,22 @@ def account(run: DpSgdRun, delta: float) -> dict:
         "steps": run.steps,
         "noise_multiplier": float(run.noise_multiplier),
     }
+
+
+def _gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+    """Exact ε of one Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, Thm 8)."""
+    s = noise_multiplier
+
+    def log_delta(epsilon: float) -> float:
+        first, second = special.log_ndtr(0.5 / s - epsilon * s), epsilon + special.log_ndtr(-0.5 / s - epsilon * s)
+        return first + math.log(-math.expm1(min(second - first, -1e-300)))
+
+    high = 1.0
+    while log_delta(high) > math.log(delta):
+        high *= 2
+    if log_delta(0.0) <= math.log(delta):
+        return 0.0
+    return float(optimize.brentq(lambda epsilon: log_delta(epsilon) - math.log(delta), 0.0, high, xtol=1e-10))
 
 
 def accountant_name() -> str:

@@ -68,7 +68,7 @@ def privacy_statement(
         _row("RDP, Poisson", f"epsilon = {figures['epsilon_rdp']:.4f}"),
         _row(
             "No amplification",
-            f"epsilon = {figures['epsilon_no_amplification_pld']:.4f} by PLD, "
+            f"epsilon = {figures['epsilon_no_amplification_exact']:.4f} exactly, "
             f"{figures['epsilon_no_amplification']:.4f} by RDP: what the noise alone gives if batches are cut "
             "from one fixed order, each example once a pass",
         ),
