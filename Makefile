@@ -19,7 +19,7 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv from the lock (nothing happens if it is up to date)
 
-$(READY): requirements/lock.txt requirements/seal.cmake requirements/setup.sh setup.cfg setup.py
+$(READY): $(wildcard requirements/*) setup.cfg setup.py
 	@PYTHON="$(PYTHON)" bash requirements/setup.sh
 
 lock: ## regenerate requirements/lock.txt from setup.cfg and requirements/overrides.txt

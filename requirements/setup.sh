@@ -24,11 +24,14 @@ fi
 
 mkdir -p runs
 log=runs/setup.log
-rm -f .venv/.ready
-"$PYTHON" -m venv .venv >"$log" 2>&1 || stop "cannot make .venv: $(tail -n 1 "$log")"
+build=.venv-build
+rm -rf .venv/.ready "$build"
+{ "$PYTHON" -m venv .venv && "$PYTHON" -m venv "$build"; } >"$log" 2>&1 || stop "cannot make .venv: $(tail -n 1 "$log")"
 
-install() {
-    .venv/bin/python -m pip --disable-pip-version-check install --no-deps --progress-bar off "$@" >>"$log" 2>&1 && return
+pip() { # pip ENVIRONMENT ARGUMENT...
+    local environment=$1
+    shift
+    "$environment/bin/python" -m pip --disable-pip-version-check "$@" --no-deps >>"$log" 2>&1 && return
     if grep -q 'No space left on device' "$log"; then
         stop "the disk is full: free $need GiB (or set TMPDIR to another disk) and run it again"
     fi
@@ -36,12 +39,15 @@ install() {
 }
 
 echo "make setup: installing into .venv; some minutes, Pyfhel is compiled (log: $log)" >&2
-# SEAL inside Pyfhel would clone its dependencies from a git host; the tool-chain file turns them off.
-export CMAKE_TOOLCHAIN_FILE=$PWD/requirements/seal.cmake
-# Pyfhel first and by itself, so that what it is built with is held to versions too.
-awk '/^pyfhel==/ { on = 1 } on { print } on && !/\\$/ { exit }' requirements/lock.txt >runs/pyfhel.txt
-PIP_CONSTRAINT=$PWD/requirements/build-constraints.txt install --require-hashes -r runs/pyfhel.txt
-install --require-hashes -r requirements/lock.txt
-install --no-build-isolation -e .
+# What has no wheel is built first, by tools that are hashed in the lock too, and with nothing from a git
+# host: SEAL inside Pyfhel would clone its dependencies; the tool-chain file turns them off.
+awk '/^(pyfhel|promise)==/ { on = 1 } on { print } on && !/\\$/ { on = 0 }' requirements/lock.txt >runs/sources.txt
+pip "$build" install --progress-bar off --require-hashes -r requirements/build-tools.txt
+PATH="$PWD/$build/bin:$PATH" CMAKE_TOOLCHAIN_FILE="$PWD/requirements/seal.cmake" pip "$build" wheel --progress-bar off \
+    --no-build-isolation --require-hashes -r runs/sources.txt --wheel-dir "$build/wheels"
+pip .venv install "$build"/wheels/*.whl
+pip .venv install --progress-bar off --only-binary :all: --require-hashes -r requirements/lock.txt
+pip .venv install --no-build-isolation -e .
+rm -rf "$build"
 touch .venv/.ready
 echo "make setup: done" >&2

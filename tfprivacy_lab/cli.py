@@ -153,7 +153,8 @@ def _he_evaluate(options) -> dict:
 def _he_decrypt(options) -> dict:
     from tfprivacy_lab import files, he
 
-    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"))
+    query = None if options.query is None else files.read_bytes(options.query, "query")
+    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"), query)
     files.write_array(options.out, logits)
     return {"logits": options.out, "samples": logits.shape[0], "classes": logits.shape[1]}
 
@@ -230,6 +231,7 @@ def _add_he(commands) -> None:
     decrypt = _command(he, "decrypt", _he_decrypt, "client: reply to logits (samples, c)")
     decrypt.add_argument("--keys", required=True, metavar="KEYS")
     decrypt.add_argument("--reply", required=True, metavar="REPLY")
+    decrypt.add_argument("--query", metavar="QUERY", help="refuse a reply to any other query")
     for command, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
         command.add_argument("--out", required=True, metavar=out)
 

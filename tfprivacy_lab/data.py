@@ -63,6 +63,12 @@ class PrivateData:
     validation: Split
     official: bool
 
+    def digest(self) -> str:
+        """SHA-256 of the training examples, in order: what a run's budget is spent on."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.train.images))
+        digest.update(np.ascontiguousarray(self.train.labels))
+        return digest.hexdigest()
+
 
 def data_directory(data_dir=None) -> Path:
     """Where datasets lie: ``data_dir``, or ``TFDS_DATA_DIR``, or TFDS's own default."""
@@ -225,7 +231,10 @@ def _whole_or_absent(dataset, root, replace):
             target.parent.mkdir(parents=True, exist_ok=True)
             _move(Path(beside) / dataset / DATASETS[dataset], target, Path(beside), replace)
     except OSError as error:
-        raise InputError(f"Cannot write {dataset} into {root}: {error.strerror or error}.") from error
+        raise InputError(
+            f"Cannot write {dataset} into {root}: {error.strerror or error}; name another folder with --data-dir "
+            "or TFDS_DATA_DIR."
+        ) from error
 
 
 def _move(source, target, aside, replace):

@@ -14,15 +14,18 @@ from tfprivacy_lab.checks import InputError
 
 
 @contextlib.contextmanager
-def replaced_atomically(path, mode: int = 0o644):
+def replaced_atomically(path, mode: int = 0o644, *, overwrite: bool = True):
     """Yield a temporary path beside ``path``; rename it into place if the block succeeds.
 
     The temporary file is created with ``mode``, less the user's umask, before anything is written to it,
-    so that a secret is never readable by others, and removed if the block fails.
+    so that a secret is never readable by others, and removed if the block fails. What is there and is no
+    regular file (a device, a folder) is never replaced; a regular file only if ``overwrite``.
     """
     path, umask = Path(path), os.umask(0o077)
     os.umask(umask)
     mode &= ~umask
+    if path.exists() and not path.is_file():
+        raise InputError(f"Cannot write {path}: it is there and is no regular file; name another.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
@@ -35,7 +38,12 @@ def replaced_atomically(path, mode: int = 0o644):
         os.chmod(name, mode)
         with open(name, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(name, path)
+        if overwrite:
+            os.replace(name, path)
+        else:
+            os.link(name, path)
+    except FileExistsError as error:
+        raise InputError(f"Cannot write {path}: it is there already; delete it or name another.") from error
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
@@ -43,9 +51,9 @@ def replaced_atomically(path, mode: int = 0o644):
             os.unlink(name)
 
 
-def write_bytes(path, data: bytes, mode: int = 0o644) -> None:
+def write_bytes(path, data: bytes, mode: int = 0o644, *, overwrite: bool = True) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one."""
-    with replaced_atomically(path, mode) as partial:
+    with replaced_atomically(path, mode, overwrite=overwrite) as partial:
         partial.write_bytes(data)
 
 

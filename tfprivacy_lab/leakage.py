@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfprivacy_lab import audit, data, files, models, runs
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.provenance import provenance
-from tfprivacy_lab.recipes import RECIPES
+from tfprivacy_lab.recipes import recipe as recipe_named
 
 MEMBERS = 5_000
 
@@ -112,10 +112,10 @@ def audit_run(run, out, *, data_dir=None) -> dict:
     for key in ("recipe", "dataset", "split_seed", "epsilon", "delta", "examples"):
         if key not in described:
             raise InputError(f"Cannot audit {run}: its metrics.json has no {key!r}; is it what train wrote?")
-    if described["recipe"] not in RECIPES:
-        raise InputError(f"Cannot audit {run}: unknown recipe {described['recipe']!r}.")
-    recipe = RECIPES[described["recipe"]]
+    recipe = recipe_named(described["recipe"])
     model = runs.load_model(run / "model.keras")
+    if (len(model.layers) == 2) != (recipe.trained == "head"):
+        raise InputError(f"Cannot audit {run}: its model is not one of recipe {recipe.name!r}.")
     runs.use_determinism()
     seed, delta = described["split_seed"], described["delta"]
     private = data.load_private(described["dataset"], data_dir, validation=recipe.validation, seed=seed)

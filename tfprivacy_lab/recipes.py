@@ -11,11 +11,12 @@ import dataclasses
 from tfprivacy_lab.checks import check_choice
 from tfprivacy_lab.dp.plan import TrainingPlan
 
-_TUNED_ON_PUBLIC = "hyperparameters were chosen on public rendered digits; no private example was looked at"
+_TUNED_ON_PUBLIC = "hyperparameters were chosen by held-out accuracy on public rendered digits, not on private examples"
 _TUNED_WITH_A_LOOK = (
-    "the pretraining task, its sizes and the head's hyperparameters were chosen on scikit-learn's public digits; while the renderer was written, "
-    "contact sheets of MNIST training digits were looked at to set its pen, and validation accuracy was read a few "
-    "times: both lie outside epsilon. On data that is really private, set the renderer by public examples alone"
+    "the pretraining task, its sizes and the head's hyperparameters were chosen on scikit-learn's public digits; "
+    "while the renderer was written, contact sheets of MNIST training digits were looked at to set its pen, and "
+    "validation accuracy was read a few times: both lie outside epsilon. On data that is really private, set the "
+    "renderer by public examples alone"
 )
 
 
@@ -27,8 +28,7 @@ class Pretraining:
         task: One of :data:`tfprivacy_lab.pretraining.TASKS`.
         images: Number of digits to render.
         epochs: Passes over them.
-        seed: Of rendering and training. Public work has a seed of its own, so that one backbone serves
-            every private run.
+        seed: Of rendering and training; public always.
     """
 
     task: str = "supervised+contrastive"
@@ -58,6 +58,12 @@ class Recipe:
     tuning: str = _TUNED_ON_PUBLIC
     pretraining: Pretraining | None = None
     validation: int = 5_000
+
+    def with_public_seed(self, seed: int) -> Recipe:
+        """The same recipe with its public part, if it has one, drawn and trained from ``seed``."""
+        if self.pretraining is None:
+            return self
+        return dataclasses.replace(self, pretraining=dataclasses.replace(self.pretraining, seed=seed % 2**32))
 
 
 RECIPES = {

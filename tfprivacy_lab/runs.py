@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import data, files, models, pretraining, synthetic
-from tfprivacy_lab.checks import InputError, check_positive_int
-from tfprivacy_lab.dp import accounting, plan, sampling, statement, training
+from tfprivacy_lab import claims, data, files, models, pretraining, synthetic
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import accounting, plan, statement, training
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.recipes import Pretraining, Recipe
 
@@ -46,44 +46,15 @@ def pretrain_public(settings: Pretraining, progress: bool = False) -> pretrainin
     return learnt
 
 
-def read_seed(out: Path, seed: int | None) -> int:
-    """The seed of a run: the given one, or one of the operating system's, kept until the run ends.
-
-    A run without a published seed that is killed and started again must draw the same noise again, or
-    it would have spent its budget twice. The kept seed is as secret as the noise: mode 0600, deleted by
-    :func:`forget_seed`.
-    """
-    if seed is not None:
-        return check_seed(seed)
-    path = _seed_file(out)
-    if not path.exists():
-        files.write_json(path, sampling.fresh_seed(), mode=0o600)
-    return check_seed(files.read_json_value(path, "kept seed"))
-
-
-def check_seed(seed: int) -> int:
-    """A whole number of at most 63 bits.
-
-    Raises:
-        InputError: echoing the value.
-    """
-    return check_positive_int("seed", seed, at_least=0, at_most=2**63 - 1)
-
-
-def forget_seed(out: Path) -> None:
-    """Delete the kept seed of a finished run."""
-    _seed_file(out).unlink(missing_ok=True)
-
-
 def train_head(features: np.ndarray, labels: np.ndarray, **settings) -> Trained:
     """Train a dense head on frozen features (n, d) under DP; see :func:`train_model`."""
     return train_model(models.dense_head(features.shape[1]), features, labels, **settings)
 
 
-def train_document_mlp(train: data.Split, *, seed: int, **settings) -> Trained:
-    """Train the document's network on images under DP; the seed draws its first weights too."""
-    tf.keras.utils.set_random_seed(seed % 2**32)
-    return train_model(models.document_mlp(), train.images, train.labels, seed=seed, **settings)
+def train_document_mlp(train: data.Split, *, public_seed: int, **settings) -> Trained:
+    """Train the document's network on images under DP; its first weights come from a public seed."""
+    tf.keras.utils.set_random_seed(public_seed % 2**32)
+    return train_model(models.document_mlp(), train.images, train.labels, **settings)
 
 
 def train_model(
@@ -117,7 +88,7 @@ def train_recipe(
 
     Args:
         recipe: What to run.
-        out: Folder of the results.
+        out: Folder of the results. If it holds this very run, finished, nothing is done again.
         epsilon: Budget ε > 0.
         delta: Budget δ in (0, 1).
         seed: Whole number, for tests and teaching; None takes noise from a fresh secret seed.
@@ -127,51 +98,86 @@ def train_recipe(
         on_epoch: Called with each EpochRecord.
 
     Returns:
-        What was written to ``metrics.json``.
+        What ``metrics.json`` holds.
 
     Raises:
-        InputError: naming the argument; nothing is written then.
+        InputError: naming the argument, before anything is computed; or if the folder holds another run.
     """
-    start, out = time.perf_counter(), Path(out)
+    out, public_seed = Path(out), claims.public_seed(seed)
+    recipe = recipe.with_public_seed(public_seed)
     if epochs is not None:
         recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, epochs=epochs))
-    split_seed = 0 if seed is None else check_seed(seed)
-    use_determinism()
-    private = data.load_private(dataset, data_dir, validation=recipe.validation, seed=split_seed)
-    # Fails here, before anything is computed or written, if the budget cannot be met.
+    private = data.load_private(dataset, data_dir, validation=recipe.validation, seed=public_seed)
+    # Fails here, before anything is written, if the budget cannot be met.
     recipe.plan.calibrated(len(private.train), epsilon, delta)
-    run_seed = read_seed(out, seed)
-    budget = {"recipe": recipe, "epsilon": epsilon, "delta": delta, "seed": run_seed, "on_epoch": on_epoch}
+    settings = {
+        "recipe": recipe.name,
+        "plan": dataclasses.asdict(recipe.plan),
+        "epsilon": epsilon,
+        "delta": delta,
+        "seed": seed,
+        "dataset": dataset,
+        "data": private.digest(),
+    }
+    with claims.only_one(out):
+        claims.claim(out, settings)
+        if (out / "metrics.json").exists():
+            return files.read_json(out / "metrics.json", "metrics")
+        return _train_recipe(recipe, out, private, settings, data_dir, on_epoch)
+
+
+def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
+    """Train, test once, write."""
+    start, seed, delta = time.perf_counter(), settings["seed"], settings["delta"]
+    use_determinism()
+    budget = {
+        "recipe": recipe,
+        "epsilon": settings["epsilon"],
+        "delta": delta,
+        "seed": claims.noise_seed(out, seed),
+        "on_epoch": on_epoch,
+    }
     if recipe.trained == "head":
-        backbone = pretrain_public(recipe.pretraining, progress=on_epoch is not None).backbone
+        backbone = _backbone(recipe.pretraining, out / "backbone.keras", progress=on_epoch is not None)
         features, held_out = (models.embed(backbone, part.images) for part in (private.train, private.validation))
-        budget["validation"] = (held_out, private.validation.labels)
-        trained = train_head(features, private.train.labels, **budget)
+        validation = (held_out, private.validation.labels)
+        trained = train_head(features, private.train.labels, validation=validation, **budget)
         model = models.with_head(backbone, trained.model)
     else:
-        budget["validation"] = (private.validation.images, private.validation.labels)
-        trained = train_document_mlp(private.train, **budget)
+        validation = (private.validation.images, private.validation.labels)
+        trained = train_document_mlp(
+            private.train, public_seed=claims.public_seed(seed), validation=validation, **budget
+        )
         model = trained.model
-    test = data.load_test(dataset, data_dir)
+    test = data.load_test(settings["dataset"], data_dir)
     metrics = {
-        **run_metrics(recipe, trained, delta, seed=seed, split_seed=split_seed),
-        "dataset": dataset,
+        **run_metrics(recipe, trained, delta, seed=seed),
+        "dataset": settings["dataset"],
         "official_mnist": private.official,
         "test_accuracy": training.evaluate_accuracy(model, test.images, test.labels),
         "seconds": round(time.perf_counter() - start, 1),
         **provenance(),
     }
     write_run(out, model, metrics, run_statement(recipe, trained.run, delta, seeded=seed is not None))
-    forget_seed(out)
+    claims.forget_noise_seed(out)
     return metrics
 
 
-def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None, split_seed: int) -> dict:
+def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> tf.keras.Model:
+    """The public backbone: read if it is there, else learnt and written."""
+    if not path.exists():
+        learnt = pretrain_public(settings, progress)
+        with files.replaced_atomically(path) as partial:
+            learnt.backbone.save(partial)
+    return models.freeze(load_model(path))
+
+
+def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None) -> dict:
     """What ``metrics.json`` says of a DP run, but for accuracy, data and provenance."""
     return {
         "recipe": recipe.name,
         "seed": seed,
-        "split_seed": split_seed,
+        "split_seed": claims.public_seed(seed),
         **accounting.account(trained.run, delta),
         "l2_norm_clip": recipe.plan.l2_norm_clip,
         "learning_rate": recipe.plan.learning_rate,
@@ -228,7 +234,3 @@ def load_model(path) -> tf.keras.Model:
         return tf.keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise InputError(f"Cannot read model {path}: {str(error).splitlines()[0][:200]}.") from error
-
-
-def _seed_file(out: Path) -> Path:
-    return Path(out) / ".noise_seed"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import data, files, he, leakage, models, pretraining, probe, runs, synthetic
+from tfprivacy_lab import claims, data, files, he, leakage, models, pretraining, probe, runs, synthetic
 from tfprivacy_lab.dp import training
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.walkthrough import Settings
@@ -125,7 +125,7 @@ def train_head(work: Work) -> dict:
         recipe=recipe,
         epsilon=settings.epsilon,
         delta=settings.delta,
-        seed=runs.read_seed(work.out / "state", settings.seed),
+        seed=claims.noise_seed(work.out / "state", settings.seed),
         validation=(held_out, held_out_labels),
         on_epoch=lambda record: work.note(
             f"      epoch {record.epoch:2d}  epsilon {record.epsilon:.3f}  validation {record.validation_accuracy:.2%}"
@@ -138,7 +138,7 @@ def train_head(work: Work) -> dict:
     backbone = runs.load_model(work.out / "backbone.keras")
     with files.replaced_atomically(work.out / "model.keras") as partial:
         models.with_head(models.freeze(backbone), trained.model).save(partial)
-    return runs.run_metrics(recipe, trained, settings.delta, seed=settings.seed, split_seed=settings.split_seed)
+    return runs.run_metrics(recipe, trained, settings.delta, seed=settings.seed)
 
 
 def attack(work: Work) -> dict:
@@ -206,7 +206,6 @@ def tell(work: Work) -> dict:
     }
     files.write_json(work.out / "metrics.json", metrics)
     written = report.build(work.out)
-    runs.forget_seed(work.out / "state")
     return {"files": sorted(written)}
 
 

@@ -7,14 +7,12 @@ before, noise included, so the privacy spent is that of one run however often it
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import time
 from pathlib import Path
 
-from tfprivacy_lab import files
-from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab import claims, files, provenance
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.recipes import RECIPES, Pretraining, Recipe
 
 
@@ -53,14 +51,19 @@ class Settings:
     @property
     def split_seed(self) -> int:
         """Decides which private examples are held out; public, as the audit needs it."""
-        return 0 if self.seed is None else self.seed
+        return claims.public_seed(self.seed)
+
+    def described(self) -> dict:
+        """What decides a result, the software's versions included; JSON-ready."""
+        recipe = dataclasses.asdict(self.recipe)
+        for prose in ("summary", "tuning"):
+            del recipe[prose]
+        return {**dataclasses.asdict(self), "recipe": recipe, "versions": provenance.versions()}
 
 
 def settings_for(*, fast: bool = False, seed: int | None = 0) -> Settings:
     """The full walkthrough, or the small one: real MNIST, real noise, real encryption, fewer examples."""
-    if seed is not None:
-        check_positive_int("seed", seed, at_least=0, at_most=2**63 - 1)
-    recipe = RECIPES["finetune"]
+    recipe = RECIPES["finetune"].with_public_seed(claims.public_seed(seed))
     if not fast:
         return Settings(seed, fast, recipe)
     plan = dataclasses.replace(recipe.plan, batch_size=512, epochs=4)
@@ -90,8 +93,10 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_pro
     """
     out, settings = Path(out), settings_for(fast=fast, seed=seed)
     note = on_progress or (lambda line: None)
-    with _only_one(out):
-        _claim(out, settings)
+    state = out / "state"
+    _make_private(state)
+    with claims.only_one(state):
+        claims.claim(state, settings.described())
         from tfprivacy_lab import stages
 
         work = stages.Work(out, settings, data_dir, note)
@@ -100,45 +105,20 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_pro
             mark = work.mark(name)
             if mark.exists():
                 note(f"{title}: done before")
-                continue
-            note(title)
-            start = time.perf_counter()
-            result = stage(work)
-            files.write_json(mark, {"seconds": round(time.perf_counter() - start, 2), "result": result})
-            note(f"{' ' * len(title[:5])} {time.perf_counter() - start:.1f} s")
+            else:
+                note(title)
+                start = time.perf_counter()
+                result = stage(work)
+                files.write_json(mark, {"seconds": round(time.perf_counter() - start, 2), "result": result})
+                note(f"{' ' * len(title[:5])} {time.perf_counter() - start:.1f} s")
+            if name == "train":
+                claims.forget_noise_seed(state)
     return files.read_json(out / "metrics.json", "metrics")
 
 
-@contextlib.contextmanager
-def _only_one(out: Path):
-    """Hold the folder for this process; the lock goes with the process, however it ends."""
+def _make_private(folder: Path) -> None:
+    """Make the folder that will hold features of private examples, for its owner only."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        # Features of private examples lie in it.
-        (out / "state").mkdir(mode=0o700, exist_ok=True)
-        lock = open(out / "state" / ".lock", "w")  # noqa: SIM115
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"Cannot write to {out}: {error.strerror}; name another folder with --out.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"Another walkthrough is writing to {out}; wait for it, or use another --out.") from None
-        yield
-
-
-def _claim(out: Path, settings: Settings) -> None:
-    """Note what this folder is for; refuse to go on with a run of other settings."""
-    mine = dataclasses.asdict(settings)
-    mine["compared"] = [list(pair) for pair in settings.compared]
-    path = out / "state" / "settings.json"
-    if not path.exists():
-        files.write_json(path, mine)
-        return
-    theirs = files.read_json(path, "settings")
-    changed = [key for key in mine if theirs.get(key) != mine[key]]
-    if changed:
-        raise InputError(
-            f"{out} holds a walkthrough with other settings ({', '.join(changed)}); name another folder with "
-            "--out, or delete it."
-        )
+        raise InputError(f"Cannot write to {folder}: {error.strerror}; name another folder with --out.") from error

@@ -27,7 +27,9 @@ ADJACENCY = "add_or_remove_one"
 
 # Interval of the discretised privacy loss; dp_accounting's default, pessimistic (connect the dots).
 _DISCRETISATION = 1e-4
-_SMALLEST_NOISE, _LARGEST_NOISE = 0.05, 1e5
+# Beyond these the discretised distribution no longer fits, or rounding eats the answer.
+_SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e5
+_MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**8, 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ class DpSgdRun:
     Attributes:
         examples: Number n of private examples.
         batch_size: Expected size of a Poisson batch; the sampling probability is batch_size / n.
-        noise_multiplier: Noise standard deviation over the clipping norm, dimensionless, > 0.
-        steps: Number T of noisy sums released.
+        noise_multiplier: Noise standard deviation over the clipping norm, dimensionless, in (0, 1e5].
+        steps: Number T of noisy sums released, at most 1e8.
 
     Raises:
         InputError: naming the argument that is out of range.
@@ -53,10 +55,10 @@ class DpSgdRun:
     steps: int
 
     def __post_init__(self):
-        check_positive_int("examples", self.examples)
+        check_positive_int("examples", self.examples, at_most=_MOST_EXAMPLES)
         check_positive_int("batch_size", self.batch_size)
-        check_positive_int("steps", self.steps)
-        check_finite_number("noise_multiplier", self.noise_multiplier, above=0)
+        check_positive_int("steps", self.steps, at_most=_MOST_STEPS)
+        check_finite_number("noise_multiplier", self.noise_multiplier, above=0, at_most=_LARGEST_NOISE)
         if self.batch_size > self.examples:
             raise InputError(
                 f"Expected batch_size <= examples, got batch_size={self.batch_size} for "
@@ -96,7 +98,7 @@ def steps_for(examples: int, batch_size: int, epochs: float) -> int:
     Raises:
         InputError: naming the argument that is out of range.
     """
-    check_positive_int("examples", examples)
+    check_positive_int("examples", examples, at_most=_MOST_EXAMPLES)
     check_positive_int("batch_size", batch_size)
     check_finite_number("epochs", epochs, above=0)
     if batch_size > examples:
@@ -104,7 +106,10 @@ def steps_for(examples: int, batch_size: int, epochs: float) -> int:
             f"Expected batch_size <= examples, got batch_size={batch_size} for examples={examples}; "
             "use a smaller batch."
         )
-    return math.ceil(round(epochs * examples / batch_size, 9))
+    steps = math.ceil(round(epochs * examples / batch_size, 9))
+    if steps > _MOST_STEPS:
+        raise InputError(f"Expected at most {_MOST_STEPS} steps, got {steps} from epochs={epochs:g}; use fewer epochs.")
+    return steps
 
 
 def check_delta(delta: float) -> float:
@@ -147,13 +152,20 @@ def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
 
     Returns:
         ε under Poisson sampling and add-or-remove-one adjacency.
+
+    Raises:
+        InputError: if δ or the noise (at least 0.1 here) is too small for a finite figure.
     """
     check_positive_int("steps", steps, at_least=0)
     check_delta(delta)
     if steps == 0:
         return 0.0
+    check_finite_number("noise_multiplier", run.noise_multiplier, at_least=_SMALLEST_NOISE)
     one = _step_privacy_loss(run.noise_multiplier, run.sampling_probability)
-    return float(one.self_compose(steps).get_epsilon_for_delta(delta))
+    epsilon = float(one.self_compose(steps).get_epsilon_for_delta(delta))
+    if not math.isfinite(epsilon):
+        raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
+    return epsilon
 
 
 def account(run: DpSgdRun, delta: float) -> dict:
@@ -177,9 +189,10 @@ def account(run: DpSgdRun, delta: float) -> dict:
     Thm 8; k Gaussian steps are one of noise multiplier σ/√k.
     """
     check_delta(delta)
+    epsilon = epsilon_after(run, run.steps, delta)
     plain = run.event_without_amplification()
     return {
-        "epsilon": epsilon_after(run, run.steps, delta),
+        "epsilon": epsilon,
         "epsilon_rdp": float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)),
         "epsilon_no_amplification": float(rdp.RdpAccountant().compose(plain).get_epsilon(delta)),
         "epsilon_no_amplification_exact": _gaussian_epsilon(run.noise_multiplier / math.sqrt(plain.count), delta),
@@ -227,9 +240,9 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
         The noise multiplier, rounded up so that the run's ε is at most ``epsilon``, never above it.
 
     Raises:
-        InputError: naming the argument, or if no noise in [0.05, 1e5] meets the budget.
+        InputError: naming the argument, or if no noise in [0.1, 1e5] meets the budget.
     """
-    check_finite_number("epsilon", epsilon, above=0)
+    check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
     check_delta(delta)
 
     def excess_by_rdp(noise_multiplier: float) -> float:
@@ -251,7 +264,15 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
     low = 0.9 * high
     while low > _SMALLEST_NOISE and excess(low) <= 0:
         low, high = 0.9 * low, low
-    root = optimize.brentq(excess, max(low, _SMALLEST_NOISE), high, xtol=1e-6)
+    low = max(low, _SMALLEST_NOISE)
+    if excess(low) <= 0:
+        return low
+    # At very small budgets the discretisation costs more than RDP loses.
+    while excess(high) > 0:
+        high *= 1.1
+        if high > _LARGEST_NOISE:
+            raise InputError(f"No noise multiplier meets epsilon={epsilon:g} by PLD; ask for a larger epsilon.")
+    root = optimize.brentq(excess, low, high, xtol=1e-6)
     noise_multiplier = math.ceil(root * 1e4) / 1e4
     while excess(noise_multiplier) > 0:
         noise_multiplier = round(noise_multiplier + 1e-4, 4)

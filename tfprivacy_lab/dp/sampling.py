@@ -88,5 +88,5 @@ class PoissonBatches:
 
 
 def fresh_seed() -> int:
-    """A seed of 63 bits from the operating system, for runs whose guarantee is meant."""
-    return secrets.randbits(63)
+    """A seed of 128 bits from the operating system, for runs whose guarantee is meant."""
+    return secrets.randbits(128)

@@ -11,8 +11,8 @@ _SEEDED = (
     "model. Whoever knows the seed can subtract the noise. Run without a seed to mean the guarantee."
 )
 _UNSEEDED = (
-    "Noise and sampling were seeded with 63 bits from the operating system, which were deleted when the run "
-    "ended. The noise is TensorFlow's Philox generator in single precision: not cryptographic, and subject "
+    "Noise and sampling were seeded with 128 bits from the operating system, which are deleted when the last noise "
+    "is drawn. The noise is TensorFlow's Philox generator in single precision: not cryptographic, and subject "
     "to the floating-point gaps of Mironov (2012)."
 )
 

@@ -24,7 +24,7 @@ _BatchNormalizationBase = tf.keras.layers.BatchNormalization.__base__
 
 
 class KeyedGaussianSum(GaussianSumQuery):
-    """TF Privacy's clipped sum, with noise from a Philox generator that holds all 63 bits of the seed.
+    """TF Privacy's clipped sum, with noise from a Philox generator that is keyed by the whole seed.
 
     TF Privacy's own draws from TensorFlow's global generator, which cuts its seed to 31 bits: few enough
     to try each one against the released weights. This one also goes on where it was if Keras retraces.

@@ -96,8 +96,12 @@ class Client:
             raise InputError(f"Expected {name} to hold a pair of keys that fit: {error}; make keys again.") from error
 
     def save(self, path) -> None:
-        """Write the private key file, readable by its owner only, whole or not at all."""
-        files.write_bytes(path, self.to_bytes(), mode=0o600)
+        """Write the private key file, readable by its owner only, whole or not at all.
+
+        Raises:
+            InputError: if the file is there already: without its key, what it encrypted is lost.
+        """
+        files.write_bytes(path, self.to_bytes(), mode=0o600, overwrite=False)
 
     @classmethod
     def load(cls, path) -> Client:
