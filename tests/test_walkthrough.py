@@ -2,13 +2,14 @@
 
 import json
 import signal
+import stat
 import subprocess
 
 import numpy as np
 import pytest
 
 from tests.conftest import walkthrough_command
-from tfprivacy_lab import files, he, walkthrough
+from tfprivacy_lab import claims, files, he, walkthrough
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import accounting
 
@@ -74,11 +75,8 @@ def test_exported_head_answers_a_fresh_client(walkthrough_run):
     assert logits == pytest.approx(features[:3] @ head["kernel"] + head["bias"], abs=1e-2)
 
 
-def test_no_secret_is_left_behind(walkthrough_run):
-    """Neither keys nor the seed of the noise of an unseeded run lie in the folder."""
-    for path in walkthrough_run[0].rglob("*"):
-        assert path.suffix != ".keys"
-        assert path.name != ".noise_seed"
+def test_private_features_are_for_their_owner_only(walkthrough_run):
+    assert stat.S_IMODE((walkthrough_run[0] / "state").stat().st_mode) == 0o700
 
 
 def test_the_attack_finds_the_positive_control(metrics):
@@ -97,12 +95,12 @@ def test_second_run_does_nothing(walkthrough_run):
 
 
 def test_a_folder_holds_one_run(walkthrough_run):
-    with pytest.raises(InputError, match="other settings \\(seed"):
+    with pytest.raises(InputError, match="other settings \\(recipe, seed"):
         walkthrough.walk(walkthrough_run[0], fast=True, seed=1)
 
 
 def test_two_at_once_are_refused(tmp_path):
-    with walkthrough._only_one(tmp_path), pytest.raises(InputError, match="Another walkthrough"):
+    with claims.only_one(tmp_path / "state"), pytest.raises(InputError, match="Another run"):
         walkthrough.walk(tmp_path, fast=True)
 
 
@@ -119,9 +117,9 @@ def without_times(value):
     return value
 
 
-def kill_when(out, stage, delay):
+def kill_when(out, stage, delay, *options):
     """Start the walkthrough; kill -9 it ``delay`` seconds after the stage begins."""
-    with subprocess.Popen(walkthrough_command(out), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(walkthrough_command(out, *options), stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith(f"[{stage}/") and "done before" not in line:
                 break
@@ -131,19 +129,45 @@ def kill_when(out, stage, delay):
             process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [
-        pytest.param([(4, 5.0)], id="in-training"),
-        pytest.param([(1, 0.5), (2, 4.0), (3, 0.2), (4, 6.0), (6, 0.3)], id="five", marks=pytest.mark.slow),
-    ],
-)
-def test_killed_and_resumed_equals_uninterrupted(walkthrough_run, metrics, tmp_path, kills):
-    for stage, delay in kills:
-        kill_when(tmp_path / "run", stage, delay)
-        assert not (tmp_path / "run" / "metrics.json").exists()
-    done = subprocess.run(walkthrough_command(tmp_path / "run"), capture_output=True, text=True, check=False)
+def resume(out, *options):
+    """Run the walkthrough to its end; returns its metrics."""
+    done = subprocess.run(walkthrough_command(out, *options), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "done before" in done.stderr
-    resumed = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert without_times(resumed) == without_times(metrics)
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_killed_in_training_and_resumed_equals_uninterrupted(metrics, tmp_path):
+    kill_when(tmp_path / "run", 4, 5.0)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert without_times(resume(tmp_path / "run")) == without_times(metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_five_random_moments_equals_uninterrupted(metrics, tmp_path):
+    moments = np.random.default_rng(2024).uniform(4, 30, size=5)
+    for moment in moments:
+        with subprocess.Popen(walkthrough_command(tmp_path / "run"), stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(timeout=moment)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+    assert without_times(resume(tmp_path / "run")) == without_times(metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_secret_seed_survives_a_kill_and_not_the_training(tmp_path):
+    out = tmp_path / "run"
+    kill_when(out, 4, 6.0, "--seed", "os")
+    kept = out / "state" / ".noise_seed"
+    seed = json.loads(kept.read_text())
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert seed.bit_length() > 96
+    metrics = resume(out, "--seed", "os")
+    assert metrics["seed"] is None
+    assert not kept.exists()
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert str(seed).encode() not in path.read_bytes(), path
+    assert "operating system" in (out / "privacy_statement.txt").read_text()

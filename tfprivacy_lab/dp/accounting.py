@@ -290,6 +290,7 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
         ``statement_default``: with its default ``used_microbatching=True``, which doubles the
         sensitivity, wrong for one microbatch an example.
     """
+    from absl import logging
     from tensorflow_privacy.privacy.analysis import compute_dp_sgd_privacy_lib as tfp
 
     # Whole epochs if they give the same steps: the statement rounds them up to count passes.
@@ -297,7 +298,12 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
     same = whole > 0 and steps_for(run.examples, run.batch_size, whole) == run.steps
     arguments = (run.examples, run.batch_size, whole if same else run.epochs, run.noise_multiplier, delta)
     n, batch_size, epochs, noise_multiplier, _ = arguments
-    epsilon, _ = tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # the deprecation is told beside the figure
+    try:
+        epsilon, _ = tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)
+    finally:
+        logging.set_verbosity(verbosity)
     return {
         "compute_dp_sgd_privacy": float(epsilon),
         "statement": tfp.compute_dp_sgd_privacy_statement(*arguments, used_microbatching=False),

@@ -1,0 +1,155 @@
+"""What a run of a recipe writes, refuses, and keeps secret; on a small private set."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tfprivacy_lab import data, leakage, runs
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import accounting
+from tfprivacy_lab.recipes import RECIPES
+
+DELTA = 1e-4
+
+
+def images_and_labels(count, seed):
+    """Ten classes, each a bright row of its own: learnt in a few steps."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, count)
+    images = rng.uniform(0, 0.2, (count, 28, 28, 1)).astype(np.float32)
+    images[np.arange(count), 2 * labels + 3] += 0.8
+    return data.Split(images, labels)
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """The document's network on 600 private examples."""
+    private = data.PrivateData(images_and_labels(600, 1), images_and_labels(100, 2), official=False)
+    monkeypatch.setattr(data, "load_private", lambda *arguments, **options: private)
+    monkeypatch.setattr(data, "load_test", lambda *arguments, **options: images_and_labels(200, 3))
+    small = RECIPES["seed-mlp"]
+    small = dataclasses.replace(small, plan=dataclasses.replace(small.plan, batch_size=100, epochs=2))
+    monkeypatch.setitem(RECIPES, "seed-mlp", small)
+    return small
+
+
+@pytest.fixture
+def run(recipe, tmp_path):
+    """Train into a folder; returns metrics."""
+
+    def train(name="run", epsilon=3.0, seed=0, **options):
+        return runs.train_recipe(recipe, tmp_path / name, epsilon=epsilon, delta=DELTA, seed=seed, **options)
+
+    return train
+
+
+def weights(folder):
+    return np.concatenate([array.ravel() for array in runs.load_model(folder / "model.keras").get_weights()])
+
+
+def test_writes_a_run(run, tmp_path):
+    metrics = run()
+    assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    spent = accounting.DpSgdRun(600, 100, metrics["noise_multiplier"], metrics["steps"])
+    assert metrics["epsilon"] == accounting.epsilon_after(spent, spent.steps, DELTA) <= 3.0
+    statement = (tmp_path / "run" / "privacy_statement.txt").read_text()
+    assert f"epsilon = {metrics['epsilon']:.4f}" in statement
+    assert "SEEDED RUN" in statement
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"model.keras", "metrics.json", "privacy_statement.txt", "settings.json", ".lock"}
+
+
+def test_same_seed_same_weights_and_another_differs(run, tmp_path):
+    run("a"), run("b"), run("c", seed=1)
+    assert np.array_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not np.array_equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_secret_seeds_differ_and_leave_no_trace(run, tmp_path):
+    assert run("a", seed=None)["seed"] is None
+    run("b", seed=None)
+    assert not np.array_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not (tmp_path / "a" / ".noise_seed").exists()
+    assert "operating system" in (tmp_path / "a" / "privacy_statement.txt").read_text()
+
+
+def test_stopped_secret_run_draws_the_same_noise_again(run, tmp_path):
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("a", seed=None, on_epoch=stop)
+    kept = (tmp_path / "a" / ".noise_seed").read_bytes()
+    assert not (tmp_path / "a" / "metrics.json").exists()
+    with pytest.raises(InputError, match="other settings \\(epsilon\\)"):
+        run("a", seed=None, epsilon=8.0)
+    # A copy of the folder, finished, is what the folder becomes when finished.
+    (tmp_path / "b").mkdir()
+    for name in (".noise_seed", "settings.json"):
+        (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    run("a", seed=None), run("b", seed=None)
+    assert kept
+    assert np.array_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_first_weights_do_not_depend_on_the_secret_seed(recipe, monkeypatch, tmp_path):
+    """They are released: were they drawn from the noise's seed, they would give part of it away."""
+    first = []
+
+    def keep(model, *arguments, **options):
+        first.append(model.get_weights())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train_model", keep)
+    for name in "ab":
+        with pytest.raises(KeyboardInterrupt):
+            runs.train_recipe(recipe, tmp_path / name, epsilon=3.0, delta=DELTA, seed=None)
+    assert all(np.array_equal(one, other) for one, other in zip(*first, strict=True))
+    assert (tmp_path / "a" / ".noise_seed").read_bytes() != (tmp_path / "b" / ".noise_seed").read_bytes()
+
+
+def test_a_finished_run_is_not_done_again_nor_overwritten(run, tmp_path):
+    metrics = run()
+    before = (tmp_path / "run" / "model.keras").read_bytes()
+    assert run() == metrics
+    for change in ({"epsilon": 1.0}, {"seed": 1}, {"epochs": 3}):
+        with pytest.raises(InputError, match="other settings"):
+            run(**change)
+    assert (tmp_path / "run" / "model.keras").read_bytes() == before
+
+
+def test_impossible_budget_writes_nothing(run, tmp_path):
+    with pytest.raises(InputError, match="epsilon"):
+        run(epsilon=-1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_audit_of_a_run(run, tmp_path):
+    run()
+    metrics = leakage.audit_run(tmp_path / "run", tmp_path / "audit")
+    assert {"dp", "non_private", "positive_control"} == set(metrics["audit"])
+    assert metrics["audit"]["dp"]["accounted"]["violation"] is False
+    assert (tmp_path / "audit" / "roc.png").read_bytes().startswith(b"\x89PNG")
+    full = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert "roc" in full["dp"]["attacks"]["loss_threshold"]
+    assert "roc" not in metrics["audit"]["dp"]["attacks"]["loss_threshold"]
+
+
+@pytest.mark.parametrize(
+    ("change", "naming"),
+    [
+        ({"recipe": "finetune"}, "finetune"),
+        ({"recipe": ["x"]}, "recipe"),
+        ({"examples": 5}, "examples"),
+        ({"epsilon": "high"}, "accounted_epsilon"),
+    ],
+)
+def test_audit_refuses_what_is_no_run(run, tmp_path, change, naming):
+    run()
+    path = tmp_path / "run" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=naming):
+        leakage.audit_run(tmp_path / "run", tmp_path / "audit")
+    assert not (tmp_path / "audit").exists()
