@@ -96,7 +96,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "x.json", tmp_path / "folder"):
-        with pytest.raises(InputError, match=f"^Cannot write {path}: (File exists|Not a directory|Is a directory).$"):
+        with pytest.raises(InputError, match=f"^Cannot write {path}: (File exists|Not a directory|it is there and is no regular file; name another).$"):
             files.write_json(path, {})
     assert names(tmp_path) == ["file", "folder"]
 

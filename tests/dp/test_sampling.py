@@ -1,6 +1,8 @@
 """Poisson batches: the distribution that the accountant assumes, and the layout that keeps it."""
 
 import dataclasses
+import functools
+import operator
 import subprocess
 import sys
 
@@ -202,10 +204,10 @@ def test_fresh_seed_comes_from_the_operating_system(monkeypatch):
     np.random.seed(0)
     seeds = {sampling.fresh_seed() for _ in range(200)}
     assert len(seeds) == 200
-    assert max(seeds) < 2**63
-    # Every one of the 63 bits is used: the chance that one of them never shows is 63 · 2^-199.
-    assert np.bitwise_or.reduce(np.array(list(seeds))) == 2**63 - 1
+    assert max(seeds) < 2**128
+    # Every one of the 128 bits is used: the chance that one of them never shows is 128 · 2^-200.
+    assert functools.reduce(operator.or_, seeds) == 2**128 - 1
     asked = []
     monkeypatch.setattr("secrets.randbits", lambda bits: asked.append(bits) or 7)
     assert sampling.fresh_seed() == 7
-    assert asked == [63]
+    assert asked == [128]

@@ -66,7 +66,7 @@ def test_randomness_is_told_apart():
     assert seeded.startswith("SEEDED RUN")
     assert "Whoever knows the seed can subtract the noise" in seeded
     assert "SEEDED" not in secret
-    assert "63 bits from the operating system" in secret
+    assert "128 bits from the operating system" in secret
     assert "not cryptographic" in secret
 
 
