@@ -133,7 +133,7 @@ def pretraining(probe: dict, chosen: str):
         axes.text(value + 0.01, place, f"{100 * value:.1f} %", va="center")
     names = [{"random": "random weights"}.get(name, name) for _, name in bars]
     axes.set_yticks(range(len(bars)), [f"{label} (used)" if label == chosen else label for label in names])
-    axes.set(xlim=(0, 1.12), xlabel="accuracy of a linear probe on public handwriting, ten labels a class")
+    axes.set(xlim=(0, 1.12), xlabel="accuracy of a linear probe, ten public labels a class")
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
     axes.grid(False, axis="y")
