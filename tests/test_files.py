@@ -95,8 +95,9 @@ def test_umask_is_respected_and_restored(tmp_path, umask):
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
+    reasons = "File exists|Not a directory|it is there and is no regular file; name another"
     for path in (tmp_path / "file" / "x.json", tmp_path / "folder"):
-        with pytest.raises(InputError, match=f"^Cannot write {path}: (File exists|Not a directory|it is there and is no regular file; name another).$"):
+        with pytest.raises(InputError, match=f"^Cannot write {path}: ({reasons}).$"):
             files.write_json(path, {})
     assert names(tmp_path) == ["file", "folder"]
 
