@@ -40,6 +40,7 @@ audit: runs/seed-mlp/metrics.json ## attack what `make train` made, and the same
 	@$(LAB) audit --run runs/seed-mlp --out runs/seed-mlp/audit
 
 encrypt: walkthrough ## the walkthrough's head on encrypted features, by the four commands
+	@rm -rf runs/encrypt
 	$(LAB) he keygen --scheme $(SCHEME) --out runs/encrypt/keys
 	$(LAB) he encrypt --keys runs/encrypt/keys --features "$(OUT)/examples.npy" --feature-range 1 --out runs/encrypt/query
 	$(LAB) he evaluate --head "$(OUT)/head.npz" --query runs/encrypt/query --out runs/encrypt/reply
