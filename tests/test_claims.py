@@ -62,7 +62,6 @@ def test_public_seed_never_comes_from_a_secret_one():
 
 
 def test_damaged_seed_file_is_refused(tmp_path):
-    (tmp_path / ".noise_seed").write_text("12")
     (tmp_path / ".noise_seed").write_text("tru")
     with pytest.raises(InputError, match="kept seed"):
         claims.noise_seed(tmp_path, None)

@@ -120,6 +120,13 @@ def test_a_finished_run_is_not_done_again_nor_overwritten(run, tmp_path):
     assert (tmp_path / "run" / "model.keras").read_bytes() == before
 
 
+def test_a_seed_left_by_a_kill_after_the_end_is_forgotten(run, tmp_path):
+    metrics = run(seed=None)
+    (tmp_path / "run" / ".noise_seed").write_text("7")
+    assert run(seed=None) == metrics
+    assert not (tmp_path / "run" / ".noise_seed").exists()
+
+
 def test_impossible_budget_writes_nothing(run, tmp_path):
     with pytest.raises(InputError, match="epsilon"):
         run(epsilon=-1.0)

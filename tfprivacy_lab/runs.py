@@ -122,6 +122,8 @@ def train_recipe(
     with claims.only_one(out):
         claims.claim(out, settings)
         if (out / "metrics.json").exists():
+            # Killed between the two, a finished run would otherwise keep its seed for good.
+            claims.forget_noise_seed(out)
             return files.read_json(out / "metrics.json", "metrics")
         return _train_recipe(recipe, out, private, settings, data_dir, on_epoch)
 
