@@ -28,7 +28,7 @@ def test_tutorial_run_golden():
     assert figures["epsilon_no_amplification_exact"] == pytest.approx(plain, rel=1e-4)
     assert figures["epsilon_no_amplification_exact"] <= plain < figures["epsilon_no_amplification"]
     assert (figures["sampling"], figures["adjacency"]) == ("poisson", "add_or_remove_one")
-    assert figures["accountant"].startswith("PLD (dp-accounting 0.4")
+    assert figures["accountant"].startswith("PLD (dp-accounting 0.6")
 
 
 def test_large_sampling_golden():
@@ -136,7 +136,8 @@ def test_tensorflow_privacy_figures_beside_ours():
     figures = accounting.tensorflow_privacy_figures(TUTORIAL, 1e-5)
     assert figures["compute_dp_sgd_privacy"] == pytest.approx(2.597, abs=1e-3)
     assert poisson_line(figures["statement"]) == pytest.approx(2.597, abs=1e-3)
-    assert poisson_line(figures["statement_default"]) == pytest.approx(16.384, abs=1e-3)
+    # dp-accounting 0.6 adds the series of fractional orders by magnitude, an upper bound; 0.4 gave 16.384.
+    assert poisson_line(figures["statement_default"]) == pytest.approx(16.420, abs=1e-3)
 
 
 def poisson_line(statement):

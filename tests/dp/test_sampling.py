@@ -132,11 +132,22 @@ def test_draws_are_the_same_in_another_process_and_release():
         "print(P(1_000, 8, 3, seed=2**62 + 1).indices(2).tolist())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([2**62 + 1, 2])))
-    expected = [i for i, uniform in enumerate(generator.random(1_000)) if uniform < 0.008]
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(2**62 + 1, spawn_key=(2, 0, 2))))
+    size = generator.binomial(1_000, 0.008)
+    expected = sorted(generator.choice(1_000, size, replace=False, shuffle=False).tolist())
+    assert expected == [225, 275, 717]
     assert batches.indices(2).tolist() == expected
     assert other.strip() == str(expected)
-    assert len(expected) > 0
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**63 - 1, 2**100 + 7, 2**128 - 1])
+def test_sampling_shares_no_stream_with_noise_dropout_or_another_worker(seed):
+    """First words of every generator of a run; noise is keyed by spawn keys 0 and 3, dropout by 1."""
+    others = [np.random.SeedSequence(seed, spawn_key=(key,)).generate_state(2, np.uint64) for key in (0, 1, 3)]
+    streams = [sampling._generator(seed, step, worker) for step in range(6) for worker in range(3)]
+    keys = {tuple(stream.bit_generator.state["state"]["key"].tolist()) for stream in streams}
+    assert len(keys) == len(streams)
+    assert not keys & {tuple(other.tolist()) for other in others}
 
 
 def test_whole_batch_takes_everyone():

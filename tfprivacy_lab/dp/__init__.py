@@ -8,21 +8,51 @@ from __future__ import annotations
 import importlib
 
 _EXPORTS = {
+    "compose": "composition",
+    "compose_parallel": "composition",
+    "epsilon_shuffled": "composition",
+    "steps_within": "composition",
+    "group_epsilon": "group",
+    "group_epsilon_gaussian": "group",
+    "group_epsilon_sampled": "group",
+    "Repetitions": "tuning",
+    "epsilon_tuned": "tuning",
+    "pure_epsilon_tuned": "tuning",
+    "Ledger": "ledger",
     "DpSgdRun": "accounting",
     "account": "accounting",
     "calibrate_noise_multiplier": "accounting",
+    "steps_for": "accounting",
     "PoissonBatches": "sampling",
     "TrainingPlan": "plan",
     "train": "training",
+    "PrivateModel": "private_model",
+    "StopBeforeBudget": "callbacks",
     "EpochRecord": "plan",
     "privacy_statement": "statement",
+    "LaplaceMechanism": "mechanisms",
+    "GaussianMechanism": "mechanisms",
+    "GridGaussian": "discrete",
+    "check_neighbours": "neighbours",
+    "QuantileClip": "quantile",
+    "LaplacePlan": "laplace_accounting",
+    "LaplaceRun": "laplace_accounting",
+    "account_laplace": "laplace_accounting",
+    "train_laplace": "laplace",
+}
+_MODULES = {
+    *("events", "composition", "group", "tuning", "ledger", "ledger_file"),
+    *("callbacks", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
+    *("accounting", "plan", "sampling", "training", "statement"),
+    *("mechanisms", "noise", "discrete", "neighbours", "quantile"),
+    *("laplace", "laplace_accounting", "laplace_statement"),
 }
 
 
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    if name in {"accounting", "plan", "sampling", "training", "statement"}:
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

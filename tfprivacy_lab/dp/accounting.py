@@ -26,9 +26,9 @@ SAMPLING = "poisson"
 ADJACENCY = "add_or_remove_one"
 
 # Interval of the discretised privacy loss; dp_accounting's default, pessimistic (connect the dots).
-_DISCRETISATION = 1e-4
+DISCRETISATION = 1e-4
 # Beyond these the discretised distribution no longer fits, or rounding eats the answer.
-_SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e5
+SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e5
 _MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**8, 100.0
 
 
@@ -132,14 +132,21 @@ def delta_warning(delta: float, examples: int) -> str | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _step_privacy_loss(noise_multiplier: float, sampling_probability: float):
+def step_privacy_loss(noise_multiplier: float, sampling_probability: float):
     """Privacy loss distribution of one step (both directions of add-or-remove)."""
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier,
         sampling_prob=sampling_probability,
-        value_discretization_interval=_DISCRETISATION,
+        value_discretization_interval=DISCRETISATION,
         use_connect_dots=True,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _epsilon_by_pld(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
+    """ε of so many Poisson-sampled Gaussian steps; kept, because training and its callbacks ask again and again."""
+    one = step_privacy_loss(noise_multiplier, sampling_probability)
+    return float(one.self_compose(steps).get_epsilon_for_delta(delta))
 
 
 def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
@@ -160,9 +167,8 @@ def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
     check_delta(delta)
     if steps == 0:
         return 0.0
-    check_finite_number("noise_multiplier", run.noise_multiplier, at_least=_SMALLEST_NOISE)
-    one = _step_privacy_loss(run.noise_multiplier, run.sampling_probability)
-    epsilon = float(one.self_compose(steps).get_epsilon_for_delta(delta))
+    check_finite_number("noise_multiplier", run.noise_multiplier, at_least=SMALLEST_NOISE)
+    epsilon = _epsilon_by_pld(float(run.noise_multiplier), run.sampling_probability, steps, float(delta))
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
@@ -195,7 +201,7 @@ def account(run: DpSgdRun, delta: float) -> dict:
         "epsilon": epsilon,
         "epsilon_rdp": float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)),
         "epsilon_no_amplification": float(rdp.RdpAccountant().compose(plain).get_epsilon(delta)),
-        "epsilon_no_amplification_exact": _gaussian_epsilon(run.noise_multiplier / math.sqrt(plain.count), delta),
+        "epsilon_no_amplification_exact": gaussian_epsilon(run.noise_multiplier / math.sqrt(plain.count), delta),
         "accountant": accountant_name(),
         "sampling": SAMPLING,
         "adjacency": ADJACENCY,
@@ -205,7 +211,7 @@ def account(run: DpSgdRun, delta: float) -> dict:
     }
 
 
-def _gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     """Exact ε of one Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, Thm 8)."""
     s = noise_multiplier
 
@@ -257,14 +263,14 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
             f"No noise multiplier up to {_LARGEST_NOISE:g} meets epsilon={epsilon:g} at delta={delta:g} in "
             f"{steps} steps; ask for a larger epsilon or fewer epochs."
         )
-    if excess_by_rdp(_SMALLEST_NOISE) <= 0:
-        return _SMALLEST_NOISE
+    if excess_by_rdp(SMALLEST_NOISE) <= 0:
+        return SMALLEST_NOISE
     # RDP is quick and never below PLD, so what it allows bounds the answer from above.
-    high = optimize.brentq(excess_by_rdp, _SMALLEST_NOISE, _LARGEST_NOISE, xtol=1e-4) + 1e-4
+    high = optimize.brentq(excess_by_rdp, SMALLEST_NOISE, _LARGEST_NOISE, xtol=1e-4) + 1e-4
     low = 0.9 * high
-    while low > _SMALLEST_NOISE and excess(low) <= 0:
+    while low > SMALLEST_NOISE and excess(low) <= 0:
         low, high = 0.9 * low, low
-    low = max(low, _SMALLEST_NOISE)
+    low = max(low, SMALLEST_NOISE)
     if excess(low) <= 0:
         return low
     # At very small budgets the discretisation costs more than RDP loses.

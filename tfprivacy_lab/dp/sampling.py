@@ -19,6 +19,68 @@ from tfprivacy_lab.checks import InputError, check_positive_int
 
 
 @dataclasses.dataclass(frozen=True)
+class PoissonSample:
+    """Logical batches alone: each example joins each step independently with one probability.
+
+    Attributes:
+        examples: Number of examples to draw from, >= 1.
+        probability: q in (0, 1].
+        seed: Whole number >= 0; anyone who knows it knows who took part in which step.
+        worker: Number of the worker whose examples these are; workers with one seed draw apart.
+    """
+
+    examples: int
+    probability: float
+    seed: int = 0
+    worker: int = 0
+
+    def indices(self, step: int) -> np.ndarray:
+        """Positions of the examples in logical batch ``step``, (m,), int64, ascending; m varies.
+
+        A binomial size and then a uniform subset of that size: the same distribution as n coins, with m draws
+        instead of n.
+        """
+        generator = _generator(self.seed, step, self.worker)
+        size = generator.binomial(self.examples, self.probability)
+        return np.sort(generator.choice(self.examples, size, replace=False, shuffle=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShuffledBatches:
+    """Batches cut from a new order each pass, as Keras' ``fit`` does; no accountant amplifies by these.
+
+    Attributes:
+        examples: Number n of examples.
+        batch_size: Size of every batch but, where it does not divide n, a pass's last.
+        seed: Whole number >= 0.
+        first_step: Step at which the first pass begins.
+
+    Guarantee: an example takes part at most once a pass.
+    """
+
+    examples: int
+    batch_size: int
+    seed: int = 0
+    first_step: int = 0
+
+    def indices(self, step: int) -> np.ndarray:
+        """Positions of the examples in batch ``step``, (m,), int64; m <= batch_size."""
+        whole = math.ceil(self.examples / self.batch_size)
+        epoch, place = divmod(step - self.first_step, whole)
+        order = _generator(self.seed, self.first_step + epoch * whole).permutation(self.examples)
+        return np.sort(order[place * self.batch_size : (place + 1) * self.batch_size])
+
+
+def _generator(seed: int, step: int, worker: int = 0) -> np.random.Generator:
+    """A generator of its own for each step of each worker.
+
+    By spawn key, not as a list with the seed: such lists run into each other ([3, 1] and [3, 1, 0] are one), and
+    a list with a seed of 128 bits runs into the spawn keys 0, 1 and 3, which are those of noise and dropout.
+    """
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(2, worker, step))))
+
+
+@dataclasses.dataclass(frozen=True)
 class PoissonBatches:
     r"""The batches of a run, each drawn on demand from (seed, step).
 
@@ -54,8 +116,7 @@ class PoissonBatches:
     def indices(self, step: int) -> np.ndarray:
         """Positions of the examples in logical batch ``step``, shape (m,), int64, ascending; m varies."""
         check_positive_int("step", step, at_least=0, at_most=self.steps - 1)
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step])))
-        return np.flatnonzero(generator.random(self.examples) < self.batch_size / self.examples)
+        return PoissonSample(self.examples, self.batch_size / self.examples, self.seed).indices(step)
 
     @functools.cached_property
     def largest(self) -> int:

@@ -6,11 +6,11 @@ import textwrap
 
 from tfprivacy_lab.dp.accounting import DpSgdRun, account, delta_warning
 
-_SEEDED = (
+SEEDED = (
     "SEEDED RUN, FOR TEACHING AND TESTS: noise and sampling come from a seed that is written beside the "
     "model. Whoever knows the seed can subtract the noise. Run without a seed to mean the guarantee."
 )
-_UNSEEDED = (
+UNSEEDED = (
     "Noise and sampling were seeded with 128 bits from the operating system, which are deleted when the last noise "
     "is drawn. The noise is TensorFlow's Philox generator in single precision: not cryptographic, and subject "
     "to the floating-point gaps of Mironov (2012)."
@@ -57,16 +57,16 @@ def privacy_statement(
         ("Private examples", f"{run.examples}, {run.batch_size} expected in a batch"),
         ("Released", released),
         ("Tuning", tuning),
-        ("Randomness", _SEEDED if seeded else _UNSEEDED),
+        ("Randomness", SEEDED if seeded else UNSEEDED),
         ("Not covered", "; ".join(not_covered) or "nothing further was computed"),
     ]
     rows += [("Warning", warning)] if warning else []
     lines = ["PRIVACY STATEMENT", "=================", ""]
-    lines += [_row(name, text) for name, text in rows]
+    lines += [row(name, text) for name, text in rows]
     lines += ["", "The same run under other assumptions:", ""]
     lines += [
-        _row("RDP, Poisson", f"epsilon = {figures['epsilon_rdp']:.4f}"),
-        _row(
+        row("RDP, Poisson", f"epsilon = {figures['epsilon_rdp']:.4f}"),
+        row(
             "No amplification",
             f"epsilon = {figures['epsilon_no_amplification_exact']:.4f} exactly, "
             f"{figures['epsilon_no_amplification']:.4f} by RDP: what the noise alone gives if batches are cut "
@@ -76,7 +76,7 @@ def privacy_statement(
     if tensorflow_privacy is not None:
         lines += ["", "What TF Privacy's own functions print for this run:", ""]
         lines += [
-            _row(
+            row(
                 "compute_dp_sgd_privacy",
                 f"epsilon = {tensorflow_privacy['compute_dp_sgd_privacy']:.4f} (deprecated; RDP, Poisson sampling; "
                 "knows nothing of microbatches, nor whether the code samples so)",
@@ -90,5 +90,5 @@ def privacy_statement(
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, text: str) -> str:
+def row(name: str, text: str) -> str:
     return textwrap.fill(text, 98, initial_indent=f"{name:<24}", subsequent_indent=" " * 24)

@@ -8,63 +8,16 @@ from __future__ import annotations
 
 import time
 
-import dp_accounting
 import numpy as np
 import tensorflow as tf
-from tensorflow_privacy.privacy.dp_query.gaussian_query import GaussianSumQuery
-from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDOptimizer
 
-from tfprivacy_lab.checks import InputError, check_all_finite
+from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_positive_int
+from tfprivacy_lab.dp import clipping, model_checks
 from tfprivacy_lab.dp.accounting import DpSgdRun, check_delta, epsilon_after, steps_for
+from tfprivacy_lab.dp.optimizers import dp_sgd_optimizer
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
+from tfprivacy_lab.dp.private_model import PrivateModel
 from tfprivacy_lab.dp.sampling import PoissonBatches
-
-# Batch normalisation of every make: Keras' base class, which SyncBatchNormalization and the TF1 layer share.
-_BatchNormalizationBase = tf.keras.layers.BatchNormalization.__base__
-
-
-class KeyedGaussianSum(GaussianSumQuery):
-    """TF Privacy's clipped sum, with noise from a Philox generator that is keyed by the whole seed.
-
-    TF Privacy's own draws from TensorFlow's global generator, which cuts its seed to 31 bits: few enough
-    to try each one against the released weights. This one also goes on where it was if Keras retraces.
-    """
-
-    def __init__(self, l2_norm_clip: float, stddev: float, seed: int):
-        super().__init__(l2_norm_clip, stddev)
-        state = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(3, np.uint64)
-        self._generator = tf.random.Generator.from_state(state.view(np.int64), alg="philox")
-
-    def get_noised_result(self, sample_state, global_state):
-        """The sum with fresh noise on every coordinate."""
-
-        def add_noise(total):
-            return total + self._generator.normal(tf.shape(total), stddev=global_state.stddev, dtype=total.dtype)
-
-        event = dp_accounting.GaussianDpEvent(self._stddev / self._l2_norm_clip)
-        return tf.nest.map_structure(add_noise, sample_state), global_state, event
-
-
-def dp_sgd_optimizer(run: DpSgdRun, plan: TrainingPlan, batches: PoissonBatches) -> DPKerasSGDOptimizer:
-    r"""TF Privacy's optimizer, set so that each logical batch gets noise of exactly σC once.
-
-    A logical batch arrives as k physical ones of P rows. The optimizer adds noise at each, so each gets
-    :math:`\sigma C / \sqrt{k}`: the k independent draws sum to :math:`\sigma C`, and only the sum is
-    applied. It averages over k·P rows, padding included; the learning rate is scaled by kP/B, which
-    makes the step the noisy sum over the expected batch size B, a constant that depends on no data.
-    """
-    accumulated = batches.accumulation_steps
-    optimizer = DPKerasSGDOptimizer(
-        l2_norm_clip=plan.l2_norm_clip,
-        noise_multiplier=run.noise_multiplier / np.sqrt(accumulated),
-        num_microbatches=batches.rows,
-        gradient_accumulation_steps=accumulated,
-        learning_rate=plan.learning_rate * accumulated * batches.rows / run.batch_size,
-        momentum=plan.momentum,
-    )
-    plain = optimizer._dp_sum_query
-    optimizer._dp_sum_query = KeyedGaussianSum(plain._l2_norm_clip, plain._stddev, batches.seed)
-    return optimizer
 
 
 def train(
@@ -78,6 +31,7 @@ def train(
     seed: int,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     on_epoch=None,
+    engine: str = "reference",
 ) -> list[EpochRecord]:
     """Train ``model`` in place with DP-SGD; returns the epoch records.
 
@@ -92,6 +46,8 @@ def train(
             guarantee a demonstration; take :func:`tfprivacy_lab.dp.sampling.fresh_seed` to mean it.
         validation: Held-out inputs and labels; their accuracy is not covered by the guarantee.
         on_epoch: Called with each EpochRecord.
+        engine: "reference": TF Privacy's DPKerasSGDOptimizer, gradients by ``tape.jacobian``. "fast": the
+            same by book-keeping (:class:`tfprivacy_lab.dp.private_model.PrivateModel`), on the same batches.
 
     Returns:
         One record an epoch. The last one's ε is the run's.
@@ -105,30 +61,74 @@ def train(
     have known gaps (Mironov 2012); validation figures; hyperparameters tuned on the same examples.
     """
     check_delta(delta)
-    examples, labels = _check_arguments(model, examples, labels, run, plan)
-    batches = PoissonBatches(run.examples, run.batch_size, run.steps, plan.physical_batch_size, seed)
-    # Dropout and the like: a seed of their own, from which that of the noise does not follow.
+    check_positive_int("seed", seed, at_least=0)
+    examples, labels = checked_arguments(model, examples, labels, run, plan)
+    seed_layers(seed)
+    run_steps = ENGINES[check_choice("engine", engine, ENGINES)](model, examples, labels, plan, run, delta, seed)
+    return run_epochs(model, plan, run, run_steps, lambda step: epsilon_after(run, step, delta), validation, on_epoch)
+
+
+def seed_layers(seed: int) -> None:
+    """Seed dropout and the like, by a seed of their own from which that of the noise does not follow."""
     tf.keras.utils.set_random_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
+
+
+def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoch=None) -> list[EpochRecord]:
+    """Epoch after epoch of ``run_steps(first, last)``: records, finite weights, the average of the last ones.
+
+    Args:
+        model: The model that the steps train.
+        plan: Has ``epochs`` and ``average_last``.
+        run: Has ``examples`` and ``batch_size``.
+        run_steps: Does the logical steps first..last-1.
+        epsilon_at: ε after so many steps.
+        validation: As for :func:`train`.
+        on_epoch: As for :func:`train`.
+    """
+    records, averages, step = [], [], 0
+    for epoch in range(1, plan.epochs + 1):
+        start, end = time.perf_counter(), steps_for(run.examples, run.batch_size, epoch)
+        run_steps(step, end)
+        step = end
+        _check_weights_finite(model, epoch)
+        accuracy = None if validation is None else evaluate_accuracy(model, *validation)
+        records.append(EpochRecord(epoch, step, epsilon_at(step), accuracy, time.perf_counter() - start))
+        if plan.epochs - epoch < round(plan.epochs * plan.average_last, 9):
+            averages.append(model.get_weights())
+        if on_epoch is not None:
+            on_epoch(records[-1])
+    if averages:
+        model.set_weights([np.mean(weights, axis=0) for weights in zip(*averages, strict=True)])
+    return records
+
+
+def _reference(model, examples, labels, plan, run, delta, seed):
+    """Steps by DPKerasSGDOptimizer."""
+    batches = PoissonBatches(run.examples, run.batch_size, run.steps, plan.physical_batch_size, seed)
     model.compile(
         optimizer=dp_sgd_optimizer(run, plan, batches),
         loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
     )
-    records, averages, step = [], [], 0
-    for epoch in range(1, plan.epochs + 1):
-        start, end = time.perf_counter(), steps_for(run.examples, run.batch_size, epoch)
-        model.fit(_physical_batches(batches, examples, labels, step, end), verbose=0)
-        step = end
-        _check_weights_finite(model, epoch)
-        accuracy = None if validation is None else evaluate_accuracy(model, *validation)
-        record = EpochRecord(epoch, step, epsilon_after(run, step, delta), accuracy, time.perf_counter() - start)
-        records.append(record)
-        if plan.epochs - epoch < round(plan.epochs * plan.average_last, 9):
-            averages.append(model.get_weights())
-        if on_epoch is not None:
-            on_epoch(record)
-    if averages:
-        model.set_weights([np.mean(weights, axis=0) for weights in zip(*averages, strict=True)])
-    return records
+    return lambda first, last: model.fit(physical_batches(batches, examples, labels, first, last), verbose=0)
+
+
+def _fast(model, examples, labels, plan, run, delta, seed):
+    """Steps by book-keeping; physical batches as memory allows."""
+    private = PrivateModel(
+        model, l2_norm_clip=plan.l2_norm_clip, noise_multiplier=run.noise_multiplier, seed=seed, delta=delta
+    )
+    private.compile(
+        optimizer=tf.keras.optimizers.SGD(plan.learning_rate, plan.momentum),
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+    def run_steps(first, last):
+        private.fit(examples, labels, run.batch_size, steps_per_epoch=last - first, verbose=0)
+
+    return run_steps
+
+
+ENGINES = {"reference": _reference, "fast": _fast}
 
 
 def evaluate_accuracy(model: tf.keras.Model, examples: np.ndarray, labels: np.ndarray) -> float:
@@ -137,7 +137,7 @@ def evaluate_accuracy(model: tf.keras.Model, examples: np.ndarray, labels: np.nd
     return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
-def _physical_batches(batches, examples, labels, first, last):
+def physical_batches(batches, examples, labels, first, last):
     """The physical batches of logical steps first..last-1 as a tf.data.Dataset of fixed shapes."""
     rows = batches.rows
 
@@ -157,7 +157,7 @@ def _physical_batches(batches, examples, labels, first, last):
     return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
 
 
-def _check_arguments(model, examples, labels, run, plan):
+def checked_arguments(model, examples, labels, run, plan):
     """Refuse what would run and void the guarantee; returns float32 examples and int64 labels."""
     if np.shape(examples)[:1] != (run.examples,) or np.shape(labels) != (run.examples,):
         raise InputError(
@@ -185,28 +185,17 @@ def _check_arguments(model, examples, labels, run, plan):
         raise InputError(f"{wanted}, got dtype {labels.dtype}.")
     if labels.min() < 0 or labels.max() >= shape[1]:
         raise InputError(f"{wanted}, got labels from {labels.min()} to {labels.max()}.")
-    check_model_is_per_example(model)
+    clipping.check_no_batch_normalization(model)
+    _check_no_added_losses(model)
     labels = labels.astype(np.int64, copy=False)
-    _check_gradients_are_per_example(model, examples[:8], labels[:8])
+    first = (tf.convert_to_tensor(examples[:8]), tf.convert_to_tensor(labels[:8]))
+    model_checks.check_gradients_are_per_example(model, lambda batch, training: _losses(model, batch, training), first)
     return examples, labels
 
 
-def _check_gradients_are_per_example(model, examples, labels):
-    """Refuse a model whose gradient for the first example moves with another example, by any layer."""
-    inputs = tf.convert_to_tensor(examples)
-    with tf.GradientTape() as outer:
-        outer.watch(inputs)
-        with tf.GradientTape() as inner:
-            logits = model(inputs, training=True)
-            loss = tf.keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)[0]
-        gradients = inner.gradient(loss, model.trainable_variables, unconnected_gradients="zero")
-        size = tf.add_n([tf.reduce_sum(gradient**2) for gradient in gradients])
-    reached = outer.gradient(size, inputs, unconnected_gradients="zero")
-    if np.any(np.abs(reached[1:]) > 0):
-        raise InputError(
-            f"Model {model.name!r} mixes the examples of a batch: one example's gradient depends on another's "
-            "values, so clipping bounds nothing; remove the layer that computes across the first axis."
-        )
+def _losses(model, batch, training):
+    logits = model(batch[0], training=training)
+    return tf.keras.losses.sparse_categorical_crossentropy(batch[1], logits, from_logits=True)
 
 
 def _check_weights_finite(model, epoch):
@@ -218,19 +207,8 @@ def _check_weights_finite(model, epoch):
         )
 
 
-def check_model_is_per_example(model: tf.keras.Model) -> None:
-    """Refuse models in which one example's gradient depends on another, or losses of no example.
-
-    Raises:
-        InputError: naming the layer.
-    """
-    for layer in model._flatten_layers(include_self=False, recursive=True):
-        mixes = isinstance(layer, _BatchNormalizationBase)
-        if mixes and (layer.trainable or layer.trainable_weights):
-            raise InputError(
-                f"Layer {layer.name!r} is a BatchNormalization in training: it mixes the examples of a batch, so "
-                "clipping bounds nothing; use GroupNormalization or freeze the layer."
-            )
+def _check_no_added_losses(model):
+    """Refuse losses of no example: DPKerasSGDOptimizer would clip them with every one."""
     if model.losses:
         raise InputError(
             f"Model {model.name!r} adds {len(model.losses)} loss terms that belong to no example (regularisers); "

@@ -1,0 +1,96 @@
+"""The Laplace recipe: its public projection, and a small head that learns under a pure epsilon."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tfprivacy_lab import laplace_head, models, runs
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import train_laplace
+from tfprivacy_lab.recipes import RECIPES
+
+
+def clusters(n, seed, classes=10, width=128):
+    """Features in ten clusters whose centres span nine dimensions of 128."""
+    centres = np.random.default_rng(0).normal(size=(classes, width))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    return (centres[labels] + 0.3 * rng.normal(size=(n, width))).astype(np.float32), labels
+
+
+def test_projection_is_the_principal_axes_of_the_public_features():
+    public, _ = clusters(500, 1)
+    private, _ = clusters(40, 2)
+    projected = laplace_head.public_projection(public, 6)(private).numpy()
+    values, vectors = np.linalg.eigh(np.cov(public.T.astype(float)))
+    oracle = (private - public.mean(axis=0)) @ vectors[:, ::-1][:, :6]
+    oracle /= np.linalg.norm(oracle, axis=1, keepdims=True)
+    signs = np.sign((projected * oracle).sum(axis=0))
+    np.testing.assert_allclose(projected * signs, oracle, atol=2e-4)
+    assert values[-6] > 2 * values[-11]
+
+
+def test_projector_is_frozen_and_depends_on_public_features_alone():
+    projector = laplace_head.public_projection(clusters(100, 1)[0], 5)
+    assert projector.trainable_weights == []
+    np.testing.assert_allclose(np.linalg.norm(projector(clusters(20, 3)[0]), axis=1), 1.0, rtol=1e-5)
+
+
+def test_extractor_and_head_are_one_model_that_saves_and_loads(tmp_path):
+    images = np.random.default_rng(0).random((64, 28, 28, 1), np.float32)
+    extractor = laplace_head.projected_backbone(models.freeze(models.backbone()), images, 8)
+    features = models.embed(extractor, images)
+    assert features.shape == (64, 8)
+    head = models.dense_head(8)
+    head.set_weights([np.random.default_rng(1).normal(size=shape) for shape in ((8, 10), (10,))])
+    model = models.with_head(extractor, head)
+    model.save(tmp_path / "model.keras")
+    loaded = runs.load_model(tmp_path / "model.keras")
+    expected = features @ head.get_weights()[0] + head.get_weights()[1]
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-4)
+
+
+def trained_head(features, labels, epsilon, delta, epochs, **options):
+    """A head trained by the recipe's plan, for a private set of this size; its run and records."""
+    plan = dataclasses.replace(RECIPES["laplace-head"].plan, batch_size=len(labels), epochs=epochs)
+    run = plan.calibrated(len(labels), epsilon, delta)
+    head = models.dense_head(features.shape[1])
+    return run, train_laplace(head, features, labels, plan=plan, run=run, delta=delta, seed=5, **options)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_head_learns_under_a_pure_epsilon(secure):
+    projector = laplace_head.public_projection(clusters(300, 1)[0], 12)
+    (train, labels), (test, wanted) = clusters(3_000, 2), clusters(500, 3)
+    validation = (projector(test).numpy(), wanted)
+    run, records = trained_head(projector(train).numpy(), labels, 4.0, 0, 6, secure_noise=secure, validation=validation)
+    assert 3.999 < run.pure_epsilon <= 4.0
+    assert records[-1].epsilon == run.pure_epsilon
+    assert run.steps == 6 == len(records)
+    assert run.sampling_probability == 1
+    assert records[-1].validation_accuracy > 0.9
+
+
+def test_noise_is_what_limits_a_tiny_budget():
+    """The same head at a budget that leaves nothing: the noise is really there."""
+    projector = laplace_head.public_projection(clusters(300, 1)[0], 12)
+    (train, labels), test = clusters(500, 2), clusters(500, 3)
+    validation = (projector(test[0]).numpy(), test[1])
+    _, records = trained_head(projector(train).numpy(), labels, 0.01, 1e-5, 3, validation=validation)
+    assert records[-1].validation_accuracy < 0.5
+    assert records[-1].epsilon <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: laplace_head.public_projection(np.zeros((5, 8)), 5), "more public features than dimension=5, got 5"),
+        (lambda: laplace_head.public_projection(np.zeros((9, 8)), 9), "dimension=9"),
+        (lambda: laplace_head.public_projection(np.full((9, 8), np.nan), 2), "public_features to be finite"),
+        (lambda: laplace_head.public_projection(np.zeros(9), 2), r"array \(rows, columns\), got shape \(9,\)"),
+    ],
+)
+def test_arguments_are_checked(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

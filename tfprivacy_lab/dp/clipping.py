@@ -1,0 +1,266 @@
+r"""The sum of clipped per-example gradients, by book-keeping instead of per-example back-propagation.
+
+One forward pass keeps every layer's input; one backward pass stops at the layers' outputs, and never forms
+a weight's gradient; norms follow from the two (:mod:`tfprivacy_lab.dp.linear_layers`); weighted matrix products
+then give :math:`\sum_b c_b \nabla \ell_b` with :math:`c_b = \min(1, C / \|\nabla \ell_b\|)`
+(Bu et al. 2023, "Differentially private optimization on large model at small cost").
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import tensorflow as tf
+
+from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.dp.layers import KNOWN
+from tfprivacy_lab.dp.linear_layers import Uses
+
+METHODS = ("flat", "automatic")
+# Stability constant of automatic clipping (Bu et al. 2022, section 3.3).
+_AUTOMATIC_GAMMA = 0.01
+# Norms are rounded to about 1e-7; clipping to this much less keeps the bound, whichever way they round.
+_ROUNDING = 1.0 - 1e-6
+
+# Keras' base class, which SyncBatchNormalization and the TF1 layer share.
+_BatchNormalizationBase = tf.keras.layers.BatchNormalization.__base__
+
+
+def clip_factors(norms: tf.Tensor, l2_norm_clip, method: str = "flat") -> tf.Tensor:
+    r"""What each example's gradient is multiplied by.
+
+    ``flat``: :math:`\min(1, C / \|g\|)` (Abadi et al. 2016). ``automatic``:
+    :math:`C / (\|g\| + \gamma)`, which normalises small gradients too (Bu et al. 2022).
+
+    Args:
+        norms: Gradient norms, (batch,), float32.
+        l2_norm_clip: C > 0, a number or a scalar tensor.
+        method: One of :data:`METHODS`.
+
+    Returns:
+        Factors, (batch,); 0 where the norm is not finite.
+
+    Guarantee: every scaled gradient has norm at most C, so one example added or removed moves the sum by at
+    most C.
+    """
+    check_choice("clipping", method, METHODS)
+    clip = _ROUNDING * tf.cast(l2_norm_clip, norms.dtype)
+    factors = clip / (tf.maximum(norms, clip) if method == "flat" else norms + _AUTOMATIC_GAMMA)
+    return tf.where(tf.math.is_finite(norms), factors, 0.0)
+
+
+class UnknownLayerError(InputError):
+    """A trainable layer that book-keeping has no rule for."""
+
+
+class BookKeeping:
+    """Per-example clipping for one model, whose layers are all known.
+
+    Args:
+        model: A built Keras model, Sequential, Functional or subclassed from known layers.
+
+    Raises:
+        InputError: naming the first trainable layer that is not known, or one that mixes examples.
+    """
+
+    def __init__(self, model: tf.keras.Model):
+        check_layers_keep_examples_apart(model)
+        self.model = model
+        self._owners = [layer for layer in _layers_of(model) if layer._trainable_weights and layer.trainable]
+        unknown = [layer for layer in self._owners if type(layer) not in KNOWN]
+        if unknown:
+            names = ", ".join(sorted(cls.__name__ for cls in KNOWN))
+            raise UnknownLayerError(
+                f"Layer {unknown[0].name!r} ({type(unknown[0]).__name__}) is trainable and the fast engine has no rule "
+                f"for it (it knows {names}); freeze it, or pass unknown_layers='slow' to differentiate example by "
+                "example."
+            )
+        _check_dtypes(model)
+
+    def gradients(self, compute_losses, weights: tf.Tensor | None = None) -> ExampleGradients:
+        """Run the model once and keep what per-example gradients are made of.
+
+        Args:
+            compute_losses: Called with no argument; calls the model and returns (losses (batch,), anything).
+            weights: What each example's loss is multiplied by, (batch,); 0 takes an example out exactly.
+
+        Returns:
+            The gradients of all examples, unformed.
+        """
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            with self._recording(tape) as uses:
+                losses, extra = compute_losses()
+            total = losses if weights is None else losses * weights
+        outputs = [output for use in uses for output in use.outputs]
+        found = iter(tape.gradient(total, outputs, unconnected_gradients="zero"))
+        for use in uses:
+            use.gradients = [next(found) for _ in use.outputs]
+        return ExampleGradients(self.model.trainable_variables, uses, losses, extra)
+
+    @contextlib.contextmanager
+    def _recording(self, tape):
+        """Every owner's ``call`` notes its input and watches its output before the activation."""
+        found: dict[int, Uses] = {}
+        try:
+            for layer in self._owners:
+                layer.call = _recorded(layer, layer.call, tape, found)
+            uses: list[Uses] = []
+            yield uses
+            uses.extend(found.values())
+        finally:
+            for layer in self._owners:
+                layer.__dict__.pop("call", None)
+
+
+def _recorded(layer, call, tape, found):
+    """The layer's ``call``, keeping a note of each use."""
+
+    @tf.autograph.experimental.do_not_convert
+    def recorded(inputs, *args, **kwargs):
+        uses = found.setdefault(id(layer), KNOWN[type(layer)](layer))
+        outputs = uses.forward(call, inputs, *args, **kwargs)
+        tape.watch(outputs)
+        uses.inputs.append(inputs)
+        uses.outputs.append(outputs)
+        return uses.activate(outputs)
+
+    return recorded
+
+
+class ExampleGradients:
+    """The gradients of a batch's examples, as layers' inputs and output gradients.
+
+    Attributes:
+        losses: Losses before weighting, (batch,).
+        extra: What the forward pass returned beside them.
+    """
+
+    def __init__(self, variables, uses, losses, extra):
+        self._variables, self._uses, self.losses, self.extra = variables, uses, losses, extra
+        for use in uses:
+            _check_first_axis(use, losses)
+
+    def norms(self) -> tf.Tensor:
+        """Norm of each example's gradient over all trainable weights, (batch,)."""
+        return tf.sqrt(tf.add_n([use.squared_norms() for use in self._uses]))
+
+    def clipped_sum(self, l2_norm_clip, method: str = "flat") -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The clipped gradients' sum, and the norms before clipping.
+
+        Examples whose gradient is not finite take no part: their inputs and output gradients are zeroed, as
+        a factor of zero would leave NaN.
+        """
+        norms = self.norms()
+        factors, finite = clip_factors(norms, l2_norm_clip, method), tf.math.is_finite(norms)
+
+        def without_the_others():
+            return self._weighted_sum([use.keeping(finite) for use in self._uses], factors)
+
+        total = tf.cond(tf.reduce_all(finite), lambda: self._weighted_sum(self._uses, factors), without_the_others)
+        return total, norms
+
+    def _weighted_sum(self, uses, factors):
+        found = {}
+        for use in uses:
+            weights = zip(use.layer._trainable_weights, use.weighted_sum(factors), strict=True)
+            found.update({weight.ref(): value for weight, value in weights})
+        return [
+            found[variable.ref()] if variable.ref() in found else tf.zeros_like(variable)
+            for variable in self._variables
+        ]
+
+    def floats_per_example(self) -> int:
+        """Numbers an example needs in working memory, for choosing the physical batch."""
+        return sum(use.floats_per_example() for use in self._uses)
+
+
+def clipped_sum_example_by_example(
+    model: tf.keras.Model, compute_losses, batch, weights, l2_norm_clip, method: str = "flat"
+) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    """The same sum by back-propagating every example alone: right for any layer that keeps examples apart.
+
+    Args:
+        model: The model.
+        compute_losses: Called with a batch of one, as ``batch``; returns losses (1,).
+        batch: Structure of tensors, (batch, ...).
+        weights: (batch,).
+        l2_norm_clip: C.
+        method: One of :data:`METHODS`.
+
+    Returns:
+        Gradients of the trainable variables, norms (batch,), losses (batch,).
+    """
+    variables, count = model.trainable_variables, tf.shape(weights)[0]
+    norms, losses = (tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(2))
+    total, i = [tf.zeros_like(variable) for variable in variables], tf.constant(0)
+
+    def body(i, total, norms, losses):
+        one = tf.nest.map_structure(lambda a: a[i : i + 1], batch)
+        with tf.GradientTape() as tape:
+            loss = compute_losses(one)[0]
+            weighted = loss * weights[i]
+        found = [tf.convert_to_tensor(g) for g in tape.gradient(weighted, variables, unconnected_gradients="zero")]
+        norm = tf.linalg.global_norm(found)
+        factor = clip_factors(norm[tf.newaxis], l2_norm_clip, method)[0]
+        kept = [t + tf.math.multiply_no_nan(g, factor) for t, g in zip(total, found, strict=True)]
+        return i + 1, kept, norms.write(i, norm), losses.write(i, loss)
+
+    _, total, norms, losses = tf.while_loop(lambda i, *_: i < count, body, (i, total, norms, losses))
+    return total, norms.stack(), losses.stack()
+
+
+def check_layers_keep_examples_apart(model: tf.keras.Model) -> None:
+    """Refuse batch normalisation in training and losses that belong to no example.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    check_no_batch_normalization(model)
+    for layer in _layers_of(model):
+        if getattr(layer, "activity_regularizer", None) is not None:
+            raise InputError(
+                f"Layer {layer.name!r} has an activity_regularizer: its loss is a mean over the batch and belongs to "
+                "no example; remove it."
+            )
+
+
+def check_no_batch_normalization(model: tf.keras.Model) -> None:
+    """Refuse batch normalisation in training, of every make.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    for layer in _layers_of(model):
+        if isinstance(layer, _BatchNormalizationBase) and (layer.trainable or layer.trainable_weights):
+            raise InputError(
+                f"Layer {layer.name!r} is a BatchNormalization in training: it mixes the examples of a batch, so "
+                "clipping bounds nothing; use GroupNormalization or freeze the layer."
+            )
+
+
+def regularisation(model: tf.keras.Model) -> list[tf.Tensor]:
+    """The weights' regularisation losses: functions of the weights alone, so they cost no privacy."""
+    return [loss() for layer in _layers_of(model) for loss in layer._callable_losses]
+
+
+def _layers_of(model):
+    return list(model._flatten_layers(include_self=True, recursive=True))
+
+
+def _check_dtypes(model):
+    for variable in model.trainable_variables:
+        if variable.dtype != tf.float32:
+            raise InputError(
+                f"Weight {variable.name!r} has dtype {variable.dtype.name}; the fast engine computes in float32."
+            )
+
+
+def _check_first_axis(use, losses):
+    """A layer that sees folded or unfolded batches has no example a row."""
+    count = losses.shape[0]
+    for inputs in use.inputs:
+        if count is not None and inputs.shape[0] is not None and inputs.shape[0] != count:
+            raise InputError(
+                f"Layer {use.layer.name!r} is called with {inputs.shape[0]} rows for a batch of {count}: it does not "
+                "keep one example a row (TimeDistributed folds time into the batch); call the layer directly."
+            )

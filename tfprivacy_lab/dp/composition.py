@@ -1,0 +1,288 @@
+"""What several mechanisms cost together: phases, runs and data sets composed into one ε.
+
+Events of different noise, sampling and kind are composed by privacy loss distributions, which multiply (as
+Fourier transforms), so that nothing is lost but the rounding, which is upwards. RDP stands beside it: a second
+analysis, by other code, that must come out near and usually above.
+
+No TensorFlow is imported here.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import dp_accounting
+import numpy as np
+from dp_accounting import rdp
+from dp_accounting.pld import privacy_loss_distribution
+
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.dp import accounting, events
+
+SEQUENTIAL = "one record may be in the data of every part"
+PARALLEL = "one record is in the data of one part only, by a rule fixed before looking at the data"
+
+# Expected privacy loss from which on the distribution, in steps of 1e-4, no longer fits into memory.
+_LARGEST_LOSS = 2000.0
+
+
+def compose(*parts, delta: float) -> dict:
+    r"""ε of several runs or events on data that may share a record: phases, recipes, data sets.
+
+    :math:`\delta(\epsilon) = \max_\pm E[(1 - e^{\epsilon - L_1 - \dots - L_k})_+]`, with :math:`L_i` the independent
+    privacy losses of the parts.
+
+    Args:
+        parts: :class:`~tfprivacy_lab.dp.accounting.DpSgdRun` or events of dp_accounting, at least one, in any order.
+        delta: Target δ in (0, 1), for all of it.
+
+    Returns:
+        A JSON-ready dict: ``epsilon`` (PLD), ``epsilon_rdp`` (RDP; None where RDP knows no bound for a part),
+        ``epsilon_pure`` (the ε at δ = 0 if all noise is Laplace's, else None), ``accountant``, ``adjacency``,
+        ``assumption``, ``delta``, and ``events`` as :func:`tfprivacy_lab.dp.events.to_json` writes them.
+
+    Raises:
+        InputError: for δ or a part that cannot be accounted.
+
+    Guarantee: add or remove one record; all outputs of all parts are released, and a later part may look at the
+    outputs of the former. Not covered: noise or sampling of a later part chosen by looking at outputs of the former
+    (fully adaptive composition; Rogers et al. 2016): fix the plan of the runs first.
+
+    Source: Koskela et al. 2020; Doroshenko et al. 2022; RDP: Mironov 2017, Prop. 1.
+    """
+    logged = [event_of(part) for part in parts]
+    if not logged:
+        raise InputError("Expected at least one run or event to compose, got none.")
+    whole = dp_accounting.ComposedDpEvent(logged)
+    return {
+        "epsilon": epsilon_of(whole, delta),
+        "epsilon_rdp": _epsilon_by_rdp(whole, delta),
+        "epsilon_pure": pure_epsilon(whole),
+        "accountant": accounting.accountant_name(),
+        "adjacency": accounting.ADJACENCY,
+        "assumption": SEQUENTIAL,
+        "delta": float(delta),
+        "events": [events.to_json(event) for event in logged],
+    }
+
+
+def compose_parallel(*parts, delta: float) -> dict:
+    """ε of runs or events on disjoint parts of the data: the dearest part, not the sum.
+
+    Args:
+        parts: As for :func:`compose`; each one looked at its own part of the data, and at no other.
+        delta: Target δ in (0, 1).
+
+    Returns:
+        As :func:`compose`, with the largest of the parts' figures, and the assumption that makes it true.
+
+    Raises:
+        InputError: as :func:`compose`.
+
+    Guarantee: adding or removing one record changes one part only (McSherry 2009, Thm 4), so its cost is the
+    largest, at the same δ. Not covered: a division that depends on the other records (sorting, balancing, equal
+    shares of a shuffled list: one record more moves the others across); one person with records in several parts;
+    replacing a record, which may take it from one part to another and costs both.
+    """
+    each = [compose(part, delta=delta) for part in parts]
+    if not each:
+        raise InputError("Expected at least one run or event, got none.")
+
+    def largest(name):
+        figures = [part[name] for part in each]
+        return None if None in figures else max(figures)
+
+    dearest = {name: largest(name) for name in ("epsilon", "epsilon_rdp", "epsilon_pure")}
+    logged = [event for part in each for event in part["events"]]
+    return {**each[0], **dearest, "assumption": PARALLEL, "events": logged}
+
+
+def epsilon_of(event, delta: float) -> float:
+    """ε by PLD of one event, whatever it is composed of.
+
+    Raises:
+        InputError: as :func:`compose`, or if no finite ε can be computed at δ.
+    """
+    accounting.check_delta(delta)
+    epsilon = float(privacy_loss(event).get_epsilon_for_delta(delta))
+    if not math.isfinite(epsilon):
+        raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
+    return epsilon
+
+
+def delta_of(event, epsilon: float) -> float:
+    """δ by PLD of one event at ε >= 0.
+
+    Raises:
+        InputError: as :func:`compose`.
+    """
+    check_finite_number("epsilon", epsilon, at_least=0)
+    return float(privacy_loss(event).get_delta_for_epsilon(epsilon))
+
+
+def privacy_loss(event) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """The privacy loss distribution of a run or an event, both directions of add-or-remove, rounded upwards."""
+    counts = events.mechanisms(event_of(event))
+    # Sorted, so that the order of events moves no digit.
+    return _composed(tuple(sorted(counts.items(), key=repr)))
+
+
+def pure_epsilon(event) -> float | None:
+    r"""ε at δ = 0: :math:`\sum_i k_i \log(1 + q_i (e^{1/b_i} - 1))` if all noise is Laplace's, else None.
+
+    Source: Dwork et al. 2006; amplification by sampling, Balle, Barthe and Gaboardi 2018, Thm 8.
+    """
+    total = 0.0
+    for mechanism, count in events.mechanisms(event_of(event)).items():
+        if mechanism[0] != "laplace":
+            return None
+        _, probability, scale = mechanism
+        total += count * math.log1p(probability * math.expm1(1 / scale))
+    return total
+
+
+def steps_within(run: accounting.DpSgdRun, epsilon: float, delta: float, *, at_most: int | None = None) -> int:
+    """Largest number of steps of ``run`` whose ε stays within the budget: never one above.
+
+    Args:
+        run: The run; its own ``steps`` is ignored.
+        epsilon: Budget ε > 0.
+        delta: Budget δ in (0, 1).
+        at_most: Do not look further than this many steps; None looks up to a million.
+
+    Returns:
+        T >= 0 with ε(T) <= ``epsilon`` by PLD; ε(T + 1) is above it, or T is ``at_most``. 0: not even one step fits.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+    """
+    check_finite_number("epsilon", epsilon, above=0)
+    most = check_positive_int("at_most", 10**6 if at_most is None else at_most, at_least=0, at_most=10**8)
+    accounting.check_delta(delta)
+    first = _epsilon_or_infinity(run, 1, delta) if most else math.inf
+    if first > epsilon:
+        return 0
+    # A step that is free at this δ still gets a place on the logarithmic scale.
+    low, spent_low = 1, max(first, 1e-9)
+    high, spent_high = most + 1, math.inf
+    for trial in itertools.count():
+        if high - low <= 1:
+            return low
+        # ε grows like a power of the steps: a half at first, then what the ends of the bracket say. Every third
+        # trial halves instead, which bounds the number of trials where the power is a bad guess.
+        power = 2.0
+        if math.isfinite(spent_high):
+            power = math.log(high / low) / math.log(spent_high / spent_low)
+        middle = low * (epsilon / spent_low) ** power
+        if middle >= high or (trial % 3 == 2 and math.isfinite(spent_high)):
+            middle = math.sqrt(low * high)
+        middle = min(max(int(middle), low + 1), high - 1)
+        spent = _epsilon_or_infinity(run, middle, delta)
+        if spent <= epsilon:
+            low, spent_low = middle, max(spent, spent_low)
+        else:
+            high, spent_high = middle, spent
+
+
+def epsilon_shuffled(
+    run: accounting.DpSgdRun, delta: float, *, adjacency: str = "zero_out_one", drop_remainder: bool = False
+) -> float:
+    r"""ε that the same noise supports if batches of fixed size are cut from a shuffled order, as ``fit`` does.
+
+    Every example is in one batch a pass. Given the order, one pass is one Gaussian mechanism on the batch that holds
+    the example, and :math:`E` passes are one of :math:`\sigma / \sqrt{E}`; averaging over orders cannot cost more
+    (the hockey-stick divergence is jointly convex). So this holds for any order, random or not, and no credit is
+    taken for randomness: none is proven that comes near the Poisson figure, and for small noise Chua et al. 2024
+    show that shuffling truly costs more than Poisson sampling.
+
+    Args:
+        run: The run, with ``batch_size`` the size of every batch.
+        delta: Target δ in (0, 1).
+        adjacency: ``zero_out_one`` (a record's gradient becomes zero while its place in the batch stays: Kairouz et
+            al. 2021) or ``replace_one`` (it becomes another record's: twice the sensitivity).
+        drop_remainder: True if the last, smaller batch of each pass is left out: passes are then shorter.
+
+    Returns:
+        ε, exact for one fixed order (Balle and Wang 2018, Thm 8).
+
+    Raises:
+        InputError: naming the argument that is out of range.
+
+    Not covered: add or remove one record. It shifts all later records by one place, so every later batch changes.
+    Figures under different adjacencies are not comparable one to one: print the adjacency beside them.
+    """
+    accounting.check_delta(delta)
+    if adjacency not in ("zero_out_one", "replace_one"):
+        raise InputError(f"Expected adjacency to be zero_out_one or replace_one, got adjacency={adjacency!r}.")
+    batches = run.examples / run.batch_size
+    passes = math.ceil(run.steps / (math.floor(batches) if drop_remainder else math.ceil(batches)))
+    sensitivity = 1 if adjacency == "zero_out_one" else 2
+    return accounting.gaussian_epsilon(run.noise_multiplier / (sensitivity * math.sqrt(passes)), delta)
+
+
+def _epsilon_or_infinity(run, steps, delta) -> float:
+    """ε after so many steps; infinite where it is too large to compute."""
+    loss = _expected_loss(("gaussian", run.sampling_probability, run.noise_multiplier))
+    return math.inf if loss * steps > _LARGEST_LOSS else accounting.epsilon_after(run, steps, delta)
+
+
+def event_of(part) -> dp_accounting.DpEvent:
+    """The event of a run; an event is itself."""
+    return part.event() if isinstance(part, accounting.DpSgdRun) else part
+
+
+def _epsilon_by_rdp(event, delta) -> float | None:
+    accountant = rdp.RdpAccountant()
+    return float(accountant.compose(event).get_epsilon(delta)) if accountant.supports(event) else None
+
+
+@functools.lru_cache(maxsize=16)
+def _composed(counts: tuple) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """Privacy loss of a multiset of mechanisms."""
+    expected = math.fsum(_expected_loss(mechanism) * count for mechanism, count in counts)
+    if expected > _LARGEST_LOSS:
+        raise InputError(
+            f"The events cost an epsilon near or beyond {_LARGEST_LOSS:g}, too much to compute; use more noise or "
+            "fewer steps."
+        )
+    losses = [_mechanism_loss(mechanism, count) for mechanism, count in counts]
+    return functools.reduce(lambda one, other: one.compose(other), losses)
+
+
+@functools.lru_cache(maxsize=64)
+def _mechanism_loss(mechanism: tuple, count: int):
+    """Privacy loss of ``count`` uses of one mechanism."""
+    kind, *numbers = mechanism
+    check_finite_number("noise_multiplier", numbers[-1], at_least=accounting.SMALLEST_NOISE)
+    if kind == "gaussian" and numbers[0] == 1.0:
+        return accounting.step_privacy_loss(numbers[1] / math.sqrt(count), 1.0)
+    if kind == "gaussian":
+        return accounting.step_privacy_loss(numbers[1], numbers[0]).self_compose(count)
+    if kind == "laplace":
+        one = privacy_loss_distribution.from_laplace_mechanism(
+            numbers[1], sampling_prob=numbers[0], value_discretization_interval=accounting.DISCRETISATION
+        )
+        return one.self_compose(count)
+    examples, probability, largest, noise_multiplier = numbers
+    one = privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+        examples, probability, largest, noise_multiplier, value_discretization_interval=accounting.DISCRETISATION
+    )
+    return one.self_compose(count)
+
+
+@functools.lru_cache(maxsize=256)
+def _expected_loss(mechanism: tuple) -> float:
+    """Mean privacy loss of one use, or a bound on it: what decides how large its distribution grows."""
+    kind, *numbers = mechanism
+    noise = numbers[-1]
+    if kind == "laplace":
+        return numbers[0] * (1 / noise + math.expm1(-1 / noise))
+    probability, shift = (numbers[0], 1 / noise) if kind == "gaussian" else (numbers[1], 2 / noise)
+    if probability == 1.0:
+        return shift**2 / 2
+    x = np.linspace(-12.0, shift + 12.0, 4001)
+    loss = np.logaddexp(math.log1p(-probability), math.log(probability) + shift * x - shift**2 / 2)
+    without = np.exp(-(x**2) / 2) * (x[1] - x[0]) / math.sqrt(2 * math.pi)
+    return float(max(np.sum(without * np.exp(loss) * loss), -np.sum(without * loss)))

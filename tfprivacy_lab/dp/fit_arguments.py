@@ -1,0 +1,34 @@
+"""What ``PrivateModel.fit`` takes beside the examples."""
+
+from __future__ import annotations
+
+from tfprivacy_lab.checks import InputError, check_choice, check_positive_int
+from tfprivacy_lab.dp.spending import SAMPLINGS
+
+_KERAS_OPTIONS = {"initial_epoch", "validation_batch_size", "validation_freq", "validation_steps"}
+
+
+def check(options: dict, batch_size, sampling: str, physical_batch_size, engine: str) -> None:
+    """Refuse what ``fit`` does not take, or not under differential privacy.
+
+    Args:
+        options: Further keyword arguments.
+        batch_size: Expected size of a logical batch, >= 1.
+        sampling: One of :data:`tfprivacy_lab.dp.spending.SAMPLINGS`.
+        physical_batch_size: Rows computed at a time, >= 1, or None.
+        engine: "fast" or "reference".
+
+    Raises:
+        InputError: naming the argument.
+    """
+    unknown = sorted(set(options) - _KERAS_OPTIONS)
+    if unknown:
+        raise InputError(f"fit does not take {unknown[0]!r} under differential privacy.")
+    if batch_size is None:
+        raise InputError("Expected batch_size, the expected size of a logical batch: epsilon depends on it.")
+    check_positive_int("batch_size", batch_size)
+    check_choice("sampling", sampling, SAMPLINGS)
+    if engine == "reference" and sampling != "poisson":
+        raise InputError(f"engine='reference' is for sampling='poisson', got sampling={sampling!r}.")
+    if physical_batch_size is not None:
+        check_positive_int("physical_batch_size", physical_batch_size)

@@ -1,0 +1,263 @@
+r"""What each Keras layer's per-example gradient is made of: its input, and the gradient at its output.
+
+For every layer whose output before the activation is linear in its kernel, the gradient of example b is
+:math:`J_b = \sum_t x_{bt} g_{bt}^\top` over positions t (pixels, time steps, uses of the layer). Its norm
+follows from either side of
+
+.. math:: \|J_b\|^2 = \sum_{t,s} (x_{bt} \cdot x_{bs})(g_{bt} \cdot g_{bs})
+
+whichever is cheaper: the left one makes J (small kernels, many positions), the right one never does
+("ghost norm": Goodfellow 2015; Li et al. 2022; Bu, Mao and Xu 2022).
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import math
+import string
+
+import tensorflow as tf
+
+from tfprivacy_lab.checks import InputError
+
+# Above this many weights a layer's per-example gradients are never made, whatever it costs otherwise.
+LARGEST_MATERIALISED = 2**16
+
+# Rounding of a float32 sum over positions, relative to the sum of its terms' norms.
+GHOST_ROUNDING = 2.0**-22
+
+
+class Uses(abc.ABC):
+    """The uses of one layer in one forward pass, and what its per-example gradients are.
+
+    Attributes:
+        layer: The Keras layer.
+        inputs: Its inputs, one a use, each (batch, ...).
+        outputs: Its outputs before the activation, one a use; gradients are taken at these.
+    """
+
+    def __init__(self, layer: tf.keras.layers.Layer):
+        self.layer, self.inputs, self.outputs = layer, [], []
+        self.gradients: list[tf.Tensor] = []
+
+    def forward(self, call, inputs, *args, **kwargs):
+        """The layer's output before its activation: its own code, with the activation switched off."""
+        activation, self.layer.activation = self.layer.activation, None
+        try:
+            return call(inputs, *args, **kwargs)
+        finally:
+            self.layer.activation = activation
+
+    def activate(self, outputs):
+        """What the layer does after the point at which gradients are taken."""
+        return outputs if self.layer.activation is None else self.layer.activation(outputs)
+
+    @abc.abstractmethod
+    def squared_norms(self) -> tf.Tensor:
+        """Squared norm of each example's gradient, (batch,)."""
+
+    @abc.abstractmethod
+    def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
+        """Σ_b factors_b · gradient_b, for each of the layer's trainable weights, in their order."""
+
+    @abc.abstractmethod
+    def floats_per_example(self) -> int:
+        """Numbers an example needs beyond what back-propagation holds anyway."""
+
+    def keeping(self, rows: tf.Tensor) -> Uses:
+        """A copy in which the examples that ``rows`` (batch,) says no to are zero; call after squared_norms."""
+
+        def cleared(value):
+            mask = tf.reshape(rows, (-1, *[1] * (len(value.shape) - 1)))
+            return tf.where(mask, value, tf.zeros_like(value))
+
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if name not in ("layer", "outputs"):
+                setattr(other, name, tf.nest.map_structure(lambda a: cleared(a) if tf.is_tensor(a) else a, value))
+        return other
+
+    def _in_order(self, **by_name) -> list[tf.Tensor]:
+        """The gradients named as the layer's attributes, in the order of its trainable weights."""
+        known = {id(getattr(self.layer, name)): value for name, value in by_name.items()}
+        return [known[id(weight)] for weight in self.layer._trainable_weights]
+
+
+class LinearUses(Uses):
+    """Layers that multiply by a kernel, seen as X (batch, groups, positions, d) and G (..., p)."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self._x = self._g = self._kernel_gradients = self._bias_gradients = None
+
+    @property
+    def kernel(self) -> tf.Variable:
+        """The layer's kernel."""
+        return self.layer.kernel
+
+    @property
+    def kernel_name(self) -> str:
+        """The attribute that holds it."""
+        return "kernel"
+
+    @abc.abstractmethod
+    def as_matrices(self, inputs, gradients) -> tuple[tf.Tensor, tf.Tensor]:
+        """One use as X (batch, groups, positions, d) and G (batch, groups, positions, p)."""
+
+    @abc.abstractmethod
+    def kernel_shaped(self, summed: tf.Tensor) -> tf.Tensor:
+        """A gradient (groups, d, p) in the kernel's shape."""
+
+    def prepare(self) -> None:
+        """Lay inputs and gradients out as matrices; once, as squared_norms and weighted_sum share them."""
+        if self._x is None:
+            pairs = [self.as_matrices(x, g) for x, g in zip(self.inputs, self.gradients, strict=True)]
+            columns = zip(*pairs, strict=True)
+            self._x, self._g = (parts[0] if len(parts) == 1 else tf.concat(parts, 2) for parts in columns)
+
+    def materialises(self) -> bool:
+        """Whether per-example gradients are made: cheaper than comparing positions, and small enough."""
+        groups, positions, d = self._x.shape[1:]
+        p = self._g.shape[3]
+        if groups * d * p > LARGEST_MATERIALISED or positions is None or positions == 1:
+            return False
+        # In multiply-adds an example; the ghost norm pays the weighted product on top.
+        return positions * d * p + 3 * d * p < positions**2 * (d + p + 2) + positions * d * p
+
+    def squared_norms(self) -> tf.Tensor:
+        self.prepare()
+        if self.layer.bias is not None:
+            self._bias_gradients = self._per_example_bias()
+            bias = tf.reduce_sum(tf.square(self._bias_gradients), list(range(1, len(self._bias_gradients.shape))))
+        else:
+            bias = 0.0
+        return bias + self._kernel_norms()
+
+    def _kernel_norms(self):
+        x, g = self._x, self._g
+        if x.shape[2] == 1:
+            return tf.reduce_sum(tf.reduce_sum(tf.square(x), [2, 3]) * tf.reduce_sum(tf.square(g), [2, 3]), 1)
+        if self.materialises():
+            # As (p, d), not (d, p): the longer rows make the product and the norm quicker.
+            self._kernel_gradients = tf.matmul(g, x, transpose_a=True)
+            return _squared_norms(self._kernel_gradients)
+        grams = [tf.matmul(a, a, transpose_b=True) for a in (tf.cast(x, tf.float64), tf.cast(g, tf.float64))]
+        largest = tf.reduce_sum(tf.norm(x, axis=3) * tf.norm(g, axis=3), [1, 2])
+        return ghost_norms(tf.reduce_sum(grams[0] * grams[1], [1, 2, 3]), largest)
+
+    def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
+        groups, _, d = self._x.shape[1:]
+        p = self._g.shape[3]
+        if self._kernel_gradients is not None:
+            flat = tf.reshape(self._kernel_gradients, (-1, groups * p * d))
+            kernel = tf.transpose(tf.reshape(tf.matmul(factors[tf.newaxis], flat), (groups, p, d)), (0, 2, 1))
+        else:
+            scaled = self._g * factors[:, tf.newaxis, tf.newaxis, tf.newaxis]
+            kernel = _summed_products(self._x, scaled, groups, d, p)
+        named = {self.kernel_name: self.kernel_shaped(kernel)}
+        if self._bias_gradients is not None:
+            named["bias"] = tf.tensordot(factors, self._bias_gradients, 1)
+        return self._in_order(**named)
+
+    def _per_example_bias(self):
+        """(batch, *bias.shape): the output's gradient summed over all axes along which the bias repeats."""
+        bias, total = self.layer.bias, 0.0
+        for g in self.gradients:
+            shape = [1] * (len(g.shape) - len(bias.shape)) + list(bias.shape)
+            axes = [axis for axis in range(1, len(g.shape)) if shape[axis] == 1]
+            total += tf.reshape(tf.reduce_sum(g, axes), (-1, *bias.shape)) if axes else g
+        return total
+
+    def floats_per_example(self) -> int:
+        self.prepare()
+        groups, positions, d = self._x.shape[1:]
+        p = self._g.shape[3]
+        work = groups * d * p if self.materialises() else 2 * groups * positions**2 if positions > 1 else 0
+        return work + groups * positions * (d + p)
+
+
+def ghost_norms(squared: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
+    r"""Squared norms from sums of products that may cancel, never too small for what float32 makes of the sum.
+
+    Args:
+        squared: :math:`\sum_{t,s} (x_t \cdot x_s)(g_t \cdot g_s)`, (batch,), float64: where positions cancel,
+            float32 would leave nothing but rounding, and a norm of zero for a gradient of any size.
+        largest: :math:`\sum_t \|x_t\| \|g_t\|`, (batch,), float32. The weighted sum is rounded relative to this,
+            whatever cancels, so a share of it counts as norm.
+
+    Returns:
+        float32, (batch,).
+    """
+    norms = tf.cast(tf.sqrt(tf.maximum(squared, 0.0)), tf.float32)
+    return tf.square(norms + GHOST_ROUNDING * largest)
+
+
+def _squared_norms(gradients):
+    """Squared norms over all axes but the first."""
+    return tf.square(tf.math.reduce_euclidean_norm(tf.reshape(gradients, (tf.shape(gradients)[0], -1)), 1))
+
+
+def _summed_products(x, g, groups, d, p):
+    """Σ over examples and positions of x g, (groups, d, p)."""
+    if groups > 1:
+        return tf.einsum("bgtd,bgtp->gdp", x, g)
+    return tf.matmul(tf.reshape(x, (-1, d)), tf.reshape(g, (-1, p)), transpose_a=True)[tf.newaxis]
+
+
+class DenseUses(LinearUses):
+    """Dense: every axis between the first and the last is a position."""
+
+    def as_matrices(self, inputs, gradients):
+        d, p = self.kernel.shape
+        positions = -1 if None in inputs.shape[1:-1] else math.prod(inputs.shape[1:-1])
+        return (tf.reshape(a, (tf.shape(a)[0], 1, positions, w)) for a, w in ((inputs, d), (gradients, p)))
+
+    def kernel_shaped(self, summed):
+        return summed[0]
+
+
+class EinsumDenseUses(LinearUses):
+    """EinsumDense: each letter of the equation is a group, a position, an input or an output of the kernel."""
+
+    def as_matrices(self, inputs, gradients):
+        x, k, y = self._letters(len(inputs.shape), len(gradients.shape))
+        batch = x[0]
+        groups = [c for c in k if c in x and c in y]
+        d, p = [c for c in k if c in x and c not in y], [c for c in k if c in y and c not in x]
+        positions = [c for c in x if c in y and c not in k and c != batch]
+        if x[0] != y[0] or batch in k or set(x) - set(y) - set(k) or len(groups + d + p) != len(k):
+            raise InputError(
+                f"Layer {self.layer.name!r}: the equation {self.layer.equation!r} is not one of a kernel applied to "
+                "each example; its first letter must be the batch's in input and output, and each letter of the "
+                "kernel must be in one of them. Use Dense, or another equation."
+            )
+        self._kernel_letters, self._parts = k, (groups, d, p)
+        sizes = {**dict(zip(x, inputs.shape, strict=True)), **dict(zip(y, gradients.shape, strict=True))}
+        self._sizes = [[sizes[c] for c in part] for part in (groups, d, p)]
+        shape = [math.prod(sizes[c] for c in groups), -1 if positions else 1]
+        order = [
+            [x.index(c) for c in (batch, *groups, *positions, *d)],
+            [y.index(c) for c in (batch, *groups, *positions, *p)],
+        ]
+        return (
+            tf.reshape(tf.transpose(a, to), (tf.shape(a)[0], *shape, math.prod(sizes[c] for c in last)))
+            for a, to, last in zip((inputs, gradients), order, (d, p), strict=True)
+        )
+
+    def _letters(self, x_rank, y_rank):
+        """The equation's letters for input, kernel and output, with an ellipsis spelled out."""
+        left, y = self.layer.equation.replace(" ", "").split("->")
+        x, k = left.split(",")
+        spare = [c for c in string.ascii_letters if c not in self.layer.equation]
+
+        def spelled(term, rank):
+            return list(term.replace("...", "".join(spare[: rank - len(term.replace("...", ""))])))
+
+        return spelled(x, x_rank), list(k), spelled(y, y_rank)
+
+    def kernel_shaped(self, summed):
+        groups, d, p = self._parts
+        unfolded = tf.reshape(summed, [size for part in self._sizes for size in part])
+        letters = [*groups, *d, *p]
+        return tf.transpose(unfolded, [letters.index(c) for c in self._kernel_letters])

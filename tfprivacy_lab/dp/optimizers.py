@@ -1,0 +1,167 @@
+"""TF Privacy's DPKerasSGDOptimizer, set so that a logical batch of any size gets exactly its noise."""
+
+from __future__ import annotations
+
+import dp_accounting
+import numpy as np
+import tensorflow as tf
+from tensorflow_privacy.privacy.dp_query.gaussian_query import GaussianSumQuery
+from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDOptimizer
+
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.accounting import DpSgdRun
+from tfprivacy_lab.dp.plan import TrainingPlan
+from tfprivacy_lab.dp.quantile import QuantileClip
+from tfprivacy_lab.dp.sampling import PoissonBatches
+
+
+def noise_generator(seed: int) -> tf.random.Generator:
+    """The Philox generator of a run's noise, keyed by the whole seed; one a run, so that no draw comes twice."""
+    state = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(3, np.uint64)
+    return tf.random.Generator.from_state(state.view(np.int64), alg="philox")
+
+
+class KeyedGaussianSum(GaussianSumQuery):
+    """TF Privacy's clipped sum, with noise from a generator that is keyed by the whole seed.
+
+    TF Privacy's own draws from TensorFlow's global generator, which cuts its seed to 31 bits: few enough
+    to try each one against the released weights. This one also goes on where it was if Keras retraces, and
+    examples whose gradient is not finite take no part: TF Privacy's clip lets them through.
+    """
+
+    def __init__(self, l2_norm_clip: float, stddev: float, generator: tf.random.Generator):
+        super().__init__(l2_norm_clip, stddev)
+        self._generator = generator
+
+    def preprocess_record(self, params, record):
+        """The clipped gradient, or zeros for one that is not finite."""
+        flat = [tf.convert_to_tensor(part) for part in tf.nest.flatten(record)]
+        finite = tf.math.is_finite(tf.linalg.global_norm(flat))
+        kept = [tf.where(finite, part, tf.zeros_like(part)) for part in flat]
+        return super().preprocess_record(params, tf.nest.pack_sequence_as(record, kept))
+
+    def get_noised_result(self, sample_state, global_state):
+        """The sum with fresh noise on every coordinate."""
+
+        def add_noise(total):
+            return total + self._generator.normal(tf.shape(total), stddev=global_state.stddev, dtype=total.dtype)
+
+        event = dp_accounting.GaussianDpEvent(self._stddev / self._l2_norm_clip)
+        return tf.nest.map_structure(add_noise, sample_state), global_state, event
+
+
+def dp_sgd_optimizer(
+    run: DpSgdRun, plan: TrainingPlan, batches: PoissonBatches, generator: tf.random.Generator | None = None
+) -> DPKerasSGDOptimizer:
+    r"""TF Privacy's optimizer, set so that each logical batch gets noise of exactly σC once.
+
+    A logical batch arrives as k physical ones of P rows. The optimizer adds noise at each, so each gets
+    :math:`\sigma C / \sqrt{k}`: the k independent draws sum to :math:`\sigma C`, and only the sum is
+    applied. It averages over k·P rows, padding included; the learning rate is scaled by kP/B, which
+    makes the step the noisy sum over the expected batch size B, a constant that depends on no data.
+
+    Args:
+        run: What is accounted.
+        plan: Clip, learning rate and momentum.
+        batches: The fixed shapes that hold every logical batch.
+        generator: Of the noise, if an earlier optimizer of the same seed drew from it; None begins it.
+    """
+    accumulated = batches.accumulation_steps
+    optimizer = DPKerasSGDOptimizer(
+        l2_norm_clip=plan.l2_norm_clip,
+        noise_multiplier=run.noise_multiplier / np.sqrt(accumulated),
+        num_microbatches=batches.rows,
+        gradient_accumulation_steps=accumulated,
+        learning_rate=plan.learning_rate * accumulated * batches.rows / run.batch_size,
+        momentum=plan.momentum,
+    )
+    plain = optimizer._dp_sum_query
+    generator = noise_generator(batches.seed) if generator is None else generator
+    optimizer._dp_sum_query = KeyedGaussianSum(plain._l2_norm_clip, plain._stddev, generator)
+    return optimizer
+
+
+def reference_optimizer(
+    sgd: tf.keras.optimizers.Optimizer,
+    run: DpSgdRun,
+    l2_norm_clip: float,
+    batches: PoissonBatches,
+    generator: tf.random.Generator,
+) -> DPKerasSGDOptimizer:
+    """The DPKerasSGDOptimizer that steps as ``sgd`` would by the noisy mean.
+
+    Raises:
+        InputError: if ``sgd`` is not plain SGD with or without momentum, at a constant learning rate.
+    """
+    settings = sgd.get_config()
+    if (
+        not isinstance(sgd, tf.keras.optimizers.SGD)
+        or settings["nesterov"]
+        or isinstance(settings["learning_rate"], dict)
+    ):
+        raise InputError(
+            f"engine='reference' is DPKerasSGDOptimizer: expected SGD with a constant learning rate and no Nesterov "
+            f"momentum, got {type(sgd).__name__}; use engine='fast'."
+        )
+    rate, momentum = float(sgd.learning_rate.numpy()), float(settings["momentum"] or 0.0)
+    plan = TrainingPlan(run.batch_size, 1, l2_norm_clip, rate, momentum)
+    return dp_sgd_optimizer(run, plan, batches, generator)
+
+
+class ReferenceSteps:
+    """Logical steps by DPKerasSGDOptimizer, a physical batch at a time, for one call of ``fit``.
+
+    Args:
+        sgd: The SGD optimizer to step as.
+        run: What is accounted.
+        l2_norm_clip: Clipping norm C.
+        batches: The fixed shapes that hold every logical batch.
+        variables: The trainable weights.
+        generator: Of the noise; the same for all calls of a model, or their noise would cancel.
+        before: The steps of an earlier call, whose momentum goes on.
+    """
+
+    def __init__(self, sgd, run, l2_norm_clip: float, batches: PoissonBatches, variables, generator, before=None):
+        self._optimizer = reference_optimizer(sgd, run, l2_norm_clip, batches, generator)
+        self._optimizer._create_all_weights(variables)
+        self._rows, self._pieces, self._variables = batches.rows, batches.accumulation_steps, variables
+        self.physical_batch_size = self._rows * self._pieces
+        if before is not None and self._optimizer._momentum:
+            for variable in variables:
+                velocity = before._optimizer.get_slot(variable, "momentum")
+                self._optimizer.get_slot(variable, "momentum").assign(velocity)
+
+    def step(self, losses_of, x, y, weights) -> None:
+        """One logical batch of ``physical_batch_size`` rows; ``losses_of(x, y)`` gives losses (rows,)."""
+
+        def body(piece):
+            start = piece * self._rows
+            part = tf.nest.map_structure(lambda a: a[start : start + self._rows], (x, y, weights))
+            part = tf.nest.map_structure(lambda a: tf.ensure_shape(a, (self._rows, *a.shape[1:])), part)
+            with tf.GradientTape(persistent=True) as tape:
+                losses = losses_of(part[0], part[1]) * part[2]
+            self._optimizer.minimize(losses, self._variables, tape=tape)
+            return [piece + 1]
+
+        tf.while_loop(lambda piece: piece < self._pieces, body, [tf.constant(0)], parallel_iterations=1)
+
+
+def check_reference(model: tf.keras.Model, l2_norm_clip, clipping_method: str, noise: str, replicas: int) -> None:
+    """Refuse what DPKerasSGDOptimizer does not do.
+
+    Raises:
+        InputError: naming the argument or the model.
+    """
+    if isinstance(l2_norm_clip, QuantileClip):
+        raise InputError("engine='reference' clips to one norm, got a QuantileClip; use engine='fast'.")
+    if clipping_method != "flat":
+        raise InputError(f"engine='reference' clips flat, got clipping_method={clipping_method!r}; use engine='fast'.")
+    if noise != "philox":
+        raise InputError(f"engine='reference' draws from Philox, got noise={noise!r}; use engine='fast'.")
+    if replicas > 1:
+        raise InputError("engine='reference' is for one worker; use engine='fast'.")
+    if model.losses:
+        raise InputError(
+            f"Model {model.name!r} adds {len(model.losses)} loss terms that belong to no example (regularisers); "
+            "engine='reference' would clip them with every example: remove them, or use engine='fast'."
+        )

@@ -1,0 +1,335 @@
+r"""A Keras model that is fitted under DP-SGD: ``compile``, ``fit``, ``evaluate``, callbacks and ``save``.
+
+``PrivateModel`` wraps a model. Its ``fit`` draws the batches that the accountant assumes, clips each
+example's gradient, adds noise once a logical batch, and hands the mean to any Keras optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
+from tfprivacy_lab.dp import clipping, example_batches, fit_arguments, model_checks, spending
+from tfprivacy_lab.dp.accounting import DpSgdRun
+from tfprivacy_lab.dp.callbacks import EpsilonLogger
+from tfprivacy_lab.dp.example_losses import ExampleLosses
+from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
+from tfprivacy_lab.dp.optimizers import ReferenceSteps, check_reference, noise_generator
+from tfprivacy_lab.dp.quantile import QuantileClip
+from tfprivacy_lab.dp.record import StepKind, TrainingRecord
+from tfprivacy_lab.dp.replicas import Replicas
+from tfprivacy_lab.dp.sampling import PoissonBatches, fresh_seed
+from tfprivacy_lab.dp.steps import NoisySteps
+
+ENGINES = ("fast", "reference")
+# Floats of working memory for what book-keeping keeps beyond back-propagation: 256 MiB.
+_WORKING_FLOATS = 2**26
+
+
+class PrivateModel(tf.keras.Model):
+    r"""A Keras model whose ``fit`` is DP-SGD.
+
+    Args:
+        model: A built model with one output. Its layers must keep examples apart.
+        l2_norm_clip: Bound C on one example's gradient norm, > 0; or a :class:`~tfprivacy_lab.dp.quantile.QuantileClip`
+            that adapts it, at a cost that is within ``noise_multiplier``.
+        noise_multiplier: Noise standard deviation over C, >= 0; 0 is no privacy, for tests.
+        engine: "fast": book-keeping, any Keras optimizer. "reference": TF Privacy's DPKerasSGDOptimizer, for an
+            SGD optimizer at a constant learning rate, losses of weights and examples alike refused.
+        clipping_method: "flat" or "automatic", see :func:`tfprivacy_lab.dp.clipping.clip_factors`.
+        unknown_layers: "refuse" trainable layers that book-keeping has no rule for, or compute the whole
+            model example by example: "slow", and just as right.
+        noise: "philox", or "secure" for draws of the operating system's generator.
+        seed: Seed of sampling and noise, for tests and teaching: whoever knows it can subtract the
+            noise. None takes a fresh secret one.
+        delta: δ of the ε that ``fit`` reports each epoch.
+
+    Raises:
+        InputError: naming the argument, or the layer that cannot be trained so.
+
+    Guarantee: add-or-remove-one adjacency under Poisson sampling; under shuffled batches, zero-out adjacency
+    (one example's gradient becomes zero while its place in the order stays). A step releases
+    :math:`\sum_b c_b \nabla\ell_b + N(0, \sigma^2 C^2 I)`, divided by the expected batch size, a constant;
+    one example moves the sum by at most C (Abadi et al. 2016, Alg. 1). Weights' regularisers are added
+    after the noise: they are no function of the data. Not covered: the loss and metrics that ``fit`` shows
+    for training examples, and validation figures.
+    """
+
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        *,
+        l2_norm_clip: float | QuantileClip,
+        noise_multiplier: float,
+        engine: str = "fast",
+        clipping_method: str = "flat",
+        unknown_layers: str = "refuse",
+        noise: str = "philox",
+        seed: int | None = None,
+        delta: float = 1e-5,
+    ):
+        super().__init__(name=f"private_{model.name}")
+        self.model = model
+        self._noise_multiplier = check_finite_number("noise_multiplier", noise_multiplier, at_least=0)
+        self._engine = check_choice("engine", engine, ENGINES)
+        self.delta = check_finite_number("delta", delta, above=0, below=1)
+        self._seed = fresh_seed() if seed is None else check_positive_int("seed", seed, at_least=0)
+        self._replicas = Replicas()
+        if engine == "reference":
+            check_reference(model, l2_norm_clip, clipping_method, noise, self._replicas.count)
+        self._noisy_steps = NoisySteps(
+            model,
+            l2_norm_clip=l2_norm_clip,
+            noise_multiplier=noise_multiplier,
+            clipping_method=clipping_method,
+            unknown_layers="slow" if engine == "reference" else unknown_layers,
+            noise=GaussianNoise(self._seed, noise),
+            replicas=self._replicas,
+        )
+        self._record = TrainingRecord()
+        self._mean_loss = tf.keras.metrics.Mean(name="loss")
+        self._noise_generator = noise_generator(self._seed) if engine == "reference" else None
+        self._example_losses = self._floats = self._reference = self._left_at = None
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over the clipping norm, of a whole step; fixed, as the noise is."""
+        return self._noise_multiplier
+
+    @property
+    def engine(self) -> str:
+        """ "fast" or "reference"."""
+        return self._engine
+
+    @property
+    def l2_norm_clip(self) -> float:
+        """The clipping norm C as it is now."""
+        return self._noisy_steps.l2_norm_clip
+
+    def call(self, inputs, training=None):
+        """The wrapped model's output."""
+        return self.model(inputs, training=training)
+
+    def compile(self, optimizer="sgd", loss=None, metrics=None, **options):
+        """As Keras' ``compile``; ``loss`` must be one that has a value an example.
+
+        Raises:
+            InputError: naming the option under which no budget would be kept, or the layer that cannot be trained.
+        """
+        if options.pop("loss_weights", None) is not None:
+            raise InputError("loss_weights are for several losses; scale the one loss instead.")
+        if options.get("jit_compile"):
+            raise InputError("jit_compile leaves out the check that stops a step beyond the budget; leave it out.")
+        self._noisy_steps.keep_books()
+        self._example_losses = ExampleLosses(loss)
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **options)
+        self._reference = self._floats = None
+        self._left_at = model_checks.training_state(self)
+        self._record.retrace()
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose="auto",
+        callbacks=None,
+        validation_data=None,
+        *,
+        sample_weight=None,
+        sampling: str = "poisson",
+        physical_batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        **options,
+    ):
+        """Train with DP-SGD; as Keras' ``fit``, but for what the batches are.
+
+        Args:
+            x: Private inputs, (n, ...) or a structure of such, or a ``tf.data.Dataset`` of single examples,
+                which is read once. With several workers: this worker's own examples.
+            y: Labels, (n, ...).
+            batch_size: Expected size B of a logical batch over all workers; the divisor of the noisy sum.
+            epochs: Number of epochs.
+            verbose: As Keras'.
+            callbacks: Keras callbacks; ``on_train_batch_end`` comes once a logical batch.
+            validation_data: As Keras'; not covered by the guarantee.
+            sample_weight: What each example's loss is multiplied by before clipping, (n,), >= 0.
+            sampling: "poisson", or "shuffled": batches of fixed size from a new order each pass, for which ε is
+                stated without amplification and for zero-out adjacency.
+            physical_batch_size: Batches are padded to multiples of so many rows and computed so many at a
+                time; None pads little and takes what memory allows. Noise is drawn once whatever it is.
+            steps_per_epoch: Default floor(n / B): E epochs never take more steps than
+                :func:`tfprivacy_lab.dp.accounting.steps_for` counts, which noise is calibrated for.
+            **options: ``initial_epoch``, ``validation_batch_size``, ``validation_freq``, ``validation_steps``.
+
+        Returns:
+            Keras' History; its ``epsilon`` is the ε spent by the end of each epoch, at the model's δ.
+
+        Raises:
+            InputError: naming the argument, before any noise is drawn.
+        """
+        if self._example_losses is None:
+            raise InputError("The model is not compiled; call compile(optimizer, loss) before fit.")
+        fit_arguments.check(options, batch_size, sampling, physical_batch_size, self.engine)
+        self._noisy_steps.check_batches(batch_size, sampling)
+        examples = example_batches.checked(x, y, sample_weight)
+        total = self._replicas.total(len(examples[2]))
+        if batch_size > total:
+            raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
+        model_checks.check_nothing_was_restored(self, self._left_at, callbacks)
+        rows = self._check(examples, batch_size)
+        steps = check_positive_int("steps_per_epoch", steps_per_epoch or total // batch_size)
+        self._begin(total, batch_size, sampling, physical_batch_size or rows, padded=physical_batch_size is not None)
+        first = self._record.steps()
+        last = first + steps * (epochs - options.get("initial_epoch", 0))
+        sampler = self._replicas.sampler(sampling, len(examples[2]), total, batch_size, self._seed, first)
+        rows = physical_batch_size or _rounding(batch_size)
+        if self.engine == "reference":
+            rows = self._begin_reference(last, physical_batch_size)
+        try:
+            return super().fit(
+                self._replicas.distribute(
+                    lambda parts: example_batches.pipeline(sampler, examples, first, last, rows=rows, parts=parts)
+                ),
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=[EpsilonLogger(), *(callbacks or [])],
+                validation_data=validation_data,
+                steps_per_epoch=steps,
+                **options,
+            )
+        finally:
+            self._left_at = model_checks.training_state(self)
+            self._record.close()
+
+    def phases(self) -> list[spending.Phase]:
+        """What was done so far, as events that any accountant can price."""
+        return self._record.phases()
+
+    def epsilon(self, delta: float | None = None) -> float:
+        """ε spent so far by this object, at δ (default the model's); infinite without noise.
+
+        Weights that were loaded from another run bring no record of what they cost: add that run's phases.
+        """
+        return spending.epsilon_of(self.phases(), self.delta if delta is None else delta)
+
+    def allow_steps_within(self, epsilon: float, delta: float) -> int:
+        """Let the ``fit`` that is under way run no step that would pass (ε, δ); several limits hold together.
+
+        Returns:
+            How many further steps fit; -1 if it is passed already.
+
+        Raises:
+            InputError: if no ``fit`` is under way: callbacks call this, see
+                :class:`tfprivacy_lab.dp.callbacks.StopBeforeBudget`.
+        """
+        if not self._record.is_open:
+            raise InputError("No fit is under way; pass StopBeforeBudget to fit as a callback.")
+        left = spending.further_steps_within(self.phases(), epsilon, delta, at_most=10**8)
+        self._record.allow(max(left, 0))
+        return left
+
+    def steps_allowed(self) -> int:
+        """How many further steps the ``fit`` that is under way may run."""
+        return self._record.steps_allowed()
+
+    def save(self, filepath, **options):
+        """Save the wrapped model alone: no optimizer state, no seed."""
+        bare = tf.keras.models.clone_model(self.model)
+        bare.set_weights(self.model.get_weights())
+        bare.save(filepath, **options)
+
+    def summary(self, *arguments, **options):
+        """The wrapped model's summary."""
+        return self.model.summary(*arguments, **options)
+
+    @property
+    def metrics(self):
+        """The loss, then what ``compile`` was given."""
+        return sorted(super().metrics, key=lambda metric: metric is not self._mean_loss)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        """Mean of the examples' losses, for ``evaluate``; with the weights' regularisation."""
+        losses = self._example_losses(y, y_pred)
+        self._mean_loss.update_state((losses if sample_weight is None else losses * sample_weight) + self._penalty())
+        return self._mean_loss.result()
+
+    def _penalty(self):
+        return sum(clipping.regularisation(self.model), 0.0)
+
+    def train_step(self, data):
+        """One logical batch: clip, sum, add noise once, divide by the expected size, let the optimizer step."""
+        x, y, weights, count = data
+        steps = self._record.count_step()
+        if self.engine == "reference":
+            self._reference.step(lambda x, y: self._losses_and_outputs((x, y), True)[0], x, y, weights)
+            losses, outputs = self._losses_and_outputs((x[:count], y[:count]), False)
+            self._show(losses * weights[:count], y[:count], outputs)
+            return self.get_metrics_result()
+        gradients = self._noisy_steps.mean_gradient(
+            self._losses_and_outputs, self._show, data, steps, self._record.kind
+        )
+        with tf.GradientTape() as tape:
+            penalty = self._penalty()
+        variables = self.trainable_variables
+        if tf.is_tensor(penalty):
+            more = tape.gradient(penalty, variables, unconnected_gradients="zero")
+            gradients = [g + tf.convert_to_tensor(m) for g, m in zip(gradients, more, strict=True)]
+        self._replicas.apply(self.optimizer, gradients, variables)
+        return self.get_metrics_result()
+
+    def _losses_and_outputs(self, batch, training):
+        outputs = self.model(batch[0], training=training)
+        return self._example_losses(batch[1], outputs), outputs
+
+    def _begin_reference(self, last, physical_batch_size) -> int:
+        """Fix the shapes of DPKerasSGDOptimizer's batches; returns the rows of a logical one."""
+        kind = self._record.kind
+        batches = PoissonBatches(kind.examples, kind.batch_size, last, physical_batch_size or 128, self._seed)
+        run = DpSgdRun(kind.examples, kind.batch_size, kind.noise_multiplier, last)
+        self._reference = ReferenceSteps(
+            self.optimizer,
+            run,
+            self.l2_norm_clip,
+            batches,
+            self.trainable_variables,
+            self._noise_generator,
+            self._reference,
+        )
+        self.train_function = None
+        return self._reference.physical_batch_size
+
+    def _show(self, losses, labels, outputs):
+        """Loss and metrics of examples."""
+        self._mean_loss.update_state(losses + self._penalty())
+        self.compiled_metrics.update_state(labels, outputs)
+
+    def _check(self, examples, batch_size) -> int | None:
+        """Try the model on three examples, once; returns how many rows fit at a time, None for all."""
+        if self._floats is None:
+            first = tf.nest.map_structure(lambda a: a[:4], examples[:2])
+            losses_of = lambda batch, training: self._losses_and_outputs(batch, training)[0]  # noqa: E731
+            model_checks.check_gradients_are_per_example(self.model, losses_of, first)
+            self._floats = 0
+            if self.engine == "fast" and self._noisy_steps.book_keeping is not None:
+                self._floats = model_checks.check_book_keeping(self._noisy_steps.book_keeping, losses_of, first)
+        rows = max(1, _WORKING_FLOATS // max(1, self._floats))
+        return rows if batch_size + 6 * math.sqrt(batch_size) > rows else None
+
+    def _begin(self, total, batch_size, sampling, rows, *, padded):
+        """Open a phase, and trace anew if the step changes."""
+        kind = StepKind(total, batch_size, self.noise_multiplier, sampling, rows, padded)
+        if kind != self._record.traced:
+            self.train_function = None
+        self._record.open(kind)
+
+
+def _rounding(batch_size: int) -> int:
+    """Rows to whose multiples a batch is padded: few shapes, each of which TensorFlow prepares for once.
+
+    A Poisson batch spreads by about the root of its size; steps of that make a handful of shapes.
+    """
+    return 2 ** max(0, round(math.log2(math.sqrt(batch_size))))

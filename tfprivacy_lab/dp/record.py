@@ -1,0 +1,98 @@
+"""What a model's training did: how many steps of which kind, and how many more may come."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfprivacy_lab.dp.spending import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class StepKind:
+    """Everything that a compiled step depends on.
+
+    Attributes:
+        examples: Private examples of all workers.
+        batch_size: Expected size of a logical batch.
+        noise_multiplier: Noise standard deviation over the clipping norm.
+        sampling: "poisson" or "shuffled".
+        rows: Rows computed at a time, None for all.
+        padded: Whether logical batches are padded to multiples of ``rows``.
+    """
+
+    examples: int
+    batch_size: int
+    noise_multiplier: float
+    sampling: str
+    rows: int | None
+    padded: bool
+
+
+class TrainingRecord:
+    """Step counter, step limit and kinds of steps; no weights of the model, and in no saved file."""
+
+    def __init__(self):
+        one = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self._done = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=one, name="steps_done")
+        self._allowed = tf.Variable(
+            tf.int64.max, dtype=tf.int64, trainable=False, aggregation=one, name="steps_allowed"
+        )
+        self._kinds: list[tuple[StepKind, int]] = []
+        self.is_open = False
+        self.traced: StepKind | None = None
+
+    @property
+    def kind(self) -> StepKind:
+        """The kind of the steps that run now."""
+        return self._kinds[-1][0]
+
+    def open(self, kind: StepKind) -> None:
+        """Steps from here on are of this kind, as many as may come until a limit is set.
+
+        Every call for shuffled batches begins a pass of its own, however few steps the former one had: an example
+        may be in both, so they are never counted as one.
+        """
+        self._allowed.assign(tf.int64.max)
+        self.is_open = True
+        if not self._kinds or self.kind != kind or kind.sampling == "shuffled":
+            self._kinds.append((kind, self.steps()))
+        self.traced = kind
+
+    def close(self) -> None:
+        """No step runs until the record is opened again."""
+        self._allowed.assign(self.steps())
+        self.is_open = False
+
+    def allow(self, further: int) -> None:
+        """Allow so many further steps, or fewer if a stricter limit is set."""
+        self._allowed.assign(min(int(self._allowed.numpy()), self.steps() + further))
+
+    def steps_allowed(self) -> int:
+        """How many further steps are allowed."""
+        return int(self._allowed.numpy()) - self.steps()
+
+    def retrace(self) -> None:
+        """The next step is to be traced anew."""
+        self.traced = None
+
+    def steps(self) -> int:
+        """Steps done."""
+        return int(self._done.numpy())
+
+    def count_step(self) -> tf.Tensor:
+        """Count a step before its noise is drawn, and refuse it beyond the limit; returns its number."""
+        number = tf.identity(self._done)
+        refusal = "This step would pass the privacy budget."
+        with tf.control_dependencies([tf.debugging.assert_less(number, tf.identity(self._allowed), refusal)]):
+            self._done.assign_add(1)
+        return number
+
+    def phases(self) -> list[Phase]:
+        """The steps done, by kind."""
+        ends = [*[first for _, first in self._kinds], self.steps()][1:]
+        return [
+            Phase(kind.examples, kind.batch_size, kind.noise_multiplier, kind.sampling, end - first)
+            for (kind, first), end in zip(self._kinds, ends, strict=True)
+        ]
