@@ -5,7 +5,6 @@ import pytest
 
 from tfprivacy_lab import he
 from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.quantize import dequantize_logits
 
 SHAPES = [(37, 7), (128, 10), (784, 10)]
@@ -17,17 +16,25 @@ def _features(rng, samples, width):
 
 
 def _check(client, kernel, bias, features, feature_range=1.0):
+    """Evaluate encrypted in every packing that is not absurd; the logits of the last, which is batched."""
+    packings = ["coefficient"] * (len(features) <= 50 and np.size(kernel) < 20_000) + ["batched"] * (
+        "batched" in client.parameters.packings
+    )
+    return [_check_packing(packing, client, kernel, bias, features, feature_range) for packing in packings][-1]
+
+
+def _check_packing(packing, client, kernel, bias, features, feature_range):
     """Evaluate encrypted; compare with the oracle (BFV) and with the float head (both)."""
     server = he.Server(kernel, bias)
-    query = client.encrypt(features, feature_range)
+    query = client.encrypt(features, feature_range, packing)
     step_exponent = messages.parse(query, messages.QUERY, "query")[0].step_exponent
     reply = server.evaluate(query)
     logits = client.decrypt(reply, query)
-    head = server.quantized_head(client.scheme, step_exponent)
+    head = server.quantized_head(client.parameters.name, step_exponent, packing)
     assert logits.shape == (len(features), np.shape(kernel)[1])
     assert logits.dtype == np.float64
     if client.scheme == "bfv":
-        integers, exponent = he.quantize_features(features, PARAMETERS["bfv"], feature_range)
+        integers, exponent = he.quantize_features(features, client.parameters, feature_range)
         got, got_exponent, scale = client.decrypt_integers(reply)
         np.testing.assert_array_equal(got, he.integer_logits(head, integers))
         assert (got_exponent, scale) == (exponent, head.weight_scale)

@@ -19,12 +19,12 @@ from tfprivacy_lab.he.parameters import PARAMETERS
 
 KERNEL, BIAS = np.array([[1.0, -1.0, 0.5]] * 4), np.array([0.1, 0.2, 0.3])
 SERVER = he.Server(KERNEL, BIAS)
-HEADER_BYTES = 92
+HEADER_BYTES = 100
 
 
 @pytest.fixture(scope="module")
 def exchange(bfv_client):
-    query = bfv_client.encrypt(np.ones((3, 4)))
+    query = bfv_client.encrypt(np.ones((3, 4)), packing="batched")
     return {"query": query, "reply": SERVER.evaluate(query), "keys": bfv_client.to_bytes()}
 
 
@@ -57,7 +57,7 @@ def _with(data, offset, value):
 def test_layout_is_as_documented(exchange, bfv_client, kind):
     data = exchange[kind]
     assert data[:8] == b"TFPLABHE"
-    assert data[8:12] == bytes([1, 0, {"keys": 1, "query": 2, "reply": 3}[kind], 1])
+    assert data[8:12] == bytes([2, 0, {"keys": 1, "query": 2, "reply": 3}[kind], 1])
     pinned = PARAMETERS["bfv"]
     numbers = [(12, 4, 2048), (16, 4, 12), (20, 8, pinned.modulus), (28, 8, pinned.plaintext_modulus)]
     numbers += [(68, 8, 0 if kind == "keys" else 3), (76, 4, {"keys": 0, "query": 4, "reply": 3}[kind])]
@@ -106,7 +106,7 @@ def test_private_key_file_offered_as_a_query_is_called_that(exchange, bfv_client
 @pytest.mark.parametrize(
     ("offset", "value", "match"),
     [
-        (8, b"\2\0", "version 2"),
+        (8, b"\1\0", "version 1"),
         (10, b"\x09", "kind 9"),
         (11, b"\7", "scheme number 7"),
         (11, b"\2", "pinned ckks parameter"),
@@ -121,6 +121,8 @@ def test_private_key_file_offered_as_a_query_is_called_that(exchange, bfv_client
         (76, (2**32 - 1).to_bytes(4, "little"), "columns"),
         (80, (2000).to_bytes(4, "little", signed=True), "step"),
         (84, np.float64(np.nan).tobytes(), "weight scale"),
+        (92, b"\2", "packing 2"),
+        (96, (2**31).to_bytes(4, "little"), "features"),
         (HEADER_BYTES, PARAMETERS["bfv"].modulus.to_bytes(8, "little"), "residues"),
         (HEADER_BYTES + 2**15, b"\xff" * 8, "residues"),
     ],
@@ -163,9 +165,9 @@ def test_query_of_another_width_is_refused(bfv_client):
 
 def test_batch_beyond_a_message_is_refused_before_any_work(bfv_client, monkeypatch):
     with pytest.raises(InputError, match="at most 32768 samples for 2048 columns, got 32769; encrypt in several"):
-        bfv_client.encrypt(np.zeros((32769, 2048), dtype=np.int8))
+        bfv_client.encrypt(np.zeros((32769, 2048), dtype=np.int8), packing="batched")
     monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 4 * 2**15)
-    query = bfv_client.encrypt(np.ones((1, 4)))
+    query = bfv_client.encrypt(np.ones((1, 4)), packing="batched")
     with pytest.raises(InputError, match="several queries"):
         he.Server(np.ones((4, 5))).evaluate(query)
 

@@ -72,10 +72,10 @@ def _noise(client, ciphertext):
 
 
 def test_fresh_noise_is_below_the_bound_and_not_far_below(bfv_client):
-    query = bfv_client.encrypt(np.ones((1, 8)))
+    query = bfv_client.encrypt(np.ones((1, 8)), packing="batched")
     header, body = messages.parse(query, messages.QUERY, "query")
     bound = header.parameters.coefficient_noise_bound()
-    for ciphertext in messages.residues(header, body, "query")[0]:
+    for ciphertext in messages.residues(header, body, "query")[0][0]:
         largest, _ = _noise(bfv_client, ciphertext)
         # 2,048 Gaussian coefficients of deviation 170 reach 3 to 5 deviations; the bound stands at 11.
         assert bound / 16 < largest <= bound
@@ -85,15 +85,15 @@ def test_noise_at_the_limit_of_the_head_leaves_budget(bfv_client):
     rng = np.random.default_rng(5)
     kernel, features = rng.choice([-1.0, 1.0], size=(128, 10)), np.ones((1, 128))
     server = he.Server(kernel)
-    reply = server.evaluate(bfv_client.encrypt(features, feature_range=1.0))
+    reply = server.evaluate(bfv_client.encrypt(features, feature_range=1.0, packing="batched"))
     pinned = bfv_client._parameters
     head = server.quantized_head("bfv", -pinned.feature_bits)
-    load = pinned.load(head.l1_norms, head.l2_norms, np.abs(head.bias))
+    load = pinned.load(head.kernel, head.bias)
     assert max(part.max() for part in load.values()) > 0.99
     header, body = messages.parse(reply, messages.REPLY, "reply")
     bound = pinned.coefficient_noise_bound(head.l2_norms.max()) + head.l1_norms.max() / 2 + 1
     assert bound < pinned.modulus / (2 * pinned.plaintext_modulus)
-    for ciphertext in messages.residues(header, body, "reply")[0]:
+    for ciphertext in messages.residues(header, body, "reply")[0][0]:
         largest, budget = _noise(bfv_client, ciphertext)
         assert budget > 0
         assert largest <= 2 * bound
@@ -103,7 +103,7 @@ def test_ckks_slot_noise_is_below_the_bound_and_not_absurdly(ckks_client):
     query = ckks_client.encrypt(np.zeros((2048, 4)), feature_range=1.0)
     header, body = messages.parse(query, messages.QUERY, "query")
     pinned = header.parameters
-    for ciphertext in messages.residues(header, body, "query")[0]:
+    for ciphertext in messages.residues(header, body, "query")[0][0]:
         noise = np.abs(ckks_client._decrypt_one(ciphertext)).max() * 2**pinned.feature_bits
         assert pinned.slot_noise_bound() / 200 < noise <= pinned.slot_noise_bound() + pinned.poly_modulus_degree / 2
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 
 _EXPORTS = {
+    "Choice": "choice",
+    "choose": "choice",
     "Client": "client",
     "Parameters": "parameters",
     "PARAMETERS": "parameters",
@@ -23,9 +25,21 @@ _EXPORTS = {
     "integer_logits": "quantize",
     "quantize_features": "quantize",
 }
-_SUBMODULES = frozenset(["client", "messages", "packing", "parameters", "quantize", "server"])
+_SUBMODULES = frozenset(
+    ["choice", "client", "coefficients", "messages", "ntt", "packing", "parameters", "quantize", "sanitize", "server"]
+)
 
-__all__ = ["PARAMETERS", "Client", "Parameters", "QuantizedHead", "Server", "integer_logits", "quantize_features"]
+__all__ = [
+    "PARAMETERS",
+    "Choice",
+    "Client",
+    "Parameters",
+    "QuantizedHead",
+    "Server",
+    "choose",
+    "integer_logits",
+    "quantize_features",
+]
 
 
 def __getattr__(name: str):

@@ -7,6 +7,7 @@ library is noticed. Bytes from elsewhere reach SEAL only as residues below q beh
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import secrets
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_choice
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.packing import block_samples, block_slots
+from tfprivacy_lab.he import coefficients, messages
+from tfprivacy_lab.he.ntt import transform
+from tfprivacy_lab.he.packing import block_count, block_samples, block_slots
 from tfprivacy_lab.he.parameters import PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import check_features, dequantize_logits, feature_step_exponent
 
@@ -49,12 +51,18 @@ class Client:
         """``"bfv"`` or ``"ckks"``."""
         return self._parameters.scheme
 
+    @property
+    def parameters(self) -> Parameters:
+        """The parameter set of the keys."""
+        return self._parameters
+
     @classmethod
     def generate(cls, scheme: str) -> Client:
         """A client with a new key pair.
 
         Args:
-            scheme: ``"bfv"`` (exact integers) or ``"ckks"`` (approximate, finer).
+            scheme: ``"bfv"`` (exact integers) or ``"ckks"`` (approximate, finer); with ``"-sanitized"`` behind it,
+                larger keys and messages for replies that tell nothing of the head but the logits.
 
         Raises:
             InputError: if the scheme is another.
@@ -112,13 +120,16 @@ class Client:
         """
         return cls.from_bytes(files.read_bytes(path, "private key file"), f"private key file {path}")
 
-    def encrypt(self, features, feature_range: float | None = None) -> bytes:
+    def encrypt(self, features, feature_range: float | None = None, packing: str = "auto") -> bytes:
         """Encrypt a batch of feature vectors.
 
         Args:
             features: Finite real numbers, shape (samples, d), d <= 2048, any layout.
             feature_range: A public bound on all magnitudes (1.0 for unit-normalised features): then the
                 query's step tells nothing about these features. None takes the batch's largest.
+            packing: "coefficient", a ciphertext a sample; "batched", a ciphertext a feature and 2,048 samples; or
+                "auto", coefficient for up to half as many samples as features: a query is then half the size or
+                less. Replies of many classes count too: :func:`tfprivacy_lab.he.choice.choose` weighs them.
 
         Returns:
             The query.
@@ -128,18 +139,26 @@ class Client:
         """
         features = check_features(features)
         samples, columns = features.shape
-        messages.check_size(samples, columns, self._parameters, "features")
-        exponent = feature_step_exponent(features, self._parameters, feature_range)
-        query_id = secrets.token_bytes(messages.ID_BYTES)
+        packing = self._packing(packing, samples, columns)
         header = messages.Header(
-            messages.QUERY, self._parameters, self._key_id, query_id, samples, columns, step_exponent=exponent
+            messages.QUERY,
+            self._parameters,
+            self._key_id,
+            secrets.token_bytes(messages.ID_BYTES),
+            samples,
+            columns,
+            packing=packing,
         )
-        body, size = bytearray(header.body_bytes), self._parameters.ciphertext_bytes
-        start, block = 0, self._parameters.samples_per_block
-        for first in range(0, samples, block):
-            for slots in block_slots(self._scaled(features[first : first + block], exponent), self._parameters):
-                body[start : start + size] = self._encrypt_slots(slots)
-                start += size
+        messages.check_size(header, "features")
+        exponent = feature_step_exponent(features, self._parameters, feature_range)
+        header = dataclasses.replace(header, step_exponent=exponent)
+        body, size, start = bytearray(header.body_bytes), self._parameters.ciphertext_bytes, 0
+        pieces = self._blocks(features, exponent) if packing == "batched" else self._samples(features, exponent)
+        for ciphertext in pieces:
+            body[start : start + size] = ciphertext
+            start += size
+        if self._parameters.sanitizes:
+            body[start:] = self._public_key().tobytes()
         return messages.pack(header, body)
 
     def decrypt(self, reply: bytes, query: bytes | None = None, name: str = "reply") -> np.ndarray:
@@ -193,8 +212,45 @@ class Client:
         self._prefix = prefix
         return data[len(prefix) :]
 
+    def _packing(self, packing: str, samples: int, columns: int) -> str:
+        """The packing asked for, or the one whose query is smaller by half."""
+        if packing == "auto":
+            fewer = 2 * samples <= block_count(samples, self._parameters) * columns
+            return "coefficient" if fewer or self._parameters.sanitizes else "batched"
+        return check_choice("packing", packing, self._parameters.packings)
+
+    def _blocks(self, features: np.ndarray, exponent: int):
+        """The ciphertexts of a batched query, one after the other."""
+        block = self._parameters.samples_per_block
+        for first in range(0, len(features), block):
+            for slots in block_slots(self._scaled(features[first : first + block], exponent), self._parameters):
+                yield self._encrypt_slots(slots)
+
+    def _samples(self, features: np.ndarray, exponent: int):
+        """The ciphertexts of a query in coefficient packing, transformed."""
+        slots_of = coefficients.bfv_slots if self.scheme == "bfv" else coefficients.ckks_slots
+        for row in self._scaled(features, exponent):
+            ciphertext = self._encrypt_slots(slots_of(row, self._parameters))
+            yield self._transformed(ciphertext, inverse=False).tobytes()
+
+    def _transformed(self, ciphertext, inverse: bool) -> np.ndarray:
+        """BFV's residues, from coefficients to transforms or back; CKKS' are transforms anyway."""
+        shape = (2, len(self._parameters.coeff_modulus), self._parameters.poly_modulus_degree)
+        residues = np.array(np.frombuffer(ciphertext, "<u8").reshape(shape))
+        if self.scheme == "bfv":
+            for k, prime in enumerate(self._parameters.coeff_modulus):
+                way = transform(prime, self._parameters.poly_modulus_degree)
+                residues[:, k] = (way.inverse if inverse else way.forward)(residues[:, k])
+        return residues
+
+    def _public_key(self) -> np.ndarray:
+        """(b, a) modulo q, transformed, uint64 (2, primes, N): the key as SEAL made it, without the special prime."""
+        residues = np.frombuffer(_key_bytes(self._library)[1][messages.PUBLIC_KEY_PREFIX_BYTES :], "<u8")
+        shape = (2, len(self._parameters.key_primes), self._parameters.poly_modulus_degree)
+        return np.ascontiguousarray(residues.reshape(shape)[:, : len(self._parameters.coeff_modulus)])
+
     def _ciphertext(self, residues: np.ndarray):
-        """The library's ciphertext of residues (2, N) already known to be below q."""
+        """The library's ciphertext of residues (2, primes, N) already known to be below q."""
         from Pyfhel import PyCtxt
 
         return PyCtxt(pyfhel=self._library, bytestring=self._prefix + residues.tobytes(), scheme=self.scheme)
@@ -203,6 +259,17 @@ class Client:
         """One ciphertext's samples: int64 for BFV, float64 of at most 1 a feature for CKKS, shape (N,)."""
         decrypt = self._library.decryptInt if self.scheme == "bfv" else self._library.decryptComplex
         return block_samples(decrypt(self._ciphertext(residues)), self._parameters)
+
+    def _decrypt_sample(self, ciphertexts: np.ndarray, header) -> np.ndarray:
+        """One sample's values in the coefficients of its products, shape (classes,)."""
+        bfv, found = self.scheme == "bfv", []
+        polynomial_of = coefficients.bfv_polynomial if bfv else coefficients.ckks_polynomial
+        decrypt = self._library.decryptInt if bfv else self._library.decryptComplex
+        ends = coefficients.logit_positions(header.features, header.columns, self._parameters)
+        for ciphertext, positions in zip(ciphertexts, ends, strict=True):
+            slots = decrypt(self._ciphertext(self._transformed(ciphertext.tobytes(), inverse=True)))
+            found.append(polynomial_of(slots, self._parameters)[positions])
+        return np.concatenate(found)
 
     def _decrypt_slots(self, reply, query, name):
         """A checked reply's header and its samples' values, shape (samples, classes)."""
@@ -214,12 +281,19 @@ class Client:
         if query is not None:
             sent, _ = messages.parse(query, messages.QUERY, "query")
             if any(
-                getattr(sent, field) != getattr(header, field) for field in ("query_id", "samples", "step_exponent")
+                getattr(sent, field) != getattr(header, field)
+                for field in ("query_id", "samples", "step_exponent", "packing")
             ):
                 raise InputError(f"Expected {name} to answer this query, got another query's.")
-        residues = messages.residues(header, body, name)
-        size = self._parameters.samples_per_block
+            if header.features != sent.columns:
+                raise InputError(f"Expected {name} to {sent.columns} features, got one to {header.features}.")
+        residues, _ = messages.residues(header, body, name)
         values = np.empty((header.samples, header.columns), np.int64 if self.scheme == "bfv" else np.float64)
+        if header.packing == "coefficient":
+            for row, ciphertexts in zip(values, residues, strict=True):
+                row[:] = self._decrypt_sample(ciphertexts, header)
+            return header, values
+        size = self._parameters.samples_per_block
         for block, ciphertexts in enumerate(residues):
             rows = values[block * size : (block + 1) * size]
             for column, ciphertext in enumerate(ciphertexts):
@@ -230,11 +304,14 @@ class Client:
         """Encrypt and decrypt one known block: the keys are a pair and the layout is as stated."""
         pattern = np.linspace(-1, 1, self._parameters.samples_per_block)[:, np.newaxis]
         slots = block_slots(self._scaled(pattern, -self._parameters.feature_bits), self._parameters)[0]
-        residues = np.frombuffer(self._encrypt_slots(slots), "<u8")
+        residues = np.frombuffer(self._encrypt_slots(slots), "<u8").reshape(
+            2, len(self._parameters.coeff_modulus), self._parameters.poly_modulus_degree
+        )
         values = self._decrypt_one(residues)
         if self.scheme == "bfv":
             values = values / self._parameters.max_feature
-        if residues.max() >= self._parameters.modulus or not np.allclose(values, pattern[:, 0], rtol=0, atol=1e-3):
+        below = all((residues[:, k] < prime).all() for k, prime in enumerate(self._parameters.coeff_modulus))
+        if not below or not np.allclose(values, pattern[:, 0], rtol=0, atol=1e-3):
             raise RuntimeError("the keys do not decrypt what they encrypt")
         return self._prefix
 
@@ -248,10 +325,10 @@ def _library(parameters: Parameters):
     if parameters.scheme == "bfv":
         chosen = {"t": parameters.plaintext_modulus}
     status = library.contextGen(
-        scheme=parameters.scheme, n=parameters.poly_modulus_degree, qi=list(parameters.coeff_modulus), **chosen
+        scheme=parameters.scheme, n=parameters.poly_modulus_degree, qi=list(parameters.key_primes), **chosen
     )
     made = (library.n, tuple(library.qi))
-    if "valid" not in str(status) or made != (parameters.poly_modulus_degree, parameters.coeff_modulus):
+    if "valid" not in str(status) or made != (parameters.poly_modulus_degree, parameters.key_primes):
         raise RuntimeError(f"SEAL made another context than asked for: {status}, {made}.")
     if parameters.scheme == "bfv" and library.t != parameters.plaintext_modulus:
         raise RuntimeError(f"SEAL made another plaintext_modulus than asked for: {library.t}.")
@@ -266,10 +343,12 @@ def _key_bytes(library) -> tuple[bytes, bytes]:
 def _split_keys(body: bytes, template: tuple[bytes, bytes], parameters: Parameters) -> list[bytes]:
     """The two keys in a key file's body, their prefixes as in other keys of this library, residues below q."""
     keys = [body[: len(template[0])], body[len(template[0]) :]]
+    primes = parameters.key_primes
     prefixes = messages.SECRET_KEY_PREFIX_BYTES, messages.PUBLIC_KEY_PREFIX_BYTES
     for key, other, prefix in zip(keys, template, prefixes, strict=True):
         if key[:prefix] != other[:prefix] or len(key) != len(other):
             raise ValueError("written by another version of the library")
-        if int(np.frombuffer(key[prefix:], "<u8").max()) >= parameters.modulus:
+        residues = np.frombuffer(key[prefix:], "<u8").reshape(-1, len(primes), parameters.poly_modulus_degree)
+        if any((residues[:, k] >= prime).any() for k, prime in enumerate(primes)):
             raise ValueError("a residue is beyond coeff_modulus")
     return keys

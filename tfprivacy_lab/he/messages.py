@@ -6,12 +6,12 @@ All integers little-endian, no padding, no pickle. Byte by byte:
 offset  bytes  field
 ======  =====  ==========================================================================
 0       8      magic, ``TFPLABHE``
-8       2      format version, 1
+8       2      format version, 2
 10      1      kind: 1 private key, 2 query, 3 reply
-11      1      scheme: 1 BFV, 2 CKKS
+11      1      parameter set: 1 bfv, 2 ckks, 3 bfv-sanitized, 4 ckks-sanitized
 12      4      poly_modulus_degree N
 16      4      feature_bits
-20      8      coeff_modulus q
+20      8      first prime of coeff_modulus q
 28      8      plaintext_modulus t, 0 for CKKS
 36      16     key id, random with the key pair
 52      16     query id, random with the query and repeated in its reply; 0 in a key
@@ -19,13 +19,17 @@ offset  bytes  field
 76      4      columns: features of a query, classes of a reply; 0 in a key
 80      4      step exponent e, signed: an integer feature of 1 stands for 2**e; 0 in a key
 84      8      weight scale s, float64: a reply's integers stand for 2**e / s; 0 in key and query
-92      ...    body
+92      4      packing: 0 batched, 1 coefficient; 0 in a key
+96      4      features of the query that a reply answers; 0 in key and query
+100     ...    body
 -32     32     SHA-256 of everything before
 ======  =====  ==========================================================================
 
-Body of a query or reply: uint64 residues, shape (blocks, columns, 2, N), ``blocks = ceil(samples / N)``:
-one ciphertext (c0, c1) a block and column, coefficients for BFV, SEAL's number-theoretic transform for
-CKKS. Body of a key file: the secret key, then the public key, as SEAL 4 writes them uncompressed.
+Body of a query or reply: ciphertexts (c0, c1) of uint64 residues, shape (..., 2, primes of q, N). Batched: one a
+block of N samples and column, ``ceil(samples / N)`` blocks; coefficients for BFV, SEAL's number-theoretic transform
+for CKKS. Coefficient packing: one a sample in a query, one a sample and product in a reply, both transformed. A query
+under a sanitising set ends with the client's public key (b, a), transformed, shape (2, primes of q, N).
+Body of a key file: the secret key, then the public key, as SEAL 4 writes them uncompressed.
 
 Guarantee: ``parse`` returns only whole, undamaged bytes of the wanted kind under the pinned parameters,
 and compares the announced length with the actual one before it allocates anything.
@@ -44,11 +48,11 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.packing import block_count
-from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, MAX_MESSAGE_BYTES, PARAMETERS, Parameters
+from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, MAX_MESSAGE_BYTES, PACKINGS, PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import MAX_RANGE_EXPONENT
 
 MAGIC = b"TFPLABHE"
-VERSION = 1
+VERSION = 2
 KEY, QUERY, REPLY = 1, 2, 3
 ID_BYTES = 16
 DIGEST_BYTES = 32
@@ -57,8 +61,8 @@ PUBLIC_KEY_PREFIX_BYTES = 113
 """What SEAL 4 writes before the residues of a secret key, and of a public key or ciphertext."""
 
 _KINDS = {KEY: "private key file", QUERY: "query", REPLY: "reply"}
-_SCHEMES = {"bfv": 1, "ckks": 2}
-_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIid")
+_SETS = {"bfv": 1, "ckks": 2, "bfv-sanitized": 3, "ckks-sanitized": 4}
+_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidII")
 _NO_ID = bytes(ID_BYTES)
 
 
@@ -74,19 +78,35 @@ class Header:
     columns: int = 0
     step_exponent: int = 0
     weight_scale: float = 0.0
+    packing: str = "batched"
+    features: int = 0
 
     @property
     def body_bytes(self) -> int:
         """Length of the body, from the parameters and the shape."""
         if self.kind == KEY:
-            return SECRET_KEY_PREFIX_BYTES + PUBLIC_KEY_PREFIX_BYTES + self.parameters.ciphertext_bytes * 3 // 2
-        return block_count(self.samples, self.parameters) * self.columns * self.parameters.ciphertext_bytes
+            residues = 3 * len(self.parameters.key_primes) * self.parameters.poly_modulus_degree
+            return SECRET_KEY_PREFIX_BYTES + PUBLIC_KEY_PREFIX_BYTES + 8 * residues
+        keys = 1 if self.kind == QUERY and self.parameters.sanitizes else 0
+        return (math.prod(self.ciphertexts) + keys) * self.parameters.ciphertext_bytes
 
     @property
-    def residues_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the body's residues: (blocks, columns, 2, N)."""
-        blocks = block_count(self.samples, self.parameters)
-        return blocks, self.columns, 2, self.parameters.poly_modulus_degree
+    def message_bytes(self) -> int:
+        """Length of the whole message."""
+        return _HEADER.size + self.body_bytes + DIGEST_BYTES
+
+    @property
+    def ciphertexts(self) -> tuple[int, int]:
+        """How many: (blocks, columns) if batched; else (samples, 1) in a query, (samples, products) in a reply."""
+        if self.packing == "batched":
+            return block_count(self.samples, self.parameters), self.columns
+        products = 1 if self.kind == QUERY else self.parameters.products(self.features, self.columns)
+        return self.samples, products
+
+    @property
+    def ciphertext_shape(self) -> tuple[int, int, int]:
+        """Shape of a ciphertext's residues: (2, primes of q, N)."""
+        return 2, len(self.parameters.coeff_modulus), self.parameters.poly_modulus_degree
 
 
 def pack(header: Header, body) -> bytes:
@@ -104,10 +124,10 @@ def pack(header: Header, body) -> bytes:
         MAGIC,
         VERSION,
         header.kind,
-        _SCHEMES[pinned.scheme],
+        _SETS[pinned.name],
         pinned.poly_modulus_degree,
         pinned.feature_bits,
-        pinned.modulus,
+        pinned.coeff_modulus[0],
         pinned.plaintext_modulus,
         header.key_id,
         header.query_id,
@@ -115,6 +135,8 @@ def pack(header: Header, body) -> bytes:
         header.columns,
         header.step_exponent,
         header.weight_scale,
+        PACKINGS.index(header.packing),
+        header.features,
     )
     view = memoryview(body).cast("B")
     digest = hashlib.sha256(head)
@@ -141,9 +163,12 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
     data = memoryview(data).cast("B")
     _check_magic_and_kind(data, kind, name)
     fields = _HEADER.unpack(data[: _HEADER.size])
-    header = Header(kind, _check_parameters(fields[3:8], name), *fields[8:])
+    if fields[14] >= len(PACKINGS):
+        raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {fields[14]}.")
+    parameters = _check_parameters(fields[3:8], name)
+    header = Header(kind, parameters, *fields[8:14], PACKINGS[fields[14]], fields[15])
     _check_shape(header, name)
-    expected = _HEADER.size + header.body_bytes + DIGEST_BYTES
+    expected = header.message_bytes
     if len(data) != expected:
         raise InputError(
             f"Expected {name} to be {expected} bytes as its header says, got {len(data)}: truncated or damaged; "
@@ -154,30 +179,35 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
     return header, data[_HEADER.size : -DIGEST_BYTES]
 
 
-def residues(header: Header, body, name: str) -> np.ndarray:
-    """The body as residues, each below q.
+def residues(header: Header, body, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The body as residues, each below its prime.
 
     Returns:
-        uint64, shape (blocks, columns, 2, N), a read-only view of the body.
+        uint64, a read-only view of the body, shape (*header.ciphertexts, 2, primes, N); and the public key that a query
+        under a sanitising set ends with, (2, primes, N), or None.
 
     Raises:
-        InputError: if a residue is not below the modulus.
+        InputError: if a residue is not below its prime.
     """
-    array = np.frombuffer(body, dtype="<u8").reshape(header.residues_shape)
-    if int(array.max()) >= header.parameters.modulus:
-        raise InputError(f"Expected the residues of {name} below coeff_modulus={header.parameters.modulus}, got more.")
-    return array
+    array = np.frombuffer(body, dtype="<u8").reshape(-1, *header.ciphertext_shape)
+    for k, prime in enumerate(header.parameters.coeff_modulus):
+        if int(array[:, :, k].max()) >= prime:
+            raise InputError(f"Expected the residues of {name} below the coeff_modulus {prime}, got more.")
+    count = math.prod(header.ciphertexts)
+    ciphertexts = array[:count].reshape(*header.ciphertexts, *header.ciphertext_shape)
+    return ciphertexts, array[count] if len(array) > count else None
 
 
-def check_size(samples: int, columns: int, parameters: Parameters, what: str) -> None:
+def check_size(header: Header, what: str) -> None:
     """Refuse a query or reply whose body would pass ``MAX_MESSAGE_BYTES``, with the batch that fits."""
-    per_block = columns * parameters.ciphertext_bytes
-    blocks = MAX_MESSAGE_BYTES // per_block
-    if block_count(samples, parameters) > blocks:
-        raise InputError(
-            f"Expected {what} of at most {blocks * parameters.samples_per_block} samples for {columns} columns, "
-            f"got {samples}; encrypt in several queries."
-        )
+    if header.body_bytes <= MAX_MESSAGE_BYTES:
+        return
+    step = header.parameters.samples_per_block if header.packing == "batched" else 1
+    one = dataclasses.replace(header, samples=1).body_bytes
+    raise InputError(
+        f"Expected {what} of at most {MAX_MESSAGE_BYTES // one * step} samples for {header.columns} columns, "
+        f"got {header.samples}; encrypt in several queries."
+    )
 
 
 def _check_magic_and_kind(data: memoryview, kind: int, name: str) -> None:
@@ -202,11 +232,11 @@ def _check_magic_and_kind(data: memoryview, kind: int, name: str) -> None:
 def _check_parameters(fields, name: str) -> Parameters:
     """The pinned set that the header names, if it is exactly that."""
     code, degree, feature_bits, modulus, plaintext_modulus = fields
-    scheme = next((scheme for scheme, number in _SCHEMES.items() if number == code), None)
+    scheme = next((scheme for scheme, number in _SETS.items() if number == code), None)
     if scheme is None:
-        raise InputError(f"Expected {name} to use bfv or ckks, got scheme number {code}.")
+        raise InputError(f"Expected {name} to use {', '.join(_SETS)}, got scheme number {code}.")
     pinned = PARAMETERS[scheme]
-    wanted = (pinned.poly_modulus_degree, pinned.feature_bits, pinned.modulus, pinned.plaintext_modulus)
+    wanted = (pinned.poly_modulus_degree, pinned.feature_bits, pinned.coeff_modulus[0], pinned.plaintext_modulus)
     names = ("poly_modulus_degree", "feature_bits", "coeff_modulus", "plaintext_modulus")
     for field, want, got in zip(names, wanted, (degree, feature_bits, modulus, plaintext_modulus), strict=True):
         if want != got:
@@ -223,12 +253,16 @@ def _check_shape(header: Header, name: str) -> None:
         if header != Header(KEY, header.parameters, header.key_id):
             raise InputError(f"Expected {name} to have no query fields in its header: it is damaged; make it again.")
         return
+    if header.packing not in header.parameters.packings:
+        raise InputError(f"Expected {name} under {header.parameters.name} to have coefficient packing, got batched.")
+    if not (header.features == 0 if header.kind == QUERY else 1 <= header.features <= MAX_FEATURES):
+        raise InputError(f"Expected {name} to name the features that fit its kind, got {header.features}.")
     limit = MAX_FEATURES if header.kind == QUERY else MAX_CLASSES
     if not 1 <= header.columns <= limit:
         raise InputError(f"Expected {name} to have 1 to {limit} columns, got {header.columns}.")
     if header.samples < 1:
         raise InputError(f"Expected {name} to hold at least one sample, got samples={header.samples}.")
-    check_size(header.samples, header.columns, header.parameters, name)
+    check_size(header, name)
     if abs(header.step_exponent + header.parameters.feature_bits) > MAX_RANGE_EXPONENT:
         raise InputError(f"Expected {name} to have a step within float64, got step exponent {header.step_exponent}.")
     scale = header.weight_scale

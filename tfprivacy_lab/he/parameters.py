@@ -1,4 +1,4 @@
-r"""The two pinned parameter sets, their security, and the noise that decryption can meet.
+r"""The pinned parameter sets, their security, and the noise that decryption can meet.
 
 **Security.** ``MAX_COEFF_MODULUS_BITS`` is the 2024 guidelines' table 5.2 (Bossuat et al. 2024, eprint
 2024/463): ternary secret, error deviation about 3.2, at least 128 bits against classical attacks.
@@ -35,6 +35,21 @@ plane bounds :math:`|e(\zeta)|^2 \le \sigma^2 \tfrac N2 (2 + 2\sqrt{2x} + 2x)`, 
 2/3 for :math:`\sigma^2`, at all roots with probability :math:`1 - 2^{-66}` each,
 :math:`x = \ln(2^{66} N/2)`.
 
+**With a special prime p** SEAL encrypts modulo q p and divides by p: :math:`v` is divided by p too, and gains the
+rounding :math:`\tau_0 + \tau_1 s` of the two polynomials. Modulo p a ciphertext is uniform as far as anyone can tell
+(RLWE), so the :math:`\tau` are uniform on an interval of length one, strictly sub-Gaussian with variance 1/12: the
+variance of one coefficient is
+
+.. math:: \big(\tfrac23 \|e\|_2^2 + \sigma^2 + \sigma^2 \|s\|_2^2\big) / p^2 + (1 + \|s\|_2^2) / 12.
+
+**A sum over a whole polynomial** (coefficient packing): a logit's coefficient of the product meets the noise times
+*every* weight of the polynomial, so the norms are those of all classes in it.
+
+**A sanitised reply** gains an encryption of zero, of noise :math:`B_0` (above, fresh and without p), and at the c
+coefficients that carry logits a uniform integer of magnitude up to F. Two heads with the same logits differ there by at
+most :math:`2 (B \|w\|_2 + \tfrac12 \|w\|_1 + B_0)`; with :math:`F = 2^{40} c\,(B \|w\|_2 + \tfrac12 \|w\|_1 + B_0)`
+the c flooded values together are within statistical distance :math:`2^{-40}` of each other.
+
 **Decryption is right** for BFV if the coefficient error, encoding included, stays below half a step:
 :math:`B \|w\|_2 + \tfrac12 \|w\|_1 + \tfrac12 < q / 2t`; the halves are the roundings of
 :math:`q m / t` by the encryption of each feature and of the bias. For CKKS nothing wraps if the
@@ -50,6 +65,7 @@ import math
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.he.ntt import smallest_root
 
 MAX_COEFF_MODULUS_BITS = {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430}
 """Largest bit length of q for 128-bit security, by ring degree (Bossuat et al. 2024, table 5.2)."""
@@ -62,6 +78,11 @@ MAX_MESSAGE_BYTES = 2**30
 LIMB_BITS = 27
 """A residue is two limbs of at most 27 bits: low, and what is above."""
 
+FLOODING_BITS = 40
+"""A sanitised reply tells two heads of equal logits apart with advantage at most 2**-40 (module docstring)."""
+
+PACKINGS = ("batched", "coefficient")
+
 _ERROR_VARIANCE = 10.5
 _TERNARY_VARIANCE = 2 / 3
 _REPLY_COEFFICIENTS_BITS = 26
@@ -73,11 +94,14 @@ class Parameters:
     """One scheme's ring, moduli and fixed-point width, checked when made.
 
     Args:
+        name: What a user calls the set.
         scheme: ``"bfv"`` or ``"ckks"``.
         poly_modulus_degree: Ring degree N, a power of two in ``MAX_COEFF_MODULUS_BITS``.
-        coeff_modulus: The primes of q, each 1 modulo 2N; this package computes with exactly one.
+        coeff_modulus: The primes of q, each 1 modulo 2N and of at most 53 bits.
         plaintext_modulus: BFV's t, a prime, 1 modulo 2N; 0 for CKKS, which has none.
         feature_bits: Features become integers (BFV) or are scaled (CKKS) to at most ``2**feature_bits``.
+        special_modulus: SEAL's special prime p, 1 modulo 2N, with which keys are made where q has several primes;
+            1 if there is none.
 
     Raises:
         InputError: if q is longer than the table allows or a modulus does not fit the ring.
@@ -92,6 +116,8 @@ class Parameters:
     coeff_modulus: tuple[int, ...]
     plaintext_modulus: int
     feature_bits: int
+    special_modulus: int = 1
+    name: str = ""
 
     def __post_init__(self):
         check_choice("scheme", self.scheme, ("bfv", "ckks"))
@@ -102,9 +128,12 @@ class Parameters:
                 f"Expected coeff_modulus of at most {limit} bits at poly_modulus_degree={degree} for 128-bit "
                 f"security, got {self.coeff_modulus_bits} bits."
             )
-        if len(self.coeff_modulus) != 1:
-            raise InputError(f"Expected coeff_modulus to hold one prime, got coeff_modulus={self.coeff_modulus}.")
-        moduli = [("coeff_modulus", self.modulus)]
+        if len(self.key_primes) not in (1, len(self.coeff_modulus) + 1):
+            raise InputError(
+                f"Expected coeff_modulus to hold one prime, or more beside a special_modulus, got coeff_modulus="
+                f"{self.coeff_modulus}, special_modulus={self.special_modulus}."
+            )
+        moduli = [("coeff_modulus", prime) for prime in self.key_primes]
         if self.scheme == "bfv":
             moduli.append(("plaintext_modulus", self.plaintext_modulus))
         elif self.plaintext_modulus != 0:
@@ -112,21 +141,43 @@ class Parameters:
         for name, prime in moduli:
             if prime % (2 * degree) != 1 or not _is_prime(prime):
                 raise InputError(f"Expected {name} to be a prime, 1 modulo {2 * degree}, got {prime}.")
+        if any(prime.bit_length() > 2 * LIMB_BITS - 1 for prime in self.coeff_modulus):
+            raise InputError(f"Expected primes of at most 53 bits, got coeff_modulus={self.coeff_modulus}.")
 
     @property
     def modulus(self) -> int:
         """The ciphertext modulus q."""
-        return self.coeff_modulus[0]
+        return math.prod(self.coeff_modulus)
+
+    @property
+    def key_primes(self) -> tuple[int, ...]:
+        """The primes of q, then the special one if there is one."""
+        return self.coeff_modulus + (() if self.special_modulus == 1 else (self.special_modulus,))
+
+    @property
+    def sanitizes(self) -> bool:
+        """Whether replies can be, and always are, sanitised: q has room for flooding."""
+        return self.special_modulus != 1
+
+    @property
+    def packings(self) -> tuple[str, ...]:
+        """The packings of :data:`PACKINGS` that compute under this set."""
+        return PACKINGS[1:] if self.sanitizes else PACKINGS
 
     @property
     def coeff_modulus_bits(self) -> int:
-        """Bit length of q, the product of the primes."""
-        return math.prod(self.coeff_modulus).bit_length()
+        """Bit length of the product of all primes, the special one included: what security depends on."""
+        return math.prod(self.key_primes).bit_length()
 
     @property
     def max_feature(self) -> int:
         """Largest integer a quantised feature may be, ``2**feature_bits``."""
         return 2**self.feature_bits
+
+    @property
+    def bias_shift(self) -> int:
+        """Integer biases count in steps of ``2**bias_shift``, so that they fit 53 bits beside any features."""
+        return max(0, self.feature_bits - 31)
 
     @property
     def samples_per_block(self) -> int:
@@ -135,8 +186,8 @@ class Parameters:
 
     @property
     def ciphertext_bytes(self) -> int:
-        """Two polynomials of N residues of 8 bytes."""
-        return 2 * self.poly_modulus_degree * 8
+        """Two polynomials of N residues of 8 bytes for every prime of q."""
+        return 2 * len(self.coeff_modulus) * self.poly_modulus_degree * 8
 
     def coefficient_noise_bound(self, l2_norm=1.0):
         """Bound on every noise coefficient of a reply, in units of q's residues (module docstring).
@@ -149,10 +200,32 @@ class Parameters:
 
         Guarantee: exceeded anywhere in a reply with probability at most 2**-64.
         """
+        variance = self._fresh_variance / self.special_modulus**2
+        if self.special_modulus != 1:
+            variance += (1 + self.poly_modulus_degree) / 12
+        return _DEVIATIONS * math.sqrt(variance) * l2_norm
+
+    @property
+    def _fresh_variance(self) -> float:
+        """Variance of a noise coefficient before any division by p."""
         degree, x = self.poly_modulus_degree, 65 * math.log(2)
         error_norm = _ERROR_VARIANCE * (degree + 2 * math.sqrt(degree * x) + 2 * x)
-        variance = _TERNARY_VARIANCE * error_norm + _ERROR_VARIANCE * (1 + degree)
-        return _DEVIATIONS * math.sqrt(variance) * l2_norm
+        return _TERNARY_VARIANCE * error_norm + _ERROR_VARIANCE * (1 + degree)
+
+    def flooding(self, l1_norm: float, l2_norm: float, logits: int) -> int:
+        """F, the magnitude of the uniform integers that hide a reply's noise (module docstring); 0 if none do.
+
+        Args:
+            l1_norm: Sum of the absolute weights of one polynomial.
+            l2_norm: Their L2 norm.
+            logits: c, how many coefficients of a whole reply to one sample carry logits.
+        """
+        return math.ceil(2.0**FLOODING_BITS * logits * self._noise(l1_norm, l2_norm)) if self.sanitizes else 0
+
+    def _noise(self, l1_norm, l2_norm):
+        """Bound on the noise of a reply's coefficient before flooding, an encryption of zero included."""
+        zero = _DEVIATIONS * math.sqrt(self._fresh_variance) if self.sanitizes else 0.0
+        return self.coefficient_noise_bound(l2_norm) + l1_norm / 2 + zero
 
     def slot_noise_bound(self, l2_norm=1.0):
         """Bound on the real and imaginary noise of every CKKS slot of a reply (module docstring).
@@ -171,31 +244,58 @@ class Parameters:
         variance = half * _ERROR_VARIANCE * (2 * _TERNARY_VARIANCE * plane + 1)
         return _DEVIATIONS * math.sqrt(variance) * l2_norm
 
-    def load(self, l1_norm, l2_norm, bias) -> dict[str, np.ndarray]:
+    def products(self, features: int, classes: int) -> int:
+        """Polynomial products that coefficient packing needs for a head: N // d classes share one."""
+        return -(-classes // (self.poly_modulus_degree // features))
+
+    def load(self, kernel: np.ndarray, bias: np.ndarray, packing: str = "batched") -> dict[str, np.ndarray]:
         """How full each proved limit is, by integer weight column; right if all are at most 1.
 
         Args:
-            l1_norm: Sum of absolute integer weights of each column, shape (c,).
-            l2_norm: L2 norm of each integer column, shape (c,).
-            bias: Absolute integer bias, shape (c,).
+            kernel: Integer weights, shape (d, c).
+            bias: Integer bias, shape (c,).
+            packing: One of ``packings``.
 
         Returns:
-            The fraction used of the plaintext range, of the room for noise (BFV), and of the 53 bits in
-            which float64 products of limbs are exact, each of shape (c,).
+            The fraction used of the plaintext range, of the room for noise (BFV), and for batched packing of the 53
+            bits in which float64 products of limbs are exact, each of shape (c,).
         """
-        noise = self.coefficient_noise_bound(l2_norm) + l1_norm / 2
+        magnitudes = np.abs(kernel).astype(np.float64)
+        l1_norm, offsets = magnitudes.sum(axis=0), np.ldexp(np.abs(bias).astype(np.float64), self.bias_shift)
+        noise = self.noise_bound(kernel, packing)
         # A millionth of q aside covers float64 here and the base conversion in SEAL's decryption.
         modulus = self.modulus * (1 - 2**-20)
-        exact = l1_norm * 2.0 ** (LIMB_BITS - 53)
+        limits = {"exact product": l1_norm * 2.0 ** (LIMB_BITS - 53)} if packing == "batched" else {}
         if self.scheme == "bfv":
             t = self.plaintext_modulus
-            return {
-                "integer range": (l1_norm * self.max_feature + bias) / ((t - 1) // 2),
-                "noise room": (noise + 0.5) * 2 * t / modulus,
-                "exact product": exact,
-            }
-        coefficients = math.sqrt(2) * l1_norm * self.max_feature + bias + noise
-        return {"integer range": coefficients * 2 / modulus, "exact product": exact}
+            limits["integer range"] = (l1_norm * self.max_feature + offsets) / ((t - 1) // 2)
+            limits["noise room"] = (noise + 0.5) * 2 * t / modulus
+        else:
+            # Coefficients are at most the largest slot, whose real and imaginary parts are two samples.
+            complex_slots = math.sqrt(2) if packing == "batched" else 1.0
+            limits["integer range"] = (complex_slots * l1_norm * self.max_feature + offsets + noise) * 2 / modulus
+        return limits
+
+    def noise_bound(self, kernel: np.ndarray, packing: str = "batched") -> np.ndarray:
+        """Bound on the noise of the coefficients that carry each class, flooding included; see the module docstring.
+
+        Args:
+            kernel: Integer weights, shape (d, c).
+            packing: One of ``packings``.
+
+        Returns:
+            float64, shape (c,), in units of q's residues.
+        """
+        magnitudes = np.abs(kernel).astype(np.float64)
+        l1_norm, l2_norm = magnitudes.sum(axis=0), np.sqrt(np.square(magnitudes).sum(axis=0))
+        if packing == "batched":
+            return self.coefficient_noise_bound(l2_norm) + l1_norm / 2
+        features, classes = kernel.shape
+        together = np.arange(classes) // (self.poly_modulus_degree // features)
+        l1_norm = np.bincount(together, l1_norm)[together]
+        l2_norm = np.sqrt(np.bincount(together, np.square(l2_norm))[together])
+        flooded = 1 + 2.0**FLOODING_BITS * classes if self.sanitizes else 1
+        return self._noise(l1_norm, l2_norm) * flooded
 
     @functools.cached_property
     def imaginary_unit(self) -> int:
@@ -206,11 +306,7 @@ class Parameters:
         exactly in the first half.
         """
         q, order = self.modulus, 2 * self.poly_modulus_degree
-        base = next(r for g in range(2, q) if pow(r := pow(g, (q - 1) // order, q), order // 2, q) == q - 1)
-        square, roots = base * base % q, [base]
-        for _ in range(order // 2 - 1):
-            roots.append(roots[-1] * square % q)
-        return pow(min(roots), order // 4, q)
+        return pow(smallest_root(q, order), order // 4, q)
 
 
 def _is_prime(number: int) -> bool:
@@ -229,20 +325,16 @@ def _is_prime(number: int) -> bool:
 
 
 PARAMETERS = {
-    "bfv": Parameters(
-        scheme="bfv",
-        poly_modulus_degree=2048,
-        coeff_modulus=(9007199254614017,),
-        plaintext_modulus=536813569,
-        feature_bits=12,
-    ),
-    "ckks": Parameters(
-        scheme="ckks",
-        poly_modulus_degree=2048,
-        coeff_modulus=(9007199254614017,),
-        plaintext_modulus=0,
-        feature_bits=31,
-    ),
+    made.name: made
+    for made in (
+        Parameters("bfv", 2048, (9007199254614017,), 536813569, feature_bits=12, name="bfv"),
+        Parameters("ckks", 2048, (9007199254614017,), 0, feature_bits=31, name="ckks"),
+        Parameters(
+            "bfv", 4096, (35184371884033, 35184371703809), 33538049, 10, special_modulus=40961, name="bfv-sanitized"
+        ),
+        Parameters("ckks", 4096, (35184371884033, 35184371703809), 0, 70, special_modulus=40961, name="ckks-sanitized"),
+    )
 }
-"""The sets that client and server pin. q: the largest 53-bit prime for N = 2048. BFV's t = 29 bits
-balances the integer range against the room for noise for heads of 128 to 2,048 inputs."""
+"""The sets that client and server pin. N = 2048: the largest 53-bit prime; BFV's t = 29 bits balances the integer
+range against the room for noise for heads of 128 to 2,048 inputs. N = 4096: the two largest 45-bit primes beside the
+smallest special prime, 106 bits in all; t = 25 bits leaves 40 bits for flooding."""

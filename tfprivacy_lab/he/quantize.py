@@ -117,10 +117,12 @@ class QuantizedHead:
 
     Args:
         kernel: Integers, shape (d, c), Keras convention.
-        bias: Integers in units of ``2**step_exponent / weight_scale``, shape (c,).
+        bias: Integers in units of ``2**(step_exponent + bias_shift) / weight_scale``, shape (c,); the set's
+            ``bias_shift`` is 0 but for sets of more than 31 feature bits.
         weight_scale: Float s, > 0: an integer weight of 1 stands for 1/s.
         step_exponent: e of the features' step.
         parameters: The scheme's set.
+        packing: One of the set's packings.
 
     Raises:
         InputError: if for some features within the bound a result could leave the plaintext range, a
@@ -135,6 +137,7 @@ class QuantizedHead:
     weight_scale: float
     step_exponent: int
     parameters: Parameters
+    packing: str = "batched"
 
     def __post_init__(self):
         for name in ("kernel", "bias"):
@@ -150,13 +153,13 @@ class QuantizedHead:
             object.__setattr__(self, name, array)
         check_head(self.kernel, self.bias)
         check_finite_number("weight_scale", self.weight_scale, above=0)
-        load = self.parameters.load(self.l1_norms, self.l2_norms, np.abs(self.bias))
+        load = self.parameters.load(self.kernel, self.bias, self.packing)
         for limit, used in load.items():
             if used.max() > 1:
                 column = int(used.argmax())
                 raise InputError(
                     f"The head could overflow: column {column} of kernel and bias needs {used[column]:.3g} times the "
-                    f"{limit} of {self.parameters.scheme} (sum of |kernel| {self.l1_norms[column]:.0f}, |bias| "
+                    f"{limit} of {self.parameters.name} (sum of |kernel| {self.l1_norms[column]:.0f}, |bias| "
                     f"{abs(int(self.bias[column]))}, |features| <= {self.parameters.max_feature}); "
                     "lower weight_scale or rescale the head."
                 )
@@ -172,7 +175,9 @@ class QuantizedHead:
         return np.sqrt(np.square(self.kernel, dtype=np.float64).sum(axis=0))
 
     @classmethod
-    def from_float(cls, kernel, bias, parameters: Parameters, step_exponent: int) -> QuantizedHead:
+    def from_float(
+        cls, kernel, bias, parameters: Parameters, step_exponent: int, packing: str = "batched"
+    ) -> QuantizedHead:
         """Quantise a float head with the largest weight scale that the proved limits allow.
 
         Args:
@@ -180,6 +185,7 @@ class QuantizedHead:
             bias: Finite, shape (c,), or None for zeros.
             parameters: The scheme's set.
             step_exponent: e of the features' step.
+            packing: One of the set's packings.
 
         Returns:
             The quantised head.
@@ -193,19 +199,19 @@ class QuantizedHead:
         shift = -math.frexp(largest)[1] if largest else 0
         with np.errstate(over="ignore", under="ignore"):
             kernel = np.ldexp(kernel, shift)
-            unit_bias = np.ldexp(bias, shift - step_exponent)
-            scale = _largest_scale(kernel, unit_bias, parameters)
+            unit_bias = np.ldexp(bias, shift - step_exponent - parameters.bias_shift)
+            scale = _largest_scale(kernel, unit_bias, parameters, packing)
             weight_scale = float(np.ldexp(scale, shift))
         too_coarse = largest > 0 and scale * np.max(np.abs(kernel)) < MIN_WEIGHT - 0.5
         if too_coarse or not 0 < weight_scale < math.inf:
             raise InputError(
                 f"The head could overflow: a bias of {np.max(np.abs(bias)):g} beside a kernel of at most {largest:g} "
                 f"and features of at most {2.0 ** (step_exponent + parameters.feature_bits):g} leaves the kernel fewer "
-                f"than 4 bits of the {parameters.scheme} integer range; encrypt with a larger feature_range, or "
+                f"than 4 bits of the {parameters.name} integer range; encrypt with a larger feature_range, or "
                 "rescale the features and the kernel."
             )
         integers = (np.rint(array * scale).astype(np.int64) for array in (kernel, unit_bias))
-        return cls(*integers, weight_scale, step_exponent, parameters)
+        return cls(*integers, weight_scale, step_exponent, parameters, packing)
 
     def error_bound(self, features=None) -> np.ndarray:
         """Bound on \\|decrypted logit - float logit\\| for the float head this was quantised from.
@@ -235,22 +241,25 @@ class QuantizedHead:
         if self.parameters.scheme == "bfv":
             rounding = l1 / 2 + 0.5
         else:
-            largest = l1 * self.parameters.max_feature + np.abs(self.bias)
-            noise = self.parameters.slot_noise_bound(self.l2_norms)
-            rounding = noise + l1 * self.parameters.poly_modulus_degree / 2 + largest * 2.0**-40 + 1
+            largest = l1 * self.parameters.max_feature + np.ldexp(np.abs(self.bias), self.parameters.bias_shift)
+            rounding = largest * 2.0**-40 + 2.0**self.parameters.bias_shift
+            if self.packing == "coefficient":
+                rounding += self.parameters.noise_bound(self.kernel, self.packing)
+            else:
+                noise = self.parameters.slot_noise_bound(self.l2_norms)
+                rounding += noise + l1 * self.parameters.poly_modulus_degree / 2
         return (rounding * unit + feature_sum / 2) / self.weight_scale
 
 
-def _largest_scale(kernel: np.ndarray, bias: np.ndarray, parameters: Parameters) -> float:
+def _largest_scale(kernel: np.ndarray, bias: np.ndarray, parameters: Parameters, packing: str) -> float:
     """The largest scale, up to rounding, at which all limits hold for the rounded columns."""
 
     def used(weights, offsets):
-        norms = np.abs(weights).sum(axis=0), np.sqrt(np.square(weights).sum(axis=0)), np.abs(offsets)
-        return max(float(part.max()) for part in parameters.load(*norms).values())
+        return max(float(part.max()) for part in parameters.load(weights, offsets, packing).values())
 
     # The limits are linear in the scale but for a constant half (the bias's own rounding) and the
     # rounding of the weights, which the loop meets by shrinking until the integers themselves fit.
-    constant = used(np.zeros((1, 1)), np.zeros(1))
+    constant = used(np.zeros_like(kernel), np.zeros_like(bias))
     full = used(kernel, bias) - constant
     if full == 0:
         return 1.0

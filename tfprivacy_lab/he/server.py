@@ -6,17 +6,38 @@ and pins its parameters.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he import messages
+from tfprivacy_lab.he.coefficients import PreparedHead
 from tfprivacy_lab.he.packing import add_modular, bias_residues, modular_matmul
 from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
+from tfprivacy_lab.he.sanitize import Sanitizer
 
-_CACHED_HEADS = 4
+REPLIES = ("any", "sanitized")
+_CACHED_HEADS = 8
+
+
+class _Batched(NamedTuple):
+    """A head as the matrix product wants it."""
+
+    head: QuantizedHead
+    weights: np.ndarray
+    offsets: np.ndarray
+
+
+class _Coefficient(NamedTuple):
+    """A head as polynomials, and what sanitises its replies, or None."""
+
+    head: QuantizedHead
+    prepared: PreparedHead
+    sanitizer: Sanitizer | None
 
 
 class Server:
@@ -27,24 +48,28 @@ class Server:
     Args:
         kernel: Finite, shape (d, c), Keras convention, d <= 2048, c <= 1000.
         bias: Finite, shape (c,), or None for zeros.
+        replies: "sanitized" refuses queries whose replies cannot be (those under the sets bfv and ckks); "any"
+            answers them too. Queries under a sanitising set always get sanitised replies.
 
     Raises:
-        InputError: naming the kernel or the bias.
+        InputError: naming the argument.
 
     Guarantee: the server, even if curious, learns of the features only the number of samples, their
         width and the quantisation step, while the encryption stands (see
-        :mod:`tfprivacy_lab.he.parameters`). BFV's replies decrypt to the exact integer result.
+        :mod:`tfprivacy_lab.he.parameters`). BFV's replies decrypt to the exact integer result. A sanitised reply
+        tells an honest-but-curious holder of the key the logits and nothing else of the head
+        (:mod:`tfprivacy_lab.he.sanitize`).
 
     Not covered: a server that does not use this head, or answers wrongly (nothing proves what it
-        computed). The head's secrecy from the holder of the key: replies are not sanitised, their c1 and
-        their noise depend on the weights, so one reply can give the weights away, and a linear head falls
-        to about d + 1 chosen queries whatever the encryption. What logits tell about training data is the
-        matter of differential privacy. Never let a client's decrypted CKKS values come back to the server
-        (Li and Micciancio 2021).
+        computed). Replies that are not sanitised: their c1, unused coefficients and noise depend on the weights, so
+        one reply can give them away. A linear head falls to about d + 1 chosen queries whatever the encryption. What
+        logits tell about training data is the matter of differential privacy. Never let a client's decrypted CKKS
+        values come back to the server (Li and Micciancio 2021).
     """
 
-    def __init__(self, kernel, bias=None):
+    def __init__(self, kernel, bias=None, replies: str = "any"):
         self._kernel, self._bias = check_head(kernel, bias)
+        self._replies = check_choice("replies", replies, REPLIES)
         self._prepared = functools.lru_cache(maxsize=_CACHED_HEADS)(self._prepare)
 
     def __repr__(self) -> str:
@@ -69,14 +94,11 @@ class Server:
         if header.columns != features:
             raise InputError(f"Expected {name} of {features} features, as the head's kernel has, got {header.columns}.")
         parameters = header.parameters
-        messages.check_size(header.samples, classes, parameters, name)
-        residues = messages.residues(header, body, name)
-        head, weights, offsets = self._prepared(parameters.scheme, header.step_exponent)
-        degree = parameters.poly_modulus_degree
-        reply = np.empty((len(residues), classes, 2, degree), dtype="<u8")
-        for block, result in zip(residues, reply, strict=True):
-            result[:] = modular_matmul(weights, block.reshape(features, -1), parameters.modulus).reshape(result.shape)
-            add_modular(result[:, 0], offsets, parameters.modulus)
+        if self._replies == "sanitized" and not parameters.sanitizes:
+            raise InputError(
+                f"Expected {name} under a set whose replies are sanitised, as this server asks, got {parameters.name}; "
+                "make keys with a sanitized scheme."
+            )
         answer = messages.Header(
             messages.REPLY,
             parameters,
@@ -85,17 +107,51 @@ class Server:
             header.samples,
             classes,
             header.step_exponent,
-            head.weight_scale,
+            1.0,
+            header.packing,
+            features,
         )
-        return messages.pack(answer, reply)
+        messages.check_size(answer, name)
+        residues, public_key = messages.residues(header, body, name)
+        prepared = self._prepared(parameters.name, header.step_exponent, header.packing)
+        reply = np.empty((*answer.ciphertexts, *answer.ciphertext_shape), dtype="<u8")
+        if header.packing == "batched":
+            _answer_batched(residues, prepared, reply)
+        else:
+            _answer_coefficients(residues, public_key, prepared, reply)
+        return messages.pack(dataclasses.replace(answer, weight_scale=prepared.head.weight_scale), reply)
 
-    def quantized_head(self, scheme: str, step_exponent: int) -> QuantizedHead:
-        """The integer head that answers queries of this scheme and step, with its error bound."""
-        return self._prepared(scheme, step_exponent)[0]
+    def quantized_head(self, scheme: str, step_exponent: int, packing: str = "batched") -> QuantizedHead:
+        """The integer head that answers queries of this parameter set, step and packing, with its error bound."""
+        return self._prepared(scheme, step_exponent, packing).head
 
-    def _prepare(self, scheme: str, step_exponent: int):
-        """The integer head, its weights as the product wants them, and its bias as residues."""
+    def _prepare(self, scheme: str, step_exponent: int, packing: str):
+        """The integer head as its packing wants it."""
         parameters = PARAMETERS[scheme]
-        head = QuantizedHead.from_float(self._kernel, self._bias, parameters, step_exponent)
-        weights = np.ascontiguousarray(head.kernel.T, dtype=np.float64)
-        return head, weights, bias_residues(head.bias, parameters)
+        head = QuantizedHead.from_float(self._kernel, self._bias, parameters, step_exponent, packing)
+        if packing == "batched":
+            weights = np.ascontiguousarray(head.kernel.T, dtype=np.float64)
+            return _Batched(head, weights, bias_residues(head.bias, parameters))
+        prepared = PreparedHead(head)
+        return _Coefficient(head, prepared, Sanitizer(prepared) if parameters.sanitizes else None)
+
+
+def _answer_batched(residues: np.ndarray, prepared: _Batched, reply: np.ndarray) -> None:
+    """Blocks (blocks, d, 2, 1, N) times the head, into the reply (blocks, c, 2, 1, N)."""
+    modulus = prepared.head.parameters.modulus
+    for block, result in zip(residues, reply, strict=True):
+        result[:] = modular_matmul(prepared.weights, block.reshape(len(block), -1), modulus).reshape(result.shape)
+        add_modular(result[:, 0, 0], prepared.offsets, modulus)
+
+
+def _answer_coefficients(residues: np.ndarray, public_key, prepared: _Coefficient, reply: np.ndarray) -> None:
+    """Samples (samples, 1, 2, primes, N) times the head, into the reply (samples, products, 2, primes, N)."""
+    head = prepared.prepared
+    if prepared.sanitizer is not None:
+        factors = [way.factor(public_key[:, k]) for k, way in enumerate(head.transforms)]
+    for ciphertext, result in zip(residues, reply, strict=True):
+        result[:] = head.products_of(ciphertext[0])
+        if prepared.sanitizer is None:
+            head.add_bias(result)
+        else:
+            prepared.sanitizer.add_to(result, factors)

@@ -1,0 +1,213 @@
+"""A Keras network as affine layers with a square between each two: what ciphertexts can compute, and its oracle.
+
+A convolution is a dense layer on windows of its input: output position p, channel c is
+:math:`\\sum_k W_{kc}\\, x_{window(p, k)} + b_c`, a dense layer being the case of one window that holds all inputs.
+Vectors are Keras' row-major flattenings, so that ``Flatten`` changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tfprivacy_lab.checks import InputError, check_all_finite
+from tfprivacy_lab.he.parameters import MAX_FEATURES
+
+MAX_SQUARES = 2
+"""Squares in a row that the parameter sets have room for."""
+
+_NOTHING = frozenset({"InputLayer", "Flatten", "Dropout", "Reshape"})
+_ACTIVATIONS = frozenset({"linear", "square", "tfprivacy_lab>square"})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine:
+    """One dense or convolutional layer without activation.
+
+    Args:
+        kernel: Shape (k, c): window entries by channels. Float for a network, integers once quantised.
+        bias: Shape (c,); float, or integers (Python's, as they may pass 64 bits).
+        windows: Input index of each entry, int64 (positions, k); -1 where a window stands on padding.
+        inputs: Length of the input vector.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    windows: np.ndarray
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        """Length of the output vector, positions * channels."""
+        return len(self.windows) * self.kernel.shape[1]
+
+    @property
+    def products(self) -> int:
+        """Multiplications an input vector."""
+        return self.windows.size * self.kernel.shape[1]
+
+    def apply(self, values: np.ndarray, kernel: np.ndarray | None = None) -> np.ndarray:
+        """The layer without its bias.
+
+        Args:
+            values: Shape (inputs, ...): one input a row.
+            kernel: Instead of the layer's, of its shape: its absolute value, say.
+
+        Returns:
+            Shape (outputs, ...), of the common dtype.
+        """
+        kernel = self.kernel if kernel is None else kernel
+        tail = values.shape[1:]
+        if len(self.windows) == 1:  # a dense layer's window is the input itself
+            return (kernel.T @ values.reshape(self.inputs, -1)).reshape(self.outputs, *tail)
+        if (self.windows < 0).any():
+            values = np.concatenate([values, np.zeros((1, *tail), values.dtype)])
+        patches = values[self.windows].reshape(*self.windows.shape, -1)
+        return (kernel.T @ patches).reshape(self.outputs, *tail)
+
+    def dense_kernel(self) -> np.ndarray:
+        """The same layer as one matrix, shape (inputs, outputs)."""
+        positions, channels = len(self.windows), self.kernel.shape[1]
+        matrix = np.zeros((self.inputs + 1, positions, channels), self.kernel.dtype)
+        for position, window in enumerate(self.windows):
+            matrix[window, position] = self.kernel  # a window's entries differ, but for the padding at -1
+        return matrix[:-1].reshape(self.inputs, self.outputs)
+
+    def full_bias(self) -> np.ndarray:
+        """The bias of every output, shape (outputs,)."""
+        return np.tile(self.bias, len(self.windows))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """Affine layers with a square between each two: the oracle in float64.
+
+    :math:`y = A_n(\\ldots A_2(A_1(x)^2)^2 \\ldots)`
+
+    Args:
+        layers: Float :class:`Affine` layers, each as long as the one before; 1 or 2 squares between them.
+
+    Raises:
+        InputError: if they do not fit together, or there are too many.
+    """
+
+    layers: tuple[Affine, ...]
+
+    def __post_init__(self):
+        if not 1 <= self.squares <= MAX_SQUARES:
+            raise InputError(f"Expected a network of 1 to {MAX_SQUARES} squares between layers, got {self.squares}.")
+        for before, after in zip(self.layers, self.layers[1:], strict=False):
+            if before.outputs != after.inputs:
+                raise InputError(f"Expected a layer for {before.outputs} inputs, got one for {after.inputs}.")
+        for number, layer in enumerate(self.layers):
+            if max(layer.inputs, layer.outputs) > MAX_FEATURES:
+                raise InputError(
+                    f"Expected layers of at most {MAX_FEATURES} inputs and outputs, "
+                    f"got layer {number} from {layer.inputs} to {layer.outputs}."
+                )
+            check_all_finite(f"kernel of layer {number}", layer.kernel)
+            check_all_finite(f"bias of layer {number}", layer.bias)
+
+    @property
+    def inputs(self) -> int:
+        """Length of the input vector."""
+        return self.layers[0].inputs
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits."""
+        return self.layers[-1].outputs
+
+    @property
+    def squares(self) -> int:
+        """Squarings in a row, the multiplicative depth."""
+        return len(self.layers) - 1
+
+    def evaluate(self, inputs) -> np.ndarray:
+        """The logits in the clear.
+
+        Args:
+            inputs: Real, shape (samples, ...), flattening to (samples, inputs).
+
+        Returns:
+            float64, shape (samples, outputs).
+        """
+        values = np.asarray(inputs, np.float64).reshape(len(inputs), -1).T
+        for number, layer in enumerate(self.layers):
+            values = values if number == 0 else np.square(values)
+            values = layer.apply(values) + layer.full_bias()[:, np.newaxis]
+        return np.ascontiguousarray(values.T)
+
+    @classmethod
+    def from_keras(cls, model) -> Network:
+        """The network that a built sequential Keras model computes at inference.
+
+        Args:
+            model: ``Dense`` and ``Conv2D`` layers with a square after each but the last: a layer of class
+                ``Square``, or an activation of the name ``square``. ``Flatten``, ``Reshape`` and ``Dropout``
+                may stand between.
+
+        Raises:
+            InputError: naming the layer that a ciphertext cannot compute.
+        """
+        found: list = []
+        for layer in model.layers:
+            found += _read(layer)
+        kinds = ["square" if item is None else "affine" for item in found]
+        if kinds != ["affine", "square"] * (len(kinds) // 2) + ["affine"]:
+            raise InputError(
+                f"Expected dense or convolutional layers with one square between each two, got {' '.join(kinds)}."
+            )
+        return cls(tuple(item for item in found if item is not None))
+
+
+def _read(layer) -> list:
+    """A Keras layer as an Affine, as None for a square, as both, or as nothing at all."""
+    kind, config = type(layer).__name__, layer.get_config()
+    if kind in _NOTHING:
+        return []
+    activation = config.get("activation", "linear")
+    if isinstance(activation, dict):  # a registered function of the user's
+        activation = activation.get("config", activation.get("class_name"))
+    if kind == "Square" or (kind == "Activation" and activation in _ACTIVATIONS - {"linear"}):
+        return [None]
+    if kind not in ("Dense", "Conv2D") or activation not in _ACTIVATIONS:
+        raise InputError(
+            f"Layer {layer.name!r} ({kind}, activation {activation!r}) cannot be evaluated on ciphertexts; use "
+            "Dense, Conv2D and Square."
+        )
+    kernel, *bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
+    windows = _windows(layer, config) if kind == "Conv2D" else np.arange(len(kernel))[np.newaxis]
+    inputs = int(np.prod(layer.input_shape[1:]))
+    if kind == "Dense" and inputs != len(kernel):
+        raise InputError(f"Layer {layer.name!r} works along the last axis of {layer.input_shape}; flatten it before.")
+    kernel = kernel.reshape(-1, kernel.shape[-1])
+    affine = Affine(kernel, bias[0] if bias else np.zeros(kernel.shape[1]), windows, inputs)
+    return [affine] if activation == "linear" else [affine, None]
+
+
+def _windows(layer, config) -> np.ndarray:
+    """The input index of every window entry of a convolution, (positions, height * width * channels)."""
+    if config["data_format"] != "channels_last" or config["groups"] != 1:
+        raise InputError(f"Layer {layer.name!r}: expected channels_last and one group of channels.")
+    _, height, width, channels = layer.input_shape
+    rows = _positions(height, 0, config)
+    columns = _positions(width, 1, config)
+    inside = (rows >= 0)[:, np.newaxis, :, np.newaxis] & (columns >= 0)[np.newaxis, :, np.newaxis, :]
+    pixels = rows[:, np.newaxis, :, np.newaxis] * width + columns[np.newaxis, :, np.newaxis, :]
+    indices = np.where(inside[..., np.newaxis], pixels[..., np.newaxis] * channels + np.arange(channels), -1)
+    return indices.reshape(rows.shape[0] * columns.shape[0], -1)
+
+
+def _positions(length: int, axis: int, config) -> np.ndarray:
+    """Along one axis, the input place of each entry of each window, -1 on padding; (outputs, kernel size)."""
+    size, stride, dilation = (config[name][axis] for name in ("kernel_size", "strides", "dilation_rate"))
+    span = (size - 1) * dilation + 1
+    if config["padding"] == "same":
+        outputs = -(-length // stride)
+        before = max((outputs - 1) * stride + span - length, 0) // 2
+    else:
+        outputs, before = (length - span) // stride + 1, 0
+    places = np.arange(outputs)[:, np.newaxis] * stride + np.arange(size) * dilation - before
+    return np.where((places >= 0) & (places < length), places, -1)

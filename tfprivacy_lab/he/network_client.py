@@ -1,0 +1,123 @@
+"""The client of batched networks: it holds the secret key, encrypts inputs and decrypts logits.
+
+CKKS puts one sample in a real slot, so a block has N/2; its encoder multiplies by the plan's input scale. BFV puts
+one sample in each of N slots, rounded to integers. Replies hold three or five polynomials
+:math:`c_0 + c_1 s + c_2 s^2 + \\ldots`: SEAL decrypts any number, by the powers of the secret key.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.he.inputs import check_inputs, quantise
+from tfprivacy_lab.he.network import PublicPlan
+from tfprivacy_lab.he.residues import check_residues
+from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
+
+
+class NetworkClient:
+    """A key pair for the parameters of a public plan.
+
+    Args:
+        public: What the server says of its plan; it holds no weights.
+
+    Guarantee: what ``encrypt`` returns hides the inputs from anyone without this object's key, at 128-bit security,
+        but for the number of samples.
+
+    Not covered: who reads this process's memory; whether the server used the right network; what a decrypted value
+        tells once it is passed on (never send decrypted CKKS values to the server, Li and Micciancio 2021).
+    """
+
+    def __init__(self, public: PublicPlan):
+        self.public = public
+        self._library = seal_context(public.parameters)
+        self._library.keyGen()
+
+    def __repr__(self) -> str:
+        return f"NetworkClient({self.public.parameters.scheme})"
+
+    def __reduce__(self):
+        raise TypeError("A NetworkClient holds a secret key and is not pickled or copied.")
+
+    def encrypt(self, inputs) -> np.ndarray:
+        """Encrypt a batch.
+
+        Args:
+            inputs: Finite real numbers within the plan's ``input_range``, shape (samples, ...), flattening to
+                (samples, inputs).
+
+        Returns:
+            The query: residues of the parameters' ``residue_dtype``, shape (blocks, inputs, 2, primes, N).
+
+        Raises:
+            InputError: naming what is wrong with the inputs.
+        """
+        values = check_inputs(inputs, self.public)
+        query = np.empty(self.public.query_shape(len(values)), self.public.parameters.residue_dtype)
+        size = self.public.parameters.samples_per_block
+        for block, first in zip(query, range(0, len(values), size), strict=True):
+            for target, column in zip(block, values[first : first + size].T, strict=True):
+                target[:] = self._encrypt_slots(column)
+        return query
+
+    def decrypt(self, reply: np.ndarray, samples: int) -> np.ndarray:
+        """The logits in a reply.
+
+        Args:
+            reply: What :meth:`~tfprivacy_lab.he.network_server.NetworkServer.evaluate` returned.
+            samples: How many samples the query held.
+
+        Returns:
+            float64, shape (samples, outputs).
+
+        Raises:
+            InputError: if the reply is not residues of the plan's shape for so many samples.
+        """
+        return self._decrypt(reply, samples) / self.public.output_scale
+
+    def decrypt_integers(self, reply: np.ndarray, samples: int) -> np.ndarray:
+        """BFV's exact integers, int64 (samples, outputs); logits are these over ``output_scale``.
+
+        Raises:
+            InputError: as :meth:`decrypt`; also for CKKS, which has no exact integers.
+        """
+        if self.public.parameters.scheme != "bfv":
+            raise InputError("Expected a bfv client for exact integers, got scheme='ckks'; use decrypt.")
+        return self._decrypt(reply, samples)
+
+    def _encrypt_slots(self, values: np.ndarray) -> np.ndarray:
+        """One fresh ciphertext's residues, (2, primes, N)."""
+        parameters, library = self.public.parameters, self._library
+        slots = np.zeros(parameters.samples_per_block)
+        slots[: len(values)] = values
+        if parameters.scheme == "bfv":
+            plain = library.encodeInt(quantise(slots, self.public))
+        else:
+            plain = library.encodeFrac(slots, scale=math.ldexp(1.0, self.public.input_bits))
+        data = library.encryptPtxt(plain).to_bytes("none")
+        return np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape(1)[2:])
+
+    def _decrypt(self, reply, samples: int) -> np.ndarray:
+        """Slots of a checked reply as (samples, outputs)."""
+        from Pyfhel import PyCtxt
+
+        public = self.public
+        check_residues("reply", reply, public.parameters, public.reply_shape(samples))
+        if len(reply) != public.blocks(samples):
+            raise InputError(
+                f"Expected a reply of {public.blocks(samples)} blocks for {samples} samples, got {len(reply)}."
+            )
+        scheme, size = public.parameters.scheme, public.parameters.samples_per_block
+        prefix = ciphertext_prefix(public.parameters, public.reply_size)
+        decrypt = self._library.decryptInt if scheme == "bfv" else self._library.decryptFrac
+        values = np.empty((samples, public.outputs), np.int64 if scheme == "bfv" else np.float64)
+        for block, ciphertexts in enumerate(reply):
+            rows = values[block * size : (block + 1) * size]
+            for column, residues in enumerate(ciphertexts):
+                data = prefix + residues.astype("<u8").tobytes()
+                ciphertext = PyCtxt(pyfhel=self._library, bytestring=data, scheme=scheme)
+                rows[:, column] = decrypt(ciphertext)[: len(rows)]
+        return values

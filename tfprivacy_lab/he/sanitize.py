@@ -1,0 +1,110 @@
+r"""Replies that tell the holder of the key the logits, and nothing else of the head.
+
+A product of the query with the weights would: its c1 divided by the query's c1 *is* the weights; its unused
+coefficients are partial sums of them; and the noise of its logits grows with them. So to every product are added,
+under the client's public key (b, a),
+
+.. math:: (b u + e_1 + m,\; a u + e_2)
+
+an encryption of zero with u uniform on {-1, 0, 1} and centred binomial errors as SEAL's, and in m a uniform residue of
+q at every coefficient that carries no logit, and a uniform integer of magnitude up to F at those that do ("noise
+flooding"; F from :meth:`~tfprivacy_lab.he.parameters.Parameters.flooding`).
+
+Guarantee: for a client that made its keys and query as stated, c1 of the reply is indistinguishable from uniform
+(RLWE), the coefficients without a logit are uniform, and the others are the logits' within statistical distance
+:math:`2^{-40}` a reply, whatever the head. All randomness is the operating system's.
+
+Not covered: a client that makes its public key otherwise: under a = 0 nothing is hidden; and what the logits themselves
+tell: d + 1 chosen queries give a linear head away exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import numpy as np
+
+from tfprivacy_lab.he.coefficients import PreparedHead, logit_positions
+
+_BINOMIAL_BITS = 21
+
+
+class Sanitizer:
+    """Sanitises the products of one prepared head.
+
+    Args:
+        prepared: The head, under a set that has room for flooding.
+    """
+
+    def __init__(self, prepared: PreparedHead):
+        head = prepared.head
+        self._prepared, features, classes = prepared, *head.kernel.shape
+        self._positions = logit_positions(features, classes, head.parameters)
+        first, self.flooding = 0, []
+        for ends in self._positions:
+            part = np.abs(head.kernel[:, first : first + len(ends)]).astype(np.float64)
+            norms = float(part.sum()), float(np.sqrt(np.square(part).sum()))
+            self.flooding.append(head.parameters.flooding(*norms, classes))
+            first += len(ends)
+
+    def add_to(self, products: np.ndarray, public_key: list) -> None:
+        """Add bias, masks, flooding and an encryption of zero to products, in place.
+
+        Args:
+            products: uint64, transformed, shape (products, 2, primes, N).
+            public_key: For every prime, (b, a) as factors of its transform, each (2, N).
+        """
+        degree = products.shape[-1]
+        for number, (ends, magnitude) in enumerate(zip(self._positions, self.flooding, strict=True)):
+            chosen = ternary(degree)
+            errors = centred_binomial(2 * degree).reshape(2, degree)
+            floods = [secrets.randbelow(2 * magnitude + 1) - magnitude for _ in ends]
+            for k, way in enumerate(self._prepared.transforms):
+                added = np.empty((3, degree), np.uint64)
+                added[0], added[1:] = way.residues(chosen), way.residues(errors)
+                masked = uniform(way.prime, degree)
+                masked[ends] = self._prepared.bias[k][number, ends]
+                masked[ends] = way.sum(masked[ends], np.array([flood % way.prime for flood in floods], np.uint64))
+                way.add(added[1], masked)
+                added = way.forward(added)
+                for part in (0, 1):
+                    factor = tuple(array[part] for array in public_key[k])
+                    total = products[number, part, k]
+                    way.add(total, way.multiply(added[0], factor))
+                    way.add(total, added[1 + part])
+
+
+def uniform(prime: int, count: int) -> np.ndarray:
+    """Uniform residues below a prime, uint64 (count,): by rejection, so that none is likelier."""
+    bits, found = prime.bit_length(), np.empty(0, np.uint64)
+    while len(found) < count:
+        more = (count - len(found)) * 2**bits // prime + 64
+        drawn = np.frombuffer(os.urandom(8 * more), np.uint64) & np.uint64(2**bits - 1)
+        found = np.concatenate([found, drawn[drawn < prime]])[:count]
+    return found
+
+
+def ternary(count: int) -> np.ndarray:
+    """Uniform on {-1, 0, 1}, int64 (count,)."""
+    found = np.empty(0, np.int64)
+    while len(found) < count:
+        drawn = np.frombuffer(os.urandom(2 * (count - len(found)) + 16), np.uint8)
+        found = np.concatenate([found, drawn[drawn < 255].astype(np.int64) % 3 - 1])[:count]
+    return found
+
+
+def centred_binomial(count: int) -> np.ndarray:
+    """Differences of two 21-bit Hamming weights, variance 10.5, as SEAL's errors; int64 (count,)."""
+    drawn = np.frombuffer(os.urandom(8 * count), np.uint64)
+    mask = np.uint64(2**_BINOMIAL_BITS - 1)
+    return _hamming_weight(drawn & mask) - _hamming_weight((drawn >> np.uint64(32)) & mask)
+
+
+def _hamming_weight(values: np.ndarray) -> np.ndarray:
+    """Bits set in values below 2**32, int64 (Warren 2013, "Hacker's Delight", figure 5-2)."""
+    values = values.astype(np.int64)
+    values = values - ((values >> 1) & 0x55555555)
+    values = (values & 0x33333333) + ((values >> 2) & 0x33333333)
+    values = (values + (values >> 4)) & 0x0F0F0F0F
+    return ((values * 0x01010101) >> 24) & 0xFF

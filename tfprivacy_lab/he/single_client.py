@@ -1,0 +1,89 @@
+"""The client of the single-image plan: it holds the secret key and makes the keys that the server works with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.he.inputs import check_inputs
+from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
+from tfprivacy_lab.he.single_image import PublicSinglePlan
+from tfprivacy_lab.he.single_keys import EvaluationKeys
+
+
+class SingleImageClient:
+    """A key pair for one image a query.
+
+    Args:
+        public: What the server says of its plan; it holds no weights.
+
+    Guarantee: the query hides the image, also from who holds the evaluation keys, at 128-bit security.
+
+    Not covered: who reads this process's memory; whether the server used the right network; decrypted values that
+        are passed on (never send them to the server, Li and Micciancio 2021).
+    """
+
+    def __init__(self, public: PublicSinglePlan):
+        self.public = public
+        self._library = seal_context(public.parameters)
+        self._library.keyGen()
+
+    def __repr__(self) -> str:
+        return "SingleImageClient(ckks)"
+
+    def __reduce__(self):
+        raise TypeError("A SingleImageClient holds a secret key and is not pickled or copied.")
+
+    def evaluation_keys(self) -> EvaluationKeys:
+        """Keys for relinearisation and for the rotations that the plan uses, and no other; not secret."""
+        self._library.relinKeyGen()
+        self._library.rotateKeyGen(rot_steps=list(self.public.diagonals.steps))
+        return EvaluationKeys(
+            self.public.diagonals.steps,
+            self._library.to_bytes_rotate_key("none"),
+            self._library.to_bytes_relin_key("none"),
+        )
+
+    def encrypt(self, image) -> np.ndarray:
+        """Encrypt one image.
+
+        Args:
+            image: Finite real numbers within ``input_range``, of any shape that flattens to (inputs,).
+
+        Returns:
+            The query: residues uint64, shape (2, primes, N).
+
+        Raises:
+            InputError: naming what is wrong with the image.
+        """
+        values = check_inputs(np.asarray(image)[np.newaxis], self.public)[0]
+        slots = np.ascontiguousarray(self.public.diagonals.pack(values))
+        plain = self._library.encodeFrac(slots, scale=math.ldexp(1.0, self.public.input_bits))
+        data = self._library.encryptPtxt(plain).to_bytes("none")
+        return np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape)
+
+    def decrypt(self, reply: np.ndarray) -> np.ndarray:
+        """The logits of a reply, float64 (outputs,).
+
+        Args:
+            reply: Residues uint64 below the first prime, shape (replies, 2, 1, N).
+
+        Raises:
+            InputError: if the reply is something else.
+        """
+        from Pyfhel import PyCtxt
+
+        public = self.public
+        first = public.parameters.primes[0]
+        if not isinstance(reply, np.ndarray) or reply.dtype != np.uint64 or reply.shape != public.reply_shape:
+            found = f"{getattr(reply, 'dtype', type(reply).__name__)} of shape {np.shape(reply)}"
+            raise InputError(f"Expected reply of dtype uint64 and shape {public.reply_shape}, got {found}.")
+        if int(reply.max()) >= first:
+            raise InputError(f"Expected residues of reply below their prime {first}, got {reply.max()}.")
+        prefix, slots = ciphertext_prefix(public.parameters, level=2), []
+        for residues in reply:
+            data = prefix + np.ascontiguousarray(residues, "<u8").tobytes()
+            slots.append(self._library.decryptFrac(PyCtxt(pyfhel=self._library, bytestring=data, scheme="ckks")))
+        return public.diagonals.logits(np.array(slots)) / public.output_scale

@@ -1,0 +1,224 @@
+"""The ``he`` subcommands: what they take and what they call. They return figures; ``cli`` prints them."""
+
+from __future__ import annotations
+
+
+def _keygen(options) -> dict:
+    from tfprivacy_lab import he
+
+    client = he.Client.generate(options.scheme)
+    client.save(options.out)
+    return {"scheme": options.scheme, "keys": options.out, "note": "holds the secret key: never give it away"}
+
+
+def _encrypt(options) -> dict:
+    from tfprivacy_lab import files, he
+
+    client = he.Client.load(options.keys)
+    features = files.read_array(options.features, "features")
+    query = client.encrypt(features, feature_range=options.feature_range, packing=options.packing)
+    files.write_bytes(options.out, query)
+    return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
+
+
+def _evaluate(options) -> dict:
+    from tfprivacy_lab import files, he
+
+    head = files.read_arrays(options.head, "head", ("kernel", "bias"))
+    server = he.Server(head["kernel"], head["bias"], replies=options.replies)
+    reply = server.evaluate(files.read_bytes(options.query, "query"))
+    files.write_bytes(options.out, reply)
+    return {"reply": options.out, "bytes": len(reply)}
+
+
+def _decrypt(options) -> dict:
+    from tfprivacy_lab import files, he
+
+    query = None if options.query is None else files.read_bytes(options.query, "query")
+    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"), query)
+    return _write_logits(options.out, logits)
+
+
+def _serve(options) -> dict:
+    from tfprivacy_lab import files
+    from tfprivacy_lab.he.admission import Limits
+
+    given = {name: getattr(options, name) for name in _LIMITS if getattr(options, name) is not None}
+    limits = Limits(**given)
+    head = files.read_arrays(options.head, "head", ("kernel", "bias"))
+    from tfprivacy_lab.he.listener import serve
+
+    return serve(
+        head["kernel"],
+        head["bias"],
+        host=options.host,
+        port=options.port,
+        limits=limits,
+        certificate=options.certificate,
+        private_key=options.private_key,
+        replies=options.replies,
+        on_ready=lambda url: options.note(f"listening on {url}"),
+    )
+
+
+def _predict(options) -> dict:
+    from tfprivacy_lab import files, he
+    from tfprivacy_lab.he import remote
+
+    service = remote.Service(options.url, options.certificate_authority, options.seconds, options.note)
+    client = he.Client.load(options.keys)
+    features = files.read_array(options.features, "features")
+    return _write_logits(options.out, remote.predict(client, service, features, options.feature_range))
+
+
+def _score(options) -> dict:
+    from tfprivacy_lab.he import scoring
+
+    queries = options.queries[0] if len(options.queries) == 1 else options.queries
+    outcome = scoring.score(
+        options.head, queries, options.out, jobs=options.jobs, cluster=options.cluster, on_progress=options.note
+    )
+    outcome.check()
+    return {"replies": options.out, "scored": outcome.scored, "finished_before": outcome.finished}
+
+
+def _explain(options) -> dict:
+    from tfprivacy_lab import files, he
+
+    head = files.read_arrays(options.head, "head", ("kernel", "bias"))
+    choice = he.choose(
+        head["kernel"],
+        head["bias"],
+        samples=options.samples,
+        scheme=options.scheme,
+        sanitized=options.sanitized,
+        feature_range=options.feature_range,
+        max_error=options.max_error,
+    )
+    for line in choice.explain():
+        options.note(line)
+    return {
+        "scheme": choice.parameters.name,
+        "packing": choice.packing,
+        "error_bound": choice.error_bound,
+        "query_bytes": choice.query_bytes,
+        "reply_bytes": choice.reply_bytes,
+        "key_bytes": 0,
+        "products": choice.products,
+        "noise_bits_left": choice.bits_left,
+        "reasons": choice.explain(),
+    }
+
+
+def _write_logits(path, logits) -> dict:
+    from tfprivacy_lab import files
+
+    files.write_array(path, logits)
+    return {"logits": path, "samples": logits.shape[0], "classes": logits.shape[1]}
+
+
+_SCHEMES = ("bfv", "ckks", "bfv-sanitized", "ckks-sanitized")
+_LIMITS = {
+    "max_body_bytes": (int, "largest query (64 MiB)"),
+    "max_bytes": (int, "bodies and replies held at a time (256 MiB)"),
+    "max_requests": (int, "queries in flight (64)"),
+    "max_connections": (int, "open connections (512)"),
+    "workers": (int, "threads that evaluate (one a processor)"),
+    "header_seconds": (float, "for a request's head (10)"),
+    "body_seconds": (float, "for a query's body (30)"),
+    "queue_seconds": (float, "longest wait for a worker (10)"),
+    "evaluate_seconds": (float, "longest wait for an evaluation (120)"),
+    "send_seconds": (float, "for the client to read a reply (60)"),
+    "shutdown_seconds": (float, "for what is in flight after SIGTERM (30)"),
+}
+
+
+def add(commands, command, note) -> None:
+    """Register the subcommands.
+
+    Args:
+        commands: What argparse's ``add_subparsers`` returned.
+        command: Makes one: ``command(commands, name, function, text)``.
+        note: Shows a line of progress.
+    """
+    group = commands.add_parser("he", help="a dense head on encrypted features").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    _add_files(group, command)
+    _add_service(group, command, note)
+    _add_explain(group, command, note)
+    score = command(group, "score", _score, "server: a folder of queries to a folder of replies")
+    score.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    score.add_argument("--queries", required=True, nargs="+", metavar="PATH", help="a folder, or files")
+    score.add_argument("--out", required=True, metavar="DIR", help="replies, NAME.reply; an earlier run's goes on")
+    where = score.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a processor)")
+    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler of yours; files are shared")
+    score.set_defaults(note=note)
+
+
+def _add_files(group, command) -> None:
+    """Keys, query, reply and logits as files."""
+    keygen = command(group, "keygen", _keygen, "client: make keys (one secret file)")
+    keygen.add_argument(
+        "--scheme", required=True, choices=_SCHEMES, help="-sanitized: replies tell the logits and nothing else"
+    )
+    encrypt = command(group, "encrypt", _encrypt, "client: features (samples, d) to a query")
+    encrypt.add_argument("--keys", required=True, metavar="KEYS")
+    encrypt.add_argument("--features", required=True, metavar="X.npy")
+    encrypt.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    encrypt.add_argument(
+        "--packing",
+        default="auto",
+        choices=("auto", "coefficient", "batched"),
+        help="default: by the size of the query",
+    )
+    evaluate = command(group, "evaluate", _evaluate, "server: query to reply")
+    evaluate.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    evaluate.add_argument("--query", required=True, metavar="QUERY")
+    evaluate.add_argument(
+        "--replies", default="any", choices=("any", "sanitized"), help="sanitized: refuse queries without"
+    )
+    decrypt = command(group, "decrypt", _decrypt, "client: reply to logits (samples, c)")
+    decrypt.add_argument("--keys", required=True, metavar="KEYS")
+    decrypt.add_argument("--reply", required=True, metavar="REPLY")
+    decrypt.add_argument("--query", metavar="QUERY", help="refuse a reply to any other query")
+    for parser, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
+        parser.add_argument("--out", required=True, metavar=out)
+
+
+def _add_explain(group, command, note) -> None:
+    """The choice of parameters, in words."""
+    explain = command(group, "explain", _explain, "which parameters and packing a head needs, and why")
+    explain.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    explain.add_argument("--samples", type=int, default=1, metavar="N", help="of a query (default 1)")
+    explain.add_argument("--scheme", choices=_SCHEMES[:2], help="default: whichever sends less")
+    explain.add_argument("--sanitized", action="store_true", help="replies must tell the logits and nothing else")
+    explain.add_argument("--feature-range", type=float, default=1.0, metavar="R", help="public bound (default 1)")
+    explain.add_argument("--max-error", type=float, metavar="X", help="of a logit, for any features in range")
+    explain.set_defaults(note=note)
+
+
+def _add_service(group, command, note) -> None:
+    """The service and its client."""
+    serve = command(group, "serve", _serve, "server: answer queries over HTTP (docs/service.md)")
+    serve.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    serve.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default: this machine only")
+    serve.add_argument("--port", type=int, default=8000, metavar="P", help="default 8000; 0: a free one")
+    serve.add_argument("--certificate", metavar="PEM", help="serve TLS with this chain")
+    serve.add_argument("--private-key", metavar="PEM", help="its key, unless the chain's file holds it")
+    for name, (kind, text) in _LIMITS.items():
+        serve.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    serve.add_argument(
+        "--replies", default="any", choices=("any", "sanitized"), help="sanitized: refuse queries without"
+    )
+    serve.set_defaults(note=note)
+    predict = command(group, "predict", _predict, "client: features to logits, by a service")
+    predict.add_argument("--url", required=True, metavar="URL", help="http://HOST:PORT or https://...")
+    predict.add_argument("--keys", required=True, metavar="KEYS")
+    predict.add_argument("--features", required=True, metavar="X.npy")
+    predict.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    predict.add_argument("--out", required=True, metavar="LOGITS.npy")
+    predict.add_argument("--certificate-authority", metavar="PEM", help="trust these instead of the system's")
+    predict.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for everything, retries too (60)")
+    predict.set_defaults(note=note)
