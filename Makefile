@@ -12,7 +12,7 @@ OUT ?= runs/walkthrough
 SCHEME ?= bfv
 READY := .venv/.ready
 
-.PHONY: help setup lock data walkthrough train audit encrypt notebooks reproduce test test-slow lint format clean
+.PHONY: help setup lock data walkthrough train audit encrypt notebooks bench bench-dp bench-he reproduce reproduce-dp test test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,10 +49,24 @@ encrypt: walkthrough ## the walkthrough's head on encrypted features, by the fou
 notebooks: $(READY) ## execute the notebooks and write them back
 	@$(RUN) notebooks/execute.py notebooks/*.ipynb
 
-reproduce: $(READY) ## the accuracy table of the README, three seeds (results/walkthrough)
+bench: bench-dp bench-he ## every benchmark
+
+bench-dp: $(READY) ## time and memory of a DP step, ours and others' (results/bench_dp; 20 minutes on an idle machine)
+	@PYTHON="$(PYTHON)" $(RUN) benchmarks/bench_dp.py
+
+bench-he: results/he_networks/metrics.json ## encrypted heads and networks, ours and TenSEAL's (results/bench_he)
+	@$(RUN) benchmarks/bench_he.py
+
+results/he_networks/metrics.json: benchmarks/he_networks.py | $(READY)
+	@$(RUN) benchmarks/he_networks.py --out results/he_networks
+
+reproduce: $(READY) ## the figures of the README: accuracy table and a walkthrough (results/)
 	@$(RUN) benchmarks/reproduce.py
 
-test: $(READY) ## the test-suite, under ten minutes on two cores
+reproduce-dp: $(READY) ## accuracy at epsilon 1, 2, 3 and 8, every recipe, three seeds (REPRODUCTION.md; hours, resumes)
+	@$(RUN) benchmarks/reproduce_dp.py
+
+test: $(READY) ## the test-suite, a quarter of an hour on two cores
 	@$(RUN) -m pytest
 
 test-slow: $(READY) ## the tests that take minutes
@@ -68,5 +82,5 @@ format: $(READY) ## let ruff rewrite the code
 	@.venv/bin/ruff format .
 
 clean: ## remove .venv, runs and caches (datasets and results stay)
-	rm -rf .venv .venv-lock runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lock .venv-peers .venv-he runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

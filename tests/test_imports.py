@@ -45,7 +45,7 @@ def test_the_package_alone_loads_nothing_and_the_probe_sees_what_is_loaded():
 LIGHT = [
     "checks", "files", "idx", "provenance", "cli", "recipes", "dp", "dp.accounting", "dp.plan", "dp.sampling",
     "dp.statement", "report", "synthetic", "he", "he.messages", "he.packing", "he.parameters", "he.quantize",
-    "he.server", "he.client",
+    "he.server", "he.service", "he.scoring", "he.remote", "he.client",
 ]  # fmt: skip
 
 

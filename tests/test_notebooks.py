@@ -10,7 +10,15 @@ from notebooks.execute import execute
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# Minutes even when small: `make notebooks` and the slow tests run it.
+LONG = {"03_dp_sgd_on_mnist"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path):
     notebook = execute(path, fast=True)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

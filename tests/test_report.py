@@ -84,7 +84,7 @@ def measured_metrics(audit):
         "epsilon_rdp": 3.2932,
         "epsilon_no_amplification": 18.5698,
         "epsilon_no_amplification_exact": 17.4036,
-        "accountant": "PLD (dp-accounting 0.4.3)",
+        "accountant": "PLD (dp-accounting 0.6.0)",
         "sampling": "poisson",
         "adjacency": "add_or_remove_one",
         "delta": 1e-5,
@@ -265,7 +265,7 @@ def test_tags_are_balanced(out):
 def test_numbers_of_the_run_are_in_the_page_and_the_card(out):
     text = Page(built(out)).text
     told = ["98.17 %", "98.54 %", "2.9996", "3.2932", "17.4036", "18.5698", "δ = 1e-5", "0.0372", "1.4424", "55,000"]
-    told += ["PLD (dp-accounting 0.4.3)", "add or remove one example", "2.01 %", "0.34 %", "21.0 MB", "49.5 kB"]
+    told += ["PLD (dp-accounting 0.6.0)", "add or remove one example", "2.01 %", "0.34 %", "21.0 MB", "49.5 kB"]
     told += ["310 ms", "99.98 %", "0.0213", "3.1e-7", "6.52", "0123abcd", "A processor (R)", "tensorflow 2.15.1"]
     assert [number for number in told if number not in text] == []
     card = (out / "model_card.md").read_text()

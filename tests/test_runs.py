@@ -3,12 +3,15 @@
 import dataclasses
 import json
 
+import dp_accounting
 import numpy as np
 import pytest
+from dp_accounting import pld
 
-from tfprivacy_lab import data, leakage, runs
+from tfprivacy_lab import data, leakage, models, runs
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import accounting
+from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
 from tfprivacy_lab.recipes import RECIPES
 
 DELTA = 1e-4
@@ -133,6 +136,79 @@ def test_impossible_budget_writes_nothing(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def ledger(recipe, tmp_path):
+    """A budget of ε = 3 for the private set."""
+    private = data.load_private()
+    return Ledger.create(tmp_path / "ledger.db", dataset_digest(private.train, private.validation), 3.0, DELTA).path
+
+
+def test_a_run_is_charged_before_it_draws_and_once(run, ledger, tmp_path):
+    def stop(record):
+        assert Ledger.open(ledger).spent() == pytest.approx(2.0, abs=0.01)
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # Stopped and gone on with, it draws the same noise: one charge.
+        with pytest.raises(KeyboardInterrupt):
+            run(epsilon=2.0, seed=None, ledger=ledger, on_epoch=stop)
+    metrics = run(epsilon=2.0, seed=None, ledger=ledger)
+    shown = Ledger.open(ledger).show()
+    assert [one["finished"] for one in shown["runs"]] == [True]
+    assert shown["spent"] == pytest.approx(metrics["epsilon"], rel=1e-6)
+
+
+def test_a_run_that_would_overspend_is_refused_and_leaves_nothing(run, ledger, tmp_path):
+    run("a", epsilon=2.0, ledger=ledger)
+    for seed in (1, None):
+        with pytest.raises(InputError, match=r"refuses run .*: spent epsilon=.*, above the total of epsilon=3"):
+            run("b", epsilon=2.5, seed=seed, ledger=ledger)
+        assert {path.name for path in (tmp_path / "b").iterdir()} == {".lock"}
+    assert Ledger.open(ledger).show()["entries"] == 2  # The run, and its end.
+
+
+def test_a_ledger_for_other_data_is_refused(run, tmp_path):
+    Ledger.create(tmp_path / "other.db", "another data set".replace(" ", "-"), 3.0, DELTA)
+    with pytest.raises(InputError, match="another-data-set"):
+        run(ledger=tmp_path / "other.db")
+
+
+def test_engines_spend_the_same_and_both_learn(run, tmp_path):
+    by_engine = [run(engine, epsilon=8.0, engine=engine) for engine in ("reference", "fast")]
+    assert [metrics["engine"] for metrics in by_engine] == ["reference", "fast"]
+    assert by_engine[0]["epsilon"] == by_engine[1]["epsilon"]
+    assert min(metrics["test_accuracy"] for metrics in by_engine) > 0.5
+    with pytest.raises(InputError, match="engine to be one of reference, fast, got engine='quick'"):
+        run("c", engine="quick")
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 3.0])
+def test_epsilon_follows_from_the_runs_own_log(run, epsilon):
+    """The log of events, rebuilt and accounted here by dp-accounting alone."""
+    metrics = run(epsilon=epsilon)
+
+    def rebuilt(node):
+        node = {key: rebuilt(value) if key == "event" else value for key, value in node.items()}
+        return getattr(dp_accounting, node.pop("type"))(**node)
+
+    accountant = pld.PLDAccountant()
+    for event in metrics["events"]:
+        accountant.compose(rebuilt(event))
+    assert accountant.get_epsilon(DELTA) == pytest.approx(metrics["epsilon"], rel=1e-6)
+
+
+def test_the_twin_without_dp_is_the_runs_own_network(recipe, monkeypatch):
+    seen = {}
+
+    def note(model, examples, labels, *, epochs, seed):
+        seen.update(name=model.name, epochs=epochs)
+        return model
+
+    monkeypatch.setattr(leakage, "train_without_dp", note)
+    tutorial = RECIPES["tutorial-cnn"]
+    leakage._twin(tutorial, models.WHOLE[tutorial.model](), data.load_private(), 0, 7)
+    assert seen == {"name": "tutorial_cnn", "epochs": 7}
+
+
 def test_audit_of_a_run(run, tmp_path):
     run()
     metrics = leakage.audit_run(tmp_path / "run", tmp_path / "audit")
@@ -144,19 +220,17 @@ def test_audit_of_a_run(run, tmp_path):
     assert "roc" not in metrics["audit"]["dp"]["attacks"]["loss_threshold"]
 
 
-@pytest.mark.parametrize(
-    ("change", "naming"),
-    [
+def test_audit_refuses_what_is_no_run(run, tmp_path):
+    run()
+    path = tmp_path / "run" / "metrics.json"
+    whole = json.loads(path.read_text())
+    for change, naming in (
         ({"recipe": "finetune"}, "finetune"),
         ({"recipe": ["x"]}, "recipe"),
         ({"examples": 5}, "examples"),
         ({"epsilon": "high"}, "accounted_epsilon"),
-    ],
-)
-def test_audit_refuses_what_is_no_run(run, tmp_path, change, naming):
-    run()
-    path = tmp_path / "run" / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError, match=naming):
-        leakage.audit_run(tmp_path / "run", tmp_path / "audit")
-    assert not (tmp_path / "audit").exists()
+    ):
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(InputError, match=naming):
+            leakage.audit_run(tmp_path / "run", tmp_path / "audit")
+        assert not (tmp_path / "audit").exists()

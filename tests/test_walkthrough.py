@@ -47,6 +47,7 @@ def test_epsilon_is_that_of_the_noise_drawn(metrics):
     )
     assert accounting.epsilon_after(run, run.steps, metrics["delta"]) == pytest.approx(metrics["epsilon"], rel=1e-9)
     assert metrics["history"][-1]["epsilon"] == metrics["epsilon"] <= 3.0
+    assert metrics["ledger"] == {"total": 3.0, "spent": pytest.approx(metrics["epsilon"], rel=1e-6)}
     assert metrics["steps"] == metrics["history"][-1]["steps"]
     assert np.all(np.diff([record["epsilon"] for record in metrics["history"]]) > 0)
 
@@ -136,6 +137,7 @@ def resume(out, *options):
     return json.loads((out / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_killed_in_training_and_resumed_equals_uninterrupted(metrics, tmp_path):
     kill_when(tmp_path / "run", 4, 5.0)
     assert not (tmp_path / "run" / "metrics.json").exists()

@@ -39,12 +39,15 @@ def only_one(folder):
         yield
 
 
-def claim(folder, settings: dict) -> None:
+def claim(folder, settings: dict) -> bool:
     """Note which run a folder is for, or check that it is for this one.
 
     Args:
         folder: The run's folder.
         settings: JSON-ready; everything that decides the run.
+
+    Returns:
+        Whether the folder was nobody's before.
 
     Raises:
         InputError: naming the settings that differ from those of the run that is there.
@@ -52,7 +55,7 @@ def claim(folder, settings: dict) -> None:
     path, mine = Path(folder) / "settings.json", json.loads(json.dumps(settings))
     if not path.exists():
         files.write_json(path, mine)
-        return
+        return True
     theirs = files.read_json(path, "settings")
     changed = sorted(key for key in mine.keys() | theirs.keys() if theirs.get(key) != mine.get(key))
     if changed:
@@ -60,6 +63,13 @@ def claim(folder, settings: dict) -> None:
             f"{folder} holds a run with other settings ({', '.join(changed)}); name another folder with --out, "
             "or delete it."
         )
+    return False
+
+
+def release(folder) -> None:
+    """Give a folder up whose run was refused before it drew any noise."""
+    forget_noise_seed(folder)
+    (Path(folder) / "settings.json").unlink(missing_ok=True)
 
 
 def noise_seed(folder, seed: int | None) -> int:

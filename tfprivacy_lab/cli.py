@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 
+from tfprivacy_lab import he_commands
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
 
 _DEFAULT_DELTA = 1e-5
@@ -90,7 +92,8 @@ def _train(options) -> dict:
     chosen = recipe(options.recipe)
     check_finite_number("epsilon", options.epsilon, above=0)
     check_finite_number("delta", options.delta, above=0, below=1)
-    check_choice("engine", options.engine, ("reference",))
+    if options.engine is not None:
+        check_choice("engine", options.engine, ("reference", "fast"))
     from tfprivacy_lab import runs
     from tfprivacy_lab.dp import accounting
 
@@ -103,6 +106,8 @@ def _train(options) -> dict:
         dataset=options.dataset,
         data_dir=options.data_dir,
         epochs=options.epochs,
+        engine=options.engine,
+        ledger=options.ledger,
         on_epoch=_show_epoch,
     )
     _warn(accounting.delta_warning(options.delta, metrics["examples"]))
@@ -123,40 +128,31 @@ def _walkthrough(options) -> dict:
     )
 
 
-def _he_keygen(options) -> dict:
-    from tfprivacy_lab import he
+def _ledger_create(options) -> dict:
+    from tfprivacy_lab import data
+    from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
 
-    client = he.Client.generate(options.scheme)
-    client.save(options.out)
-    return {"scheme": options.scheme, "keys": options.out, "note": "holds the secret key: never give it away"}
-
-
-def _he_encrypt(options) -> dict:
-    from tfprivacy_lab import files, he
-
-    client = he.Client.load(options.keys)
-    features = files.read_array(options.features, "features")
-    query = client.encrypt(features, feature_range=options.feature_range)
-    files.write_bytes(options.out, query)
-    return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
+    _refuse_existing_ledger(options.ledger)
+    private = data.load_private(options.dataset, options.data_dir)
+    digest = dataset_digest(private.train, private.validation)
+    return Ledger.create(options.ledger, digest, options.epsilon, options.delta).show()
 
 
-def _he_evaluate(options) -> dict:
-    from tfprivacy_lab import files, he
-
-    head = files.read_arrays(options.head, "head", ("kernel", "bias"))
-    reply = he.Server(head["kernel"], head["bias"]).evaluate(files.read_bytes(options.query, "query"))
-    files.write_bytes(options.out, reply)
-    return {"reply": options.out, "bytes": len(reply)}
+def _refuse_existing_ledger(path) -> None:
+    """Before the data are loaded: a ledger is never made again."""
+    if os.path.exists(path):
+        raise InputError(f"Cannot write {path}: it is there already; look at it with 'ledger show', or name another.")
 
 
-def _he_decrypt(options) -> dict:
-    from tfprivacy_lab import files, he
+def _ledger_show(options) -> dict:
+    from tfprivacy_lab.dp.ledger import Ledger
 
-    query = None if options.query is None else files.read_bytes(options.query, "query")
-    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"), query)
-    files.write_array(options.out, logits)
-    return {"logits": options.out, "samples": logits.shape[0], "classes": logits.shape[1]}
+    shown = Ledger.open(options.ledger).show()
+    if not options.json:
+        for run in shown["runs"]:
+            state = "finished" if run["finished"] else "open"
+            print(f"{run['run']:<40} epsilon alone {run['epsilon_alone']:.4f}  parts {run['parts']}  {state}")
+    return shown
 
 
 def _seed(text: str) -> int | None:
@@ -191,13 +187,16 @@ def _build_parser() -> argparse.ArgumentParser:
             command.add_argument("--epsilon", type=float, required=True, metavar="X")
 
     train = _command(commands, "train", _train, "train a recipe under DP")
-    train.add_argument("--recipe", required=True, metavar="NAME", help="finetune or seed-mlp")
+    train.add_argument(
+        "--recipe", required=True, metavar="NAME", help="finetune, seed-mlp or another of REPRODUCTION.md"
+    )
     train.add_argument("--epsilon", type=float, required=True, metavar="X")
     train.add_argument("--delta", type=float, default=_DEFAULT_DELTA, metavar="D")
     train.add_argument("--seed", type=_seed, default=None, metavar="S", help="for teaching; default: os, kept secret")
     train.add_argument("--out", required=True, metavar="DIR")
     train.add_argument("--epochs", type=int, metavar="E", help="instead of the recipe's")
-    train.add_argument("--engine", default="reference", metavar="ENGINE", help="reference (DPKerasSGDOptimizer)")
+    train.add_argument("--engine", metavar="ENGINE", help="reference (DPKerasSGDOptimizer) or fast; default: recipe's")
+    train.add_argument("--ledger", metavar="PATH", help="charge this budget first; 'ledger create' makes one")
     _dataset_options(train)
 
     audit = _command(commands, "audit", _audit, "attack a trained run and its twin without DP")
@@ -205,7 +204,8 @@ def _build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--out", required=True, metavar="DIR")
     audit.add_argument("--data-dir", metavar="DIR")
 
-    _add_he(commands)
+    he_commands.add(commands, _command, _note)
+    _add_ledger(commands)
 
     walk = _command(commands, "walkthrough", _walkthrough, "the whole path on MNIST, ending in report.html")
     walk.add_argument("--out", required=True, metavar="DIR")
@@ -215,25 +215,17 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_he(commands) -> None:
-    he = commands.add_parser("he", help="a dense head on encrypted features").add_subparsers(
+def _add_ledger(commands) -> None:
+    ledger = commands.add_parser("ledger", help="a budget per data set that outlives runs").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    keygen = _command(he, "keygen", _he_keygen, "client: make keys (one secret file)")
-    keygen.add_argument("--scheme", required=True, choices=("bfv", "ckks"))
-    encrypt = _command(he, "encrypt", _he_encrypt, "client: features (samples, d) to a query")
-    encrypt.add_argument("--keys", required=True, metavar="KEYS")
-    encrypt.add_argument("--features", required=True, metavar="X.npy")
-    encrypt.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
-    evaluate = _command(he, "evaluate", _he_evaluate, "server: query to reply")
-    evaluate.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
-    evaluate.add_argument("--query", required=True, metavar="QUERY")
-    decrypt = _command(he, "decrypt", _he_decrypt, "client: reply to logits (samples, c)")
-    decrypt.add_argument("--keys", required=True, metavar="KEYS")
-    decrypt.add_argument("--reply", required=True, metavar="REPLY")
-    decrypt.add_argument("--query", metavar="QUERY", help="refuse a reply to any other query")
-    for command, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
-        command.add_argument("--out", required=True, metavar=out)
+    create = _command(ledger, "create", _ledger_create, "open a budget for the train set of a dataset")
+    _dataset_options(create)
+    create.add_argument("--epsilon", type=float, required=True, metavar="X", help="total, for all runs together")
+    create.add_argument("--delta", type=float, required=True, metavar="D")
+    show = _command(ledger, "show", _ledger_show, "what was spent, by which run, and what is left")
+    for command in (create, show):
+        command.add_argument("--ledger", required=True, metavar="PATH")
 
 
 def _command(commands, name, run, text) -> argparse.ArgumentParser:

@@ -109,7 +109,7 @@ def audit_run(run, out, *, data_dir=None) -> dict:
 
     start, run, out = time.perf_counter(), Path(run), Path(out)
     described = files.read_json(run / "metrics.json", "metrics of the run")
-    for key in ("recipe", "dataset", "split_seed", "epsilon", "delta", "examples"):
+    for key in ("recipe", "dataset", "split_seed", "epsilon", "delta", "examples", "epochs"):
         if key not in described:
             raise InputError(f"Cannot audit {run}: its metrics.json has no {key!r}; is it what train wrote?")
     recipe = recipe_named(described["recipe"])
@@ -124,7 +124,7 @@ def audit_run(run, out, *, data_dir=None) -> dict:
             f"Cannot audit {run}: it was trained on {described['examples']} examples, the dataset gives "
             f"{len(private.train)}; another dataset folder?"
         )
-    twin, train, held_out, attacked = _twin(recipe, model, private, seed)
+    twin, train, held_out, attacked = _twin(recipe, model, private, seed, described["epochs"])
     target = Target.sample(train, held_out, seed)
     results = {
         "dp": attack(attacked, target, delta=delta, seed=seed, epsilon=described["epsilon"]),
@@ -143,14 +143,14 @@ def audit_run(run, out, *, data_dir=None) -> dict:
     return {**_summary(results), **metrics}
 
 
-def _twin(recipe, model, private, seed):
+def _twin(recipe, model, private, seed, epochs):
     """(twin, train, held out, attacked): for a head, on features that are computed once."""
     if recipe.trained == "head":
         backbone, head = model.layers[-2:]
         parts = [(models.embed(backbone, part.images), part.labels) for part in (private.train, private.validation)]
         return head_without_dp(*parts[0], seed), *parts, head
     parts = [(part.images, part.labels) for part in (private.train, private.validation)]
-    twin = train_without_dp(models.document_mlp(), *parts[0], epochs=recipe.plan.epochs, seed=seed)
+    twin = train_without_dp(models.WHOLE[recipe.model](), *parts[0], epochs=epochs, seed=seed)
     return twin, *parts, model
 
 

@@ -7,6 +7,8 @@ the backbone has batch normalisation, which mixes the examples of a batch and wo
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -33,17 +35,22 @@ def document_mlp() -> tf.keras.Sequential:
     )
 
 
-def tutorial_cnn() -> tf.keras.Sequential:
-    """The convolutional network of TensorFlow Privacy's MNIST tutorial; 26,010 weights."""
+def tutorial_cnn(activation: str = "relu") -> tf.keras.Sequential:
+    """The convolutional network of TensorFlow Privacy's MNIST tutorial; 26,010 weights.
+
+    Args:
+        activation: Of the hidden layers; "tanh" bounds them and suits clipped, noisy gradients better
+            (Papernot et al. 2021, "Tempered sigmoid activations for deep learning with differential privacy").
+    """
     return tf.keras.Sequential(
         [
             _layers.Input(IMAGE_SHAPE),
-            _layers.Conv2D(16, 8, strides=2, padding="same", activation="relu"),
+            _layers.Conv2D(16, 8, strides=2, padding="same", activation=activation),
             _layers.MaxPool2D(2, 1),
-            _layers.Conv2D(32, 4, strides=2, padding="valid", activation="relu"),
+            _layers.Conv2D(32, 4, strides=2, padding="valid", activation=activation),
             _layers.MaxPool2D(2, 1),
             _layers.Flatten(),
-            _layers.Dense(32, activation="relu"),
+            _layers.Dense(32, activation=activation),
             _layers.Dense(CLASSES),
         ],
         name="tutorial_cnn",
@@ -74,6 +81,92 @@ def backbone() -> tf.keras.Sequential:
         ],
         name="backbone",
     )
+
+
+def deep_backbone() -> tf.keras.Sequential:
+    """Public feature extractor: four normalised convolutions and 256 standardised, unit-norm features.
+
+    As `backbone`, three times the work an image.
+
+    Input shape: (n, 28, 28, 1). Output shape: (n, 256), Euclidean norm 1.
+
+    Not covered: training it on private data under DP (batch normalisation).
+    """
+    model = tf.keras.Sequential([_layers.Input(IMAGE_SHAPE)], name="deep_backbone")
+    for filters, kernel, strides in ((32, 5, 2), (64, 3, 1), (64, 3, 2), (128, 3, 1)):
+        model.add(_layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False))
+        model.add(_layers.BatchNormalization(momentum=0.9))
+        model.add(_layers.ReLU())
+    model.add(_layers.Flatten())
+    model.add(_layers.Dense(2 * FEATURES, use_bias=False))
+    model.add(_layers.BatchNormalization(momentum=0.9, center=False, scale=False))
+    model.add(_layers.UnitNormalization())
+    return model
+
+
+@tf.keras.utils.register_keras_serializable("tfprivacy_lab")
+class Square(_layers.Layer):
+    """x * x, elementwise: the activation that a ciphertext can compute (Gilad-Bachrach et al. 2016, CryptoNets).
+
+    It has no weights, so both DP engines take it like any other activation.
+
+    Input shape, output shape: any, the same.
+    """
+
+    def call(self, inputs):
+        """The elementwise square."""
+        return tf.square(inputs)
+
+    def compute_output_shape(self, input_shape):
+        """The shape of the input."""
+        return input_shape
+
+
+def square_mlp(hidden: int = FEATURES) -> tf.keras.Sequential:
+    """784-128-x²-10, for evaluation on encrypted images; 101,770 weights.
+
+    Args:
+        hidden: Width of the squared layer, >= 1.
+    """
+    return tf.keras.Sequential(
+        [
+            _layers.Input(IMAGE_SHAPE),
+            _layers.Flatten(),
+            _layers.Dense(check_positive_int("hidden", hidden), kernel_initializer=_small()),
+            Square(),
+            _layers.Dense(CLASSES),
+        ],
+        name="square_mlp",
+    )
+
+
+def cryptonet() -> tf.keras.Sequential:
+    """Convolution, square, dense, square, dense, after CryptoNets (Gilad-Bachrach et al. 2016); 73,240 weights.
+
+    A 5x5 convolution of stride 2 to 5 maps of 12x12, then 100 and 10 units. The pooling that CryptoNets has
+    between its linear layers is itself linear, and a part of the dense layer here.
+    """
+    return tf.keras.Sequential(
+        [
+            _layers.Input(IMAGE_SHAPE),
+            _layers.Conv2D(5, 5, strides=2),
+            Square(),
+            _layers.Flatten(),
+            _layers.Dense(100, kernel_initializer=_small()),
+            Square(),
+            _layers.Dense(CLASSES),
+        ],
+        name="cryptonet",
+    )
+
+
+def _small():
+    """Glorot's variance, halved: what is squared starts below 1 and gradients stay small."""
+    return tf.keras.initializers.VarianceScaling(0.5, mode="fan_avg")
+
+
+WHOLE = {"document_mlp": document_mlp, "tutorial_cnn_tanh": functools.partial(tutorial_cnn, "tanh")}
+BACKBONES = {"backbone": backbone, "deep_backbone": deep_backbone}
 
 
 def autoencoder(encoder: tf.keras.Model | None = None) -> tf.keras.Sequential:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.models import CLASSES, FEATURES, autoencoder, backbone, check_images
+from tfprivacy_lab.models import BACKBONES, CLASSES, autoencoder, check_images
 
 TASKS = ("supervised", "contrastive", "supervised+contrastive", "autoencoder")
 DEFAULT_TASK = "supervised+contrastive"
@@ -35,7 +35,7 @@ class Pretrained:
     """A backbone and how it came about.
 
     Attributes:
-        backbone: Images (n, 28, 28, 1) to unit-norm features (n, 128).
+        backbone: Images (n, 28, 28, 1) to unit-norm features (n, d).
         history: Mean training loss of each epoch under ``"loss"``; with labels, also ``"accuracy"``.
         classifier: The public head of the supervised tasks, features to logits; else None.
         reconstruct: The whole autoencoder, images to images; else None.
@@ -56,9 +56,10 @@ def pretrain(
     epochs: int = 5,
     batch_size: int = 256,
     learning_rate: float = 2e-3,
+    network: str = "backbone",
     progress: bool = False,
 ) -> Pretrained:
-    """Train a new `backbone` on public images.
+    """Train a new backbone on public images.
 
     - ``supervised``: cross-entropy of a cosine classifier on the labels that rendering gives for free.
     - ``contrastive``: two random views of an image attract, others repel (SimCLR, Chen et al. 2020, eq. 1).
@@ -74,6 +75,7 @@ def pretrain(
         epochs: Passes over the images, >= 1.
         batch_size: Images a step, >= 2.
         learning_rate: Adam's first rate; it falls to zero along a cosine.
+        network: One of :data:`tfprivacy_lab.models.BACKBONES`; the network to train.
         progress: Whether to show a bar.
 
     Returns:
@@ -85,6 +87,7 @@ def pretrain(
     Guarantee: draws no private data; the backbone is a function of the arguments alone.
     """
     check_choice("task", task, TASKS)
+    check_choice("network", network, BACKBONES)
     seed = check_positive_int("seed", seed, at_least=0, at_most=2**32 - 1)
     epochs = check_positive_int("epochs", epochs)
     learning_rate = check_finite_number("learning_rate", learning_rate, above=0.0)
@@ -92,7 +95,7 @@ def pretrain(
     batch_size = check_positive_int("batch_size", batch_size, at_least=2, at_most=len(images))
     labels = _public_labels(task, labels, len(images))
     tf.keras.utils.set_random_seed(seed)
-    learner = _LEARNERS[task]()
+    learner = _LEARNERS[task](BACKBONES[network]())
     steps = len(images) // batch_size
     rate = tf.keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
     step = _step(learner, tf.keras.optimizers.Adam(rate))
@@ -150,11 +153,11 @@ class _Supervised:
 
     reconstruct = None
 
-    def __init__(self):
-        self.backbone = backbone()
+    def __init__(self, backbone):
+        self.backbone = backbone
         self.classifier = tf.keras.Sequential(
             [
-                tf.keras.layers.Input((FEATURES,)),
+                tf.keras.layers.Input((self.backbone.output_shape[-1],)),
                 tf.keras.layers.Rescaling(LOGIT_SCALE),
                 tf.keras.layers.Dense(CLASSES),
             ],
@@ -179,8 +182,8 @@ class _Contrastive:
 
     classifier = reconstruct = None
 
-    def __init__(self):
-        self.backbone = backbone()
+    def __init__(self, backbone):
+        self.backbone = backbone
 
     def variables(self):
         return self.backbone.trainable_variables
@@ -203,8 +206,8 @@ class _Autoencoder:
 
     classifier = None
 
-    def __init__(self):
-        self.backbone = backbone()
+    def __init__(self, backbone):
+        self.backbone = backbone
         self.reconstruct = autoencoder(self.backbone)
 
     def variables(self):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import claims, data, files, models, pretraining, synthetic
-from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import accounting, plan, statement, training
+from tfprivacy_lab import claims, data, features, files, laplace_head, models, synthetic
+from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.dp import accounting, events, laplace, laplace_accounting, plan, statement, training
+from tfprivacy_lab.dp.laplace_statement import laplace_statement
+from tfprivacy_lab.dp.ledger import Ledger, Reservation, dataset_digest, run_name
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.recipes import Pretraining, Recipe
 
@@ -27,7 +30,7 @@ class Trained:
     """What DP training made: images to logits, what it cost, and how it went."""
 
     model: tf.keras.Model
-    run: accounting.DpSgdRun
+    run: accounting.DpSgdRun | laplace_accounting.LaplaceRun
     records: list[plan.EpochRecord]
 
 
@@ -36,25 +39,15 @@ def use_determinism() -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def pretrain_public(settings: Pretraining, progress: bool = False) -> pretraining.Pretrained:
-    """Render public digits and learn a backbone from them; sees no private example."""
-    images, labels = synthetic.render_digits(settings.images, settings.seed)
-    learnt = pretraining.pretrain(
-        settings.task, images, labels, seed=settings.seed, epochs=settings.epochs, progress=progress
-    )
-    models.freeze(learnt.backbone)
-    return learnt
-
-
 def train_head(features: np.ndarray, labels: np.ndarray, **settings) -> Trained:
     """Train a dense head on frozen features (n, d) under DP; see :func:`train_model`."""
     return train_model(models.dense_head(features.shape[1]), features, labels, **settings)
 
 
-def train_document_mlp(train: data.Split, *, public_seed: int, **settings) -> Trained:
-    """Train the document's network on images under DP; its first weights come from a public seed."""
+def train_whole(train: data.Split, *, recipe: Recipe, public_seed: int, **settings) -> Trained:
+    """Train all of a recipe's model on images under DP; its first weights come from a public seed."""
     tf.keras.utils.set_random_seed(public_seed % 2**32)
-    return train_model(models.document_mlp(), train.images, train.labels, **settings)
+    return train_model(models.WHOLE[recipe.model](), train.images, train.labels, recipe=recipe, **settings)
 
 
 def train_model(
@@ -66,10 +59,18 @@ def train_model(
         InputError: if the budget cannot be met or the arguments do not fit.
     """
     run = recipe.plan.calibrated(len(labels), epsilon, delta)
-    records = training.train(model, examples, labels, plan=recipe.plan, run=run, delta=delta, seed=seed, **options)
+    train = training.train
+    if _is_laplace(recipe):
+        check_choice("engine", options.pop("engine", "reference"), ("reference",))
+        train = laplace.train_laplace
+    records = train(model, examples, labels, plan=recipe.plan, run=run, delta=delta, seed=seed, **options)
     if records[-1].epsilon > epsilon or records[-1].steps != run.steps:
         raise RuntimeError(f"the run spent epsilon={records[-1].epsilon} of {epsilon} in {records[-1].steps} steps")
     return Trained(model, run, records)
+
+
+def _is_laplace(recipe: Recipe) -> bool:
+    return isinstance(recipe.plan, laplace_accounting.LaplacePlan)
 
 
 def train_recipe(
@@ -82,6 +83,8 @@ def train_recipe(
     dataset: str = "mnist",
     data_dir=None,
     epochs: int | None = None,
+    engine: str | None = None,
+    ledger=None,
     on_epoch=None,
 ) -> dict:
     """Run a recipe and write ``model.keras``, ``metrics.json`` and ``privacy_statement.txt``.
@@ -95,6 +98,8 @@ def train_recipe(
         dataset: One of :data:`tfprivacy_lab.data.DATASETS`.
         data_dir: Where prepared datasets lie.
         epochs: Instead of the recipe's.
+        engine: "reference" or "fast", see :func:`tfprivacy_lab.dp.training.train`; None takes the recipe's.
+        ledger: File of the :class:`tfprivacy_lab.dp.ledger.Ledger` that is charged before any noise is drawn.
         on_epoch: Called with each EpochRecord.
 
     Returns:
@@ -104,7 +109,7 @@ def train_recipe(
         InputError: naming the argument, before anything is computed; or if the folder holds another run.
     """
     out, public_seed = Path(out), claims.public_seed(seed)
-    recipe = recipe.with_public_seed(public_seed)
+    recipe = recipe.for_budget(epsilon).with_public_seed(public_seed)
     if epochs is not None:
         recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, epochs=epochs))
     private = data.load_private(dataset, data_dir, validation=recipe.validation, seed=public_seed)
@@ -118,14 +123,37 @@ def train_recipe(
         "seed": seed,
         "dataset": dataset,
         "data": private.digest(),
+        "engine": check_choice("engine", engine or recipe.engine, training.ENGINES),
     }
     with claims.only_one(out):
-        claims.claim(out, settings)
+        new = claims.claim(out, settings)
         if (out / "metrics.json").exists():
             # Killed between the two, a finished run would otherwise keep its seed for good.
             claims.forget_noise_seed(out)
             return files.read_json(out / "metrics.json", "metrics")
-        return _train_recipe(recipe, out, private, settings, data_dir, on_epoch)
+        if ledger is None:
+            return _train_recipe(recipe, out, private, settings, data_dir, on_epoch)
+        try:
+            charged = charge(ledger, recipe, private, settings, claims.noise_seed(out, seed))
+        except InputError:
+            if new:
+                claims.release(out)
+            raise
+        metrics = _train_recipe(recipe, out, private, settings, data_dir, on_epoch)
+        Ledger.open(ledger).finish(charged.run)
+        return metrics
+
+
+def charge(ledger, recipe: Recipe, private: data.PrivateData, settings: dict, noise_seed: int) -> Reservation:
+    """Charge a run to the ledger of its data, or find it charged: a resumed run draws the same noise again.
+
+    Raises:
+        InputError: if it would overspend, or the ledger is for other data.
+    """
+    book = Ledger.open(ledger, dataset_digest(private.train, private.validation))
+    run = recipe.plan.calibrated(len(private.train), settings["epsilon"], settings["delta"])
+    name = run_name(recipe.name, noise_seed=noise_seed, settings=settings)
+    return book.register(name, run.event(), noise_seed=noise_seed, settings=settings)
 
 
 def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
@@ -133,6 +161,7 @@ def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
     start, seed, delta = time.perf_counter(), settings["seed"], settings["delta"]
     use_determinism()
     budget = {
+        "engine": settings["engine"],
         "recipe": recipe,
         "epsilon": settings["epsilon"],
         "delta": delta,
@@ -140,20 +169,18 @@ def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
         "on_epoch": on_epoch,
     }
     if recipe.trained == "head":
-        backbone = _backbone(recipe.pretraining, out / "backbone.keras", progress=on_epoch is not None)
-        features, held_out = (models.embed(backbone, part.images) for part in (private.train, private.validation))
+        extractor, embed = _extractor(recipe, out, progress=on_epoch is not None)
+        train, held_out = (embed(part.images) for part in (private.train, private.validation))
         validation = (held_out, private.validation.labels)
-        trained = train_head(features, private.train.labels, validation=validation, **budget)
-        model = models.with_head(backbone, trained.model)
+        trained = train_head(train, private.train.labels, validation=validation, **budget)
+        model = models.with_head(extractor, trained.model)
     else:
         validation = (private.validation.images, private.validation.labels)
-        trained = train_document_mlp(
-            private.train, public_seed=claims.public_seed(seed), validation=validation, **budget
-        )
+        trained = train_whole(private.train, public_seed=claims.public_seed(seed), validation=validation, **budget)
         model = trained.model
     test = data.load_test(settings["dataset"], data_dir)
     metrics = {
-        **run_metrics(recipe, trained, delta, seed=seed),
+        **run_metrics(recipe, trained, delta, seed=seed, engine=settings["engine"]),
         "dataset": settings["dataset"],
         "official_mnist": private.official,
         "test_accuracy": training.evaluate_accuracy(model, test.images, test.labels),
@@ -165,29 +192,44 @@ def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
     return metrics
 
 
+def _extractor(recipe: Recipe, out: Path, *, progress: bool):
+    """What the head stands on, public and frozen, and a function that embeds private images by it."""
+    if recipe.features:
+        extractor = features.public_extractor(recipe, progress=progress)
+        return extractor, functools.partial(features.embedded, recipe, extractor)
+    backbone = _backbone(recipe.pretraining, out / "backbone.keras", progress=progress)
+    if recipe.projection is not None:
+        public_images, _ = synthetic.render_digits(10_000, recipe.pretraining.seed)
+        backbone = laplace_head.projected_backbone(backbone, public_images, recipe.projection)
+    return backbone, functools.partial(models.embed, backbone)
+
+
 def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> tf.keras.Model:
     """The public backbone: read if it is there, else learnt and written."""
     if not path.exists():
-        learnt = pretrain_public(settings, progress)
+        learnt = features.pretrain_public(settings, progress)
         with files.replaced_atomically(path) as partial:
             learnt.backbone.save(partial)
     return models.freeze(load_model(path))
 
 
-def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None) -> dict:
+def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None, engine: str = "reference") -> dict:
     """What ``metrics.json`` says of a DP run, but for accuracy, data and provenance."""
+    account = laplace_accounting.account_laplace if _is_laplace(recipe) else accounting.account
+    clip = "l1_norm_clip" if _is_laplace(recipe) else "l2_norm_clip"
     return {
         "recipe": recipe.name,
         "seed": seed,
         "split_seed": claims.public_seed(seed),
-        **accounting.account(trained.run, delta),
-        "l2_norm_clip": recipe.plan.l2_norm_clip,
+        **account(trained.run, delta),
+        clip: getattr(recipe.plan, clip),
         "learning_rate": recipe.plan.learning_rate,
         "momentum": recipe.plan.momentum,
         "examples": trained.run.examples,
         "batch_size": recipe.plan.batch_size,
         "epochs": recipe.plan.epochs,
-        "engine": "reference",
+        "engine": engine,
+        "events": [events.to_json(trained.run.event())],
         "history": [
             {key: value for key, value in dataclasses.asdict(record).items() if key != "seconds"}
             for record in trained.records
@@ -198,9 +240,19 @@ def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | N
 def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, seeded: bool) -> str:
     """The privacy statement of a recipe's run."""
     released = {
-        "head": "the dense head (kernel and bias) at every step; the backbone under it saw public data only",
+        "head": "the dense head (kernel and bias) at every step; what it stands on saw public data only",
         "model": "all weights of the model, at every step",
     }[recipe.trained]
+    if _is_laplace(recipe):
+        return laplace_statement(
+            run,
+            delta,
+            released=released,
+            l1_norm_clip=recipe.plan.l1_norm_clip,
+            tuning=recipe.tuning,
+            seeded=seeded,
+            not_covered=NOT_COVERED,
+        )
     return statement.privacy_statement(
         run,
         delta,

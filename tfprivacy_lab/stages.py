@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import claims, data, files, he, leakage, models, pretraining, probe, runs, synthetic
+from tfprivacy_lab import claims, data, features, files, he, leakage, models, pretraining, probe, runs, synthetic
 from tfprivacy_lab.dp import training
+from tfprivacy_lab.dp.ledger import Ledger, Reservation, dataset_digest
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.walkthrough import Settings
 
@@ -87,7 +89,7 @@ def pretrain(work: Work) -> dict:
         if learnt.reconstruct is not None:
             _write_reconstructions(work.state("reconstructions.npz"), learnt.reconstruct, images[:_SHOWN])
         work.note(f"      {task:<24} probe on public digits {scores[task]:.2%}")
-    learnt = runs.pretrain_public(chosen)
+    learnt = features.pretrain_public(chosen)
     with files.replaced_atomically(work.out / "backbone.keras") as partial:
         learnt.backbone.save(partial)
     return {
@@ -119,13 +121,15 @@ def train_head(work: Work) -> dict:
     settings, recipe = work.settings, work.settings.recipe
     runs.use_determinism()
     train, labels, held_out, held_out_labels = work.features("train", "train_labels", "validation", "validation_labels")
+    noise_seed = claims.noise_seed(work.out / "state", settings.seed)
+    charged = _charge(work, noise_seed)
     trained = runs.train_head(
         train,
         labels,
         recipe=recipe,
         epsilon=settings.epsilon,
         delta=settings.delta,
-        seed=claims.noise_seed(work.out / "state", settings.seed),
+        seed=noise_seed,
         validation=(held_out, held_out_labels),
         on_epoch=lambda record: work.note(
             f"      epoch {record.epoch:2d}  epsilon {record.epsilon:.3f}  validation {record.validation_accuracy:.2%}"
@@ -138,7 +142,18 @@ def train_head(work: Work) -> dict:
     backbone = runs.load_model(work.out / "backbone.keras")
     with files.replaced_atomically(work.out / "model.keras") as partial:
         models.with_head(models.freeze(backbone), trained.model).save(partial)
-    return runs.run_metrics(recipe, trained, settings.delta, seed=settings.seed)
+    metrics = runs.run_metrics(recipe, trained, settings.delta, seed=settings.seed)
+    Ledger.open(work.out / "ledger.sqlite").finish(charged.run)
+    return {**metrics, "ledger": {"total": settings.epsilon, "spent": charged.spent}}
+
+
+def _charge(work: Work, noise_seed: int) -> Reservation:
+    """Charge the run to the private set's ledger before any noise is drawn; a run that goes on is charged once."""
+    settings, private, path = work.settings, work.private(), work.out / "ledger.sqlite"
+    if not path.exists():
+        Ledger.create(path, dataset_digest(private.train, private.validation), settings.epsilon, settings.delta)
+    decided = {"epsilon": settings.epsilon, "delta": settings.delta, "walkthrough": settings.described()}
+    return runs.charge(path, settings.recipe, private, json.loads(json.dumps(decided)), noise_seed)
 
 
 def attack(work: Work) -> dict:
