@@ -1,0 +1,198 @@
+"""``make bench-he``: an encrypted head of 128 inputs and 10 classes, ours by packing, plain Keras, and TenSEAL.
+
+Times are medians over rounds that go through all cases in turn; the server's time is that of ``Server.evaluate``,
+bytes to bytes, after a first call. The networks' rows are those of ``benchmarks/he_networks.py``. TenSEAL runs in an
+environment of its own, ``.venv-he``; where it cannot be installed its row says why.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from reproduce_dp import replace_between
+
+from tfprivacy_lab import files, he
+from tfprivacy_lab.provenance import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "bench_he" / "metrics.json"
+NETWORKS = ROOT / "results" / "he_networks" / "metrics.json"
+MARKS = ("<!-- he results: written by make bench-he -->", "<!-- /he results -->")
+FEATURES, CLASSES, ROUNDS = 128, 10, 15
+CASES = (
+    ("bfv", "coefficient", 1),
+    ("ckks", "coefficient", 1),
+    ("bfv-sanitized", "coefficient", 1),
+    ("ckks-sanitized", "coefficient", 1),
+    ("bfv", "coefficient", 16),
+    ("ckks", "coefficient", 16),
+    ("bfv", "batched", 2048),
+    ("ckks", "batched", 2048),
+)
+# Figures of papers and pages, on their machines: never compared as if they had run here.
+PUBLISHED = (
+    ("CryptoNets 2016", "convolutional network, 4,096 images together", "250 s", "Xeon E5-1620, 2 cores of 4"),
+    ("LoLa 2019", "convolutional network, one image", "2.2 s", "Azure B8ms, 8 virtual cores"),
+    ("nGraph-HE2 2019", "convolutional network, batched", "1,998 images a second", "Xeon Platinum 8180, 112 threads"),
+)
+
+
+def main() -> None:
+    """Measure, check every answer, and write results/bench_he/metrics.json."""
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(FEATURES, CLASSES)) * 0.2, rng.normal(size=CLASSES) * 0.1
+    features = np.maximum(rng.normal(size=(2048, FEATURES)), 0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    rows = measured(kernel, bias, features)
+    rows += [plain_row(kernel, bias, features[:count]) for count in (1, 16, 2048)]
+    rows += tenseal_rows(kernel, bias, features[0])
+    ours = min(
+        row["server_ms"] for row in rows if row["samples"] == 1 and row["peer"] == "ours" and not row["sanitized"]
+    )
+    for row in rows:
+        if row["peer"] == "TenSEAL" and "server_ms" in row:
+            row["times_ours"] = round(row["server_ms"] / ours, 1)
+    if NETWORKS.exists():
+        rows += [{"peer": "ours", **row} for row in files.read_json(NETWORKS, "networks' figures")["rows"]]
+    if any(row["peer"] == "ours" and row["case"] != "head 128-10" for row in rows):
+        replace_between(ROOT / "README.md", MARKS, table(rows, provenance()["hardware"]))
+    published = [dict(zip(("source", "case", "figure", "hardware"), one, strict=True)) for one in PUBLISHED]
+    files.write_json(RESULTS, {"rows": rows, "published": published, **provenance()})
+    for row in rows:
+        print(" ".join(f"{key}={value}" for key, value in row.items() if key not in ("plan", "note")))
+
+
+def table(rows: list[dict], hardware: str) -> str:
+    """README's table."""
+    lines = [
+        "| what | packing | samples | server | up | down | evaluation keys |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "server_ms" in row:
+            who = "" if row["peer"] == "ours" else f" ({row['peer']})"
+            scheme = row["scheme"].upper() + (" sanitised" if row.get("sanitized") else "")
+            scheme = "" if scheme == "NONE" else f" {scheme}"
+            sizes = " | ".join(size(row[key]) for key in ("up_bytes", "down_bytes", "key_bytes"))
+            what = f"{row['case']}{scheme}{who} | {row['packing']} | {row['samples']:,}"
+            lines.append(f"| {what} | {time_of(row['server_ms'])} | {sizes} |")
+    return "\n".join([*lines, "", f"Medians; every answer checked. {hardware}."])
+
+
+def size(count: int) -> str:
+    """Bytes in a unit that suits them."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB" if count >= 1e3 else f"{count} B"
+
+
+def time_of(milliseconds: float) -> str:
+    """Milliseconds in a unit that suits them."""
+    return f"{milliseconds / 1e3:.2f} s" if milliseconds >= 1e3 else f"{milliseconds:.3g} ms"
+
+
+def measured(kernel, bias, features) -> list[dict]:
+    """A row for each of our cases."""
+    server, clients = he.Server(kernel, bias), {name: he.Client.generate(name) for name, _, _ in CASES}
+    times = {case: {"server": [], "client": []} for case in CASES}
+    sizes, errors = {}, {}
+    for number in range(ROUNDS + 1):
+        for case in CASES:
+            name, packing, samples = case
+            start = time.perf_counter()
+            query = clients[name].encrypt(features[:samples], 1.0, packing)
+            sent = time.perf_counter()
+            reply = server.evaluate(query)
+            answered = time.perf_counter()
+            logits = clients[name].decrypt(reply, query)
+            if number:
+                times[case]["server"].append(answered - sent)
+                times[case]["client"].append(sent - start + time.perf_counter() - answered)
+            error = np.abs(logits - features[:samples] @ kernel - bias).max()
+            sizes[case], errors[case] = (len(query), len(reply)), max(float(error), errors.get(case, 0.0))
+    return [
+        {
+            "case": "head 128-10",
+            "packing": packing,
+            "scheme": name.split("-")[0],
+            "sanitized": name.endswith("sanitized"),
+            "samples": samples,
+            "server_ms": round(1e3 * statistics.median(times[name, packing, samples]["server"]), 4),
+            "client_ms": round(1e3 * statistics.median(times[name, packing, samples]["client"]), 3),
+            "up_bytes": sizes[name, packing, samples][0],
+            "down_bytes": sizes[name, packing, samples][1],
+            "key_bytes": 0,
+            "largest_error": errors[name, packing, samples],
+            "peer": "ours",
+        }
+        for name, packing, samples in CASES
+    ]
+
+
+def plain_row(kernel, bias, features) -> dict:
+    """The same head in Keras, on numbers that anyone can read: what encryption costs is a ratio to this."""
+    import tensorflow as tf
+
+    layer = tf.keras.layers.Dense(CLASSES)
+    layer.build((None, FEATURES))
+    layer.set_weights([kernel, bias])
+    call, batch, times = tf.function(layer), tf.constant(features, tf.float32), []
+    for _ in range(200):
+        start = time.perf_counter()
+        call(batch).numpy()
+        times.append(time.perf_counter() - start)
+    return {
+        "case": "head 128-10",
+        "packing": "none",
+        "scheme": "none",
+        "sanitized": False,
+        "samples": len(features),
+        "server_ms": round(1e3 * statistics.median(times), 4),
+        "client_ms": 0.0,
+        "up_bytes": 4 * features.size,
+        "down_bytes": 4 * len(features) * CLASSES,
+        "key_bytes": 0,
+        "peer": "Keras, not encrypted",
+    }
+
+
+def tenseal_rows(kernel, bias, features) -> list[dict]:
+    """TenSEAL's rows, or one that says why there are none."""
+    common = {"case": "head 128-10", "packing": "mm", "scheme": "ckks", "sanitized": False, "samples": 1}
+    try:
+        python = peer_environment()
+        given = {"features": features.tolist(), "kernel": kernel.tolist(), "bias": bias.tolist()}
+        done = subprocess.run(
+            [python, ROOT / "benchmarks" / "peers" / "tenseal_head.py"],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return [{**common, "peer": "TenSEAL", "note": f"not measured: {told[-1] if told else error}"}]
+    return [{**common, **row, "peer": "TenSEAL"} for row in json.loads(done.stdout)]
+
+
+def peer_environment() -> Path:
+    """The Python of ``.venv-he``, made and filled on first use."""
+    python, wanted = ROOT / ".venv-he" / "bin" / "python", ROOT / "benchmarks" / "peers" / "he_requirements.txt"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", ROOT / ".venv-he"], check=True, capture_output=True, text=True)
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r"]
+    subprocess.run([*install, wanted], check=True, capture_output=True, text=True)
+    numpy = [python, "-m", "pip", "install", "-q", f"numpy=={np.__version__}"]
+    subprocess.run(numpy, check=True, capture_output=True, text=True)
+    return python
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The paths of the DP benchmark that run in TensorFlow: plain Keras, ours, and TF Privacy's four.
+
+``python benchmarks/dp_paths.py PATH MODEL BATCH`` measures one in this process, against Keras in the same one.
+"""
+
+from __future__ import annotations
+
+import time
+
+import measurement
+import numpy as np
+import tensorflow as tf
+from measurement import EXAMPLES, L2_NORM_CLIP, LEARNING_RATE, NOISE_MULTIPLIER
+
+from tfprivacy_lab import models
+
+_PRIVACY = {"l2_norm_clip": L2_NORM_CLIP, "noise_multiplier": NOISE_MULTIPLIER}
+
+
+def random_examples(count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Examples in MNIST's shapes; what they hold changes no time."""
+    generator = np.random.default_rng(0)
+    return generator.random((count, *models.IMAGE_SHAPE), np.float32), generator.integers(0, models.CLASSES, count)
+
+
+class EpochClock(tf.keras.callbacks.Callback):
+    """Seconds from the beginning of the first epoch to the end of the last."""
+
+    begun = seconds = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 0:
+            self.begun = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds = time.perf_counter() - self.begun
+
+
+class KerasPath:
+    """A compiled Keras model on arrays, through its own ``fit``; ``extra`` follows (x, y) into its train step."""
+
+    def __init__(self, model, examples, labels, batch: int, note: str | None = None, extra: tuple = ()):
+        self.model, self.examples, self.labels, self.batch = model, examples, labels, batch
+        self.note, self.extra = note, extra
+        self.weights = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+        self._function = self._batches = None
+
+    def fit(self, steps: int) -> tuple[int, float]:
+        epochs = max(1, round(steps * self.batch / len(self.examples)))
+        steps = min(steps, len(self.examples) // self.batch)
+        clock = EpochClock()
+        self.model.fit(
+            self.examples, self.labels, batch_size=self.batch, epochs=epochs, steps_per_epoch=steps, verbose=0,
+            callbacks=[clock],
+        )  # fmt: skip
+        return epochs * steps, clock.seconds
+
+    def bare(self, steps: int) -> None:
+        if self._function is None:
+            self._function = self.model.make_train_function()
+            batch = tf.constant(self.examples[: self.batch]), tf.constant(self.labels[: self.batch]), *self.extra
+            self._batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
+        for _ in range(steps):
+            logs = self._function(self._batches)
+        for value in logs.values():
+            value.numpy()
+
+
+class FastPath(KerasPath):
+    """Ours, whose steps run only while its record is open, and which goes on from no state but its own."""
+
+    def bare(self, steps: int) -> None:
+        from tfprivacy_lab.dp import model_checks
+
+        self.model._record.open(self.model._record.kind)
+        super().bare(steps)
+        self.model._left_at = model_checks.training_state(self.model)
+
+
+def keras_model(name: str, optimizer=None, reduction: str = "sum_over_batch_size") -> tf.keras.Sequential:
+    """A model of the benchmark, compiled; nothing but its loss is tracked."""
+    return compiled(getattr(models, name)(), optimizer, reduction)
+
+
+def compiled(model, optimizer=None, reduction="sum_over_batch_size"):
+    """``model`` with the benchmark's loss, and its optimizer unless another is given."""
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
+    model.compile(optimizer=optimizer or tf.keras.optimizers.SGD(LEARNING_RATE), loss=loss)
+    return model
+
+
+def fast(name: str, batch: int, arrays) -> KerasPath:
+    """Ours: clipping by book-keeping, Poisson batches drawn inside ``fit``."""
+    from tfprivacy_lab.dp import PrivateModel
+
+    model = PrivateModel(getattr(models, name)(), **_PRIVACY, seed=0)
+    # Its train step takes what its own pipeline yields: sample weights too, and how many rows hold an example.
+    extra = (tf.ones(batch), tf.constant(batch, tf.int64))
+    return FastPath(compiled(model), *arrays, batch, extra=extra)
+
+
+def keras(name: str, batch: int, arrays) -> KerasPath:
+    """The baseline: no privacy."""
+    return KerasPath(keras_model(name), *arrays, batch)
+
+
+def tfp_optimizer(name: str, batch: int, arrays) -> KerasPath:
+    """TF Privacy's first optimizer, one microbatch an example."""
+    from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDOptimizer
+
+    optimizer = DPKerasSGDOptimizer(**_PRIVACY, num_microbatches=batch, learning_rate=LEARNING_RATE)
+    return KerasPath(keras_model(name, optimizer, "none"), *arrays, batch)
+
+
+def tfp_vectorized(name: str, batch: int, arrays) -> KerasPath:
+    """TF Privacy's vectorised optimizer, one microbatch an example."""
+    from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras_vectorized import VectorizedDPKerasSGDOptimizer
+
+    optimizer = VectorizedDPKerasSGDOptimizer(**_PRIVACY, num_microbatches=batch, learning_rate=LEARNING_RATE)
+    return KerasPath(keras_model(name, optimizer, "none"), *arrays, batch)
+
+
+def tfp_model(name: str, batch: int, arrays, layer_registry=None) -> KerasPath:
+    """TF Privacy's model class, without XLA: with it, it is slower on a processor."""
+    from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPSequential
+
+    # Without its input among the layers, a Sequential has no graph yet, and the registry is silently not used.
+    layers = [tf.keras.Input(models.IMAGE_SHAPE), *getattr(models, name)().layers]
+    model = DPSequential(**_PRIVACY, use_xla=False, layer_registry=layer_registry, layers=layers)
+    note = None
+    if layer_registry is not None and not model._enable_fast_peg_computation:
+        note = "the registry has no convolution: falls back to the path without it"
+    return KerasPath(compiled(model), *arrays, batch, note=note)
+
+
+def tfp_registry(name: str, batch: int, arrays) -> KerasPath:
+    """TF Privacy's model class with its registry of layers whose norms need no per-example gradients."""
+    from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
+
+    return tfp_model(name, batch, arrays, layer_registry.make_default_layer_registry())
+
+
+PATHS = {
+    "keras": keras,
+    "fast": fast,
+    "DPKerasSGDOptimizer": tfp_optimizer,
+    "VectorizedDPKerasSGDOptimizer": tfp_vectorized,
+    "DPModel": tfp_model,
+    "DPModel + registry": tfp_registry,
+}
+
+
+def main() -> None:
+    """Measure the path that the command line names."""
+    arguments = measurement.parse_arguments(PATHS)
+    arrays = random_examples()
+    name, batch = arguments.model, arguments.batch
+
+    alone = arguments.alone or arguments.path == "keras"
+    measurement.measure(
+        lambda: PATHS[arguments.path](name, batch, arrays),
+        None if alone else lambda: keras(name, batch, arrays),
+        arguments,
+    )
+
+
+if __name__ == "__main__":
+    main()
