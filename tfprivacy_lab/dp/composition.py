@@ -20,6 +20,7 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.dp import accounting, events
+from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
 
 SEQUENTIAL = "one record may be in the data of every part"
 PARALLEL = "one record is in the data of one part only, by a rule fixed before looking at the data"
@@ -106,7 +107,7 @@ def epsilon_of(event, delta: float) -> float:
         InputError: as :func:`compose`, or if no finite ε can be computed at δ.
     """
     accounting.check_delta(delta)
-    epsilon = float(privacy_loss(event).get_epsilon_for_delta(delta))
+    epsilon = epsilon_for_delta(privacy_loss(event), delta)
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
