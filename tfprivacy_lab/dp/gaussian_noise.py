@@ -74,10 +74,11 @@ def standard_normal(size: int, key, counter: tf.Tensor) -> tf.Tensor:
     """
     pairs = (size + 1) // 2
     words = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[2, pairs], key=key, counter=counter, alg=1, dtype=tf.uint32
+        shape=[2, pairs], key=key, counter=counter, alg=1, dtype=tf.int32
     )
-    # 31 bits fit a signed word, and only those are quick to convert.
-    radius = tf.cast(tf.bitcast(tf.bitwise.right_shift(words[0], 1), tf.int32), tf.float32)
-    radius = tf.sqrt(-2.0 * tf.math.log((radius + 0.5) * 2.0**-31))
-    angle = tf.cast(tf.bitcast(words[1], tf.int32), tf.float32) * (math.pi * 2.0**-31)
-    return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], 0)[:size]
+    signed = tf.cast(words, tf.float32)
+    # The sign is left out: 31 bits. Converted before, as the smallest whole number has no positive counterpart.
+    radius = tf.sqrt(-2.0 * tf.math.log((tf.abs(signed[0]) + 0.5) * 2.0**-31))
+    # Cosine and sine of one angle, as sines of two, so that nothing need be put together after.
+    angles = signed[1] * (math.pi * 2.0**-31) + tf.constant([[math.pi / 2], [0.0]])
+    return tf.reshape(radius * tf.sin(angles), [-1])[:size]

@@ -14,6 +14,7 @@ from scipy import stats
 from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.dp import accounting, composition
 from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
+from tfprivacy_lab.dp.repetition import self_compose
 
 _GRID = 2_000
 
@@ -131,7 +132,7 @@ def group_epsilon_sampled(run: accounting.DpSgdRun, size: int, delta: float) -> 
         _binomial(size, run.sampling_probability).tolist(),
         value_discretization_interval=accounting.DISCRETISATION,
     )
-    epsilon = epsilon_for_delta(step.self_compose(run.steps), delta)
+    epsilon = epsilon_for_delta(self_compose(step, run.steps), delta)
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
