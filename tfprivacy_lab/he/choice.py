@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.parameters import FLOODING_BITS, MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
+from tfprivacy_lab.he import limits, messages
+from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
 
 SCHEMES = ("bfv", "ckks")
@@ -68,8 +68,9 @@ class Choice:
     def _replies_in_words(self):
         if self.parameters.sanitizes:
             return (
-                f"replies are sanitised: an encryption of zero, uniform masks, and flooding within 2^-{FLOODING_BITS}: "
-                "nothing of the head but its logits"
+                f"replies are sanitised: an encryption of zero, uniform masks, and flooding within "
+                f"2^-{limits.FLOODING_BITS} a sample: nothing of the head but its logits, and its scale, "
+                f"{self.head.weight_scale:g}, a power of two"
             )
         return (
             "replies are not sanitised: whoever holds the key can work out the weights from one; ask for sanitized if "
@@ -146,7 +147,8 @@ def _evaluated(kernel, bias, parameters, packing, samples, feature_range) -> Cho
         )
         messages.check_size(header, "features")
         sizes.append(header.message_bytes)
-    noise = float(parameters.noise_bound(head.kernel, packing).max()) + 0.5
+    noise = float(limits.noise_bound(parameters, head.kernel, packing).max())
+    noise += limits.flooding(parameters, features, classes)
     room = parameters.modulus / (2 * parameters.plaintext_modulus if parameters.scheme == "bfv" else 2)
     products = parameters.products(features, classes) if packing == "coefficient" else 1
     error = float(np.max(head.error_bound()))

@@ -17,7 +17,7 @@ from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he import coefficients, messages
 from tfprivacy_lab.he.ntt import transform
-from tfprivacy_lab.he.packing import block_count, block_samples, block_slots
+from tfprivacy_lab.he.packing import add_modular, block_count, block_samples, block_slots
 from tfprivacy_lab.he.parameters import PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import check_features, dequantize_logits, feature_step_exponent
 
@@ -228,10 +228,23 @@ class Client:
 
     def _samples(self, features: np.ndarray, exponent: int):
         """The ciphertexts of a query in coefficient packing, transformed."""
+        if self.scheme == "ckks" and self._parameters.sanitizes:
+            yield from self._exact_samples(features, exponent)
+            return
         slots_of = coefficients.bfv_slots if self.scheme == "bfv" else coefficients.ckks_slots
         for row in self._scaled(features, exponent):
             ciphertext = self._encrypt_slots(slots_of(row, self._parameters))
             yield self._transformed(ciphertext, inverse=False).tobytes()
+
+    def _exact_samples(self, features: np.ndarray, exponent: int):
+        """The same with CKKS' integers added to encryptions of zero, past the encoder and its rounding."""
+        zeros = np.zeros(self._parameters.poly_modulus_degree // 2, np.complex128)
+        for row in np.rint(np.ldexp(features, -exponent)):
+            residues = self._transformed(self._encrypt_slots(zeros), inverse=False)
+            polynomial = coefficients.ckks_residues(row, self._parameters)
+            for k, prime in enumerate(self._parameters.coeff_modulus):
+                add_modular(residues[0, k], polynomial[k], prime)
+            yield residues.tobytes()
 
     def _transformed(self, ciphertext, inverse: bool) -> np.ndarray:
         """BFV's residues, from coefficients to transforms or back; CKKS' are transforms anyway."""
