@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 
 def _keygen(options) -> dict:
     from tfprivacy_lab import he
@@ -91,11 +93,15 @@ def _explain(options) -> dict:
         head["bias"],
         samples=options.samples,
         scheme=options.scheme,
+        packing=options.packing,
         sanitized=options.sanitized,
         feature_range=options.feature_range,
         max_error=options.max_error,
     )
-    for line in choice.explain():
+    compared = he.compare_packings(
+        head["kernel"], head["bias"], samples=options.samples, feature_range=options.feature_range
+    )
+    for line in [*choice.explain(), *(f"compared: {cost}" for cost in compared)]:
         options.note(line)
     return {
         "scheme": choice.parameters.name,
@@ -107,6 +113,7 @@ def _explain(options) -> dict:
         "products": choice.products,
         "noise_bits_left": choice.bits_left,
         "reasons": choice.explain(),
+        "packings": [dataclasses.asdict(cost) for cost in compared],
     }
 
 
@@ -193,6 +200,7 @@ def _add_explain(group, command, note) -> None:
     explain.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
     explain.add_argument("--samples", type=int, default=1, metavar="N", help="of a query (default 1)")
     explain.add_argument("--scheme", choices=_SCHEMES[:2], help="default: whichever sends less")
+    explain.add_argument("--packing", choices=("coefficient", "batched"), help="default: whichever sends less")
     explain.add_argument("--sanitized", action="store_true", help="replies must tell the logits and nothing else")
     explain.add_argument("--feature-range", type=float, default=1.0, metavar="R", help="public bound (default 1)")
     explain.add_argument("--max-error", type=float, metavar="X", help="of a logit, for any features in range")

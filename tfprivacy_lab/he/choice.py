@@ -9,7 +9,7 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
 from tfprivacy_lab.he import limits, messages
-from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
+from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PACKINGS, PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
 
 SCHEMES = ("bfv", "ckks")
@@ -84,6 +84,7 @@ def choose(
     *,
     samples: int = 1,
     scheme: str | None = None,
+    packing: str | None = None,
     sanitized: bool = False,
     feature_range: float = 1.0,
     max_error: float | None = None,
@@ -95,6 +96,8 @@ def choose(
         bias: Finite, shape (c,), or None.
         samples: Samples of a query, >= 1.
         scheme: "bfv" (exact), "ckks", or None for either.
+        packing: "coefficient" or "batched", or None for either; those in slots are never cheaper
+            (:func:`tfprivacy_lab.he.costs.compare_packings`).
         sanitized: Whether replies must tell nothing of the head but the logits.
         feature_range: Public bound on the features' magnitudes, > 0.
         max_error: The error of a logit that is wanted, > 0, for all features in range; None for any.
@@ -110,17 +113,21 @@ def choose(
     check_finite_number("feature_range", feature_range, above=0)
     if scheme is not None:
         check_choice("scheme", scheme, SCHEMES)
+    if packing is not None:
+        check_choice("packing", packing, PACKINGS)
     if max_error is not None:
         check_finite_number("max_error", max_error, above=0)
     found, reasons = [], []
     for parameters in PARAMETERS.values():
         if scheme not in (None, parameters.scheme) or parameters.sanitizes != sanitized:
             continue
-        for packing in parameters.packings:
+        for candidate in parameters.packings if packing is None else {packing} & {*parameters.packings}:
             try:
-                found.append(_evaluated(kernel, bias, parameters, packing, samples, feature_range))
+                found.append(_evaluated(kernel, bias, parameters, candidate, samples, feature_range))
             except InputError as error:
                 reasons.append(str(error))
+    if not found and not reasons:
+        raise InputError("Expected packing=coefficient for sanitised replies, got batched.")
     if not found:
         raise InputError(reasons[0])
     fitting = [one for one in found if max_error is None or one.error_bound <= max_error]

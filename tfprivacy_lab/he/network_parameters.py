@@ -170,3 +170,6 @@ than t's 60 bits."""
 SINGLE = _set("ckks", 8192, (288230376150876161, 288230376150712321, 1073692673, 1152921504606830593))
 """One image: two primes of 58 bits hold the squared result, one of 30 is rescaled away after the first layer, and
 the special prime of 60 makes key switching nearly free of noise."""
+
+SLOTS = _set("ckks", 8192, (SINGLE.primes[0], 1099511480321, SINGLE.special_prime))
+"""A dense head on features in slots: one product, whose scale of 40 bits is rescaled away, and rotations."""
