@@ -20,6 +20,7 @@ from tfprivacy_lab.he.ntt import transform
 from tfprivacy_lab.he.packing import add_modular, block_count, block_samples, block_slots
 from tfprivacy_lab.he.parameters import PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import check_features, dequantize_logits, feature_step_exponent
+from tfprivacy_lab.he.seal_context import make_context
 
 
 class Client:
@@ -330,22 +331,10 @@ class Client:
 
 
 def _library(parameters: Parameters):
-    """Pyfhel with exactly these parameters, checked afterwards: it replaces some silently."""
-    from Pyfhel import Pyfhel
-
-    library = Pyfhel()
-    chosen = {"scale": math.ldexp(1.0, parameters.feature_bits)}
-    if parameters.scheme == "bfv":
-        chosen = {"t": parameters.plaintext_modulus}
-    status = library.contextGen(
-        scheme=parameters.scheme, n=parameters.poly_modulus_degree, qi=list(parameters.key_primes), **chosen
-    )
-    made = (library.n, tuple(library.qi))
-    if "valid" not in str(status) or made != (parameters.poly_modulus_degree, parameters.key_primes):
-        raise RuntimeError(f"SEAL made another context than asked for: {status}, {made}.")
-    if parameters.scheme == "bfv" and library.t != parameters.plaintext_modulus:
-        raise RuntimeError(f"SEAL made another plaintext_modulus than asked for: {library.t}.")
-    return library
+    """Pyfhel with exactly these parameters."""
+    scale = math.ldexp(1.0, parameters.feature_bits)
+    moduli = parameters.key_primes, parameters.plaintext_modulus
+    return make_context(parameters.scheme, parameters.poly_modulus_degree, *moduli, scale)
 
 
 def _key_bytes(library) -> tuple[bytes, bytes]:
