@@ -18,7 +18,9 @@ def _encrypt(options) -> dict:
 
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
-    query = client.encrypt(features, feature_range=options.feature_range, packing=options.packing)
+    query = client.encrypt(
+        features, feature_range=options.feature_range, packing=options.packing, compress=options.compress
+    )
     files.write_bytes(options.out, query)
     return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
 
@@ -70,7 +72,9 @@ def _predict(options) -> dict:
     service = remote.Service(options.url, options.certificate_authority, options.seconds, options.note)
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
-    return _write_logits(options.out, remote.predict(client, service, features, options.feature_range))
+    return _write_logits(
+        options.out, remote.predict(client, service, features, options.feature_range, options.compress)
+    )
 
 
 def _score(options) -> dict:
@@ -180,6 +184,7 @@ def _add_files(group, command) -> None:
         choices=("auto", "coefficient", "batched"),
         help="default: by the size of the query",
     )
+    encrypt.add_argument("--compress", action="store_true", help="query and reply without the zero bits of residues")
     evaluate = command(group, "evaluate", _evaluate, "server: query to reply")
     evaluate.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
     evaluate.add_argument("--query", required=True, metavar="QUERY")
@@ -226,6 +231,7 @@ def _add_service(group, command, note) -> None:
     predict.add_argument("--keys", required=True, metavar="KEYS")
     predict.add_argument("--features", required=True, metavar="X.npy")
     predict.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    predict.add_argument("--compress", action="store_true", help="fewer bytes each way, for some time")
     predict.add_argument("--out", required=True, metavar="LOGITS.npy")
     predict.add_argument("--certificate-authority", metavar="PEM", help="trust these instead of the system's")
     predict.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for everything, retries too (60)")

@@ -20,7 +20,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import bfv_square
 from tfprivacy_lab.he import client as client_module
 from tfprivacy_lab.he import seal_context as context_module
-from tfprivacy_lab.he.client import _library
+from tfprivacy_lab.he.key_bytes import make_library
 from tfprivacy_lab.he.network import BatchedPlan
 from tfprivacy_lab.he.network_client import NetworkClient
 from tfprivacy_lab.he.network_parameters import BATCHED
@@ -85,7 +85,7 @@ def test_insecure_parameters(monkeypatch):
     status = Pyfhel().contextGen(**weak)
     assert status.startswith("invalid")  # a string that holds "valid", and no error
     original = Pyfhel.contextGen
-    for parameters, make in ((BFV, _library), (BATCHED["bfv", 1], seal_context)):
+    for parameters, make in ((BFV, make_library), (BATCHED["bfv", 1], seal_context)):
         monkeypatch.setattr("Pyfhel.Pyfhel", answering(lambda library, **asked: original(library, **weak)))
         with pytest.raises(RuntimeError, match="another context than asked for: none, but invalid"):
             make(parameters)
@@ -111,7 +111,7 @@ def test_replaced_moduli(monkeypatch):
     def replacing(library, qi, **asked):
         return original(library, qi_sizes=[30] * len(qi), sec=128, **asked)
 
-    for parameters, make in ((BFV, _library), (BATCHED["bfv", 1], seal_context)):
+    for parameters, make in ((BFV, make_library), (BATCHED["bfv", 1], seal_context)):
         library = make(parameters)
         wanted = parameters.key_primes if parameters is BFV else parameters.coeff_modulus
         assert (library.n, tuple(library.qi)) == (parameters.poly_modulus_degree, wanted)

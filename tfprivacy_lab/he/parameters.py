@@ -154,6 +154,11 @@ class Parameters:
         return math.prod(self.key_primes).bit_length()
 
     @property
+    def residue_bits(self) -> int:
+        """Bits that hold a residue of any prime of q: what a compressed message spends on one."""
+        return max(prime.bit_length() for prime in self.coeff_modulus)
+
+    @property
     def max_feature(self) -> int:
         """Largest integer a quantised feature may be, ``2**feature_bits``."""
         return 2**self.feature_bits

@@ -83,7 +83,7 @@ class Server:
             name: What to call it in an error.
 
         Returns:
-            The reply, for :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
+            The reply, compressed if the query is, for :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
 
         Raises:
             InputError: if the query is damaged, of another kind, width or parameter set, or the head
@@ -110,6 +110,7 @@ class Server:
             1.0,
             header.packing,
             features,
+            header.residue_bits,
         )
         messages.check_size(answer, name)
         residues, public_key = messages.residues(header, body, name)
