@@ -1,8 +1,8 @@
 """The server of the single-image plan: rotations, products and one square, with evaluation keys and no secret one.
 
 The library would make keys of a fresh secret where one is missing, and compute garbage. So the keys are held against
-the plan before, each step's key is used once before the first query, and a context that has come to hold a secret key
-is refused.
+the plan before, byte by byte but for their residues, each step's key is used once before the first query, and a context
+that has come to hold a secret key is refused.
 
 Guarantee: the server learns nothing of the image while the encryption stands.
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.diagonals import evaluate
+from tfprivacy_lab.he.evaluation_key_bytes import check_evaluation_keys
 from tfprivacy_lab.he.residues import check_residues
 from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
 from tfprivacy_lab.he.single_image import SECOND_SCALE, SinglePlan
@@ -93,6 +94,7 @@ class CkksOperations:
         self._parameters, self._library = parameters, seal_context(parameters)
         self._prefix = ciphertext_prefix(parameters)
         try:
+            check_evaluation_keys(keys, parameters, steps, squares)
             if steps:
                 self._library.from_bytes_rotate_key(keys.rotation)
             if squares:
