@@ -89,6 +89,26 @@ def _score(options) -> dict:
 
 
 def _explain(options) -> dict:
+    return _explain_head(options) if options.network is None else _explain_network(options)
+
+
+def _explain_network(options) -> dict:
+    from tfprivacy_lab import he, runs
+    from tfprivacy_lab.he.layers import Network
+
+    choice = he.choose_network(
+        Network.from_keras(runs.load_model(options.network)),
+        samples=options.samples,
+        scheme=options.scheme,
+        input_range=tuple(options.input_range),
+        max_error=options.max_error,
+    )
+    for line in choice.explain():
+        options.note(line)
+    return {**choice.summary, "samples": choice.samples, "reasons": choice.explain()}
+
+
+def _explain_head(options) -> dict:
     from tfprivacy_lab import files, he
 
     head = files.read_arrays(options.head, "head", ("kernel", "bias"))
@@ -201,13 +221,23 @@ def _add_files(group, command) -> None:
 
 def _add_explain(group, command, note) -> None:
     """The choice of parameters, in words."""
-    explain = command(group, "explain", _explain, "which parameters and packing a head needs, and why")
-    explain.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    explain = command(group, "explain", _explain, "which parameters and packing a head or network needs, and why")
+    what = explain.add_mutually_exclusive_group(required=True)
+    what.add_argument("--head", metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    what.add_argument("--network", metavar="MODEL.keras", help="Dense and Conv2D layers, a Square between each two")
     explain.add_argument("--samples", type=int, default=1, metavar="N", help="of a query (default 1)")
     explain.add_argument("--scheme", choices=_SCHEMES[:2], help="default: whichever sends less")
     explain.add_argument("--packing", choices=("coefficient", "batched"), help="default: whichever sends less")
     explain.add_argument("--sanitized", action="store_true", help="replies must tell the logits and nothing else")
     explain.add_argument("--feature-range", type=float, default=1.0, metavar="R", help="public bound (default 1)")
+    explain.add_argument(
+        "--input-range",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="of a network's inputs (default 0 1)",
+    )
     explain.add_argument("--max-error", type=float, metavar="X", help="of a logit, for any features in range")
     explain.set_defaults(note=note)
 

@@ -16,7 +16,9 @@ import importlib
 
 _EXPORTS = {
     "Choice": "choice",
+    "NetworkChoice": "network_choice",
     "choose": "choice",
+    "choose_network": "network_choice",
     "Client": "client",
     "Cost": "costs",
     "compare_packings": "costs",
@@ -36,10 +38,12 @@ __all__ = [
     "Choice",
     "Client",
     "Cost",
+    "NetworkChoice",
     "Parameters",
     "QuantizedHead",
     "Server",
     "choose",
+    "choose_network",
     "compare_packings",
     "integer_logits",
     "quantize_features",
