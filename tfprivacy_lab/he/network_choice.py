@@ -40,7 +40,8 @@ class NetworkChoice:
         low, high = public.input_range
         return [
             f"{told['scheme']}, ring degree N = {degree}, primes of {primes} bits, "
-            f"{told['coeff_modulus_bits']} in all; the 2024 table allows {MAX_COEFF_MODULUS_BITS[degree]} for 128-bit security",
+            f"{told['coeff_modulus_bits']} in all; the 2024 table allows {MAX_COEFF_MODULUS_BITS[degree]} "
+            "for 128-bit security",
             self._packing_in_words(),
             f"inputs within {low:g}..{high:g}, an input of 1 encrypted as 2^{public.input_bits}: the finest at which "
             "none in range overflows, by interval arithmetic through all layers",
