@@ -3,9 +3,8 @@
     .venv/bin/python benchmarks/he_networks.py --out results/he_networks
 
 Three networks with square activations are trained on the private train split, shifted by up to a pixel; nothing is
-chosen on test data. Rows: the dense network in batches (CKKS and BFV) and one image at a time, the convolutional
-ones in batches, and in a batch of one; Keras in the clear beside them; the network of TenSEAL's tutorial in TenSEAL as
-well. Times are wall times: of all images in queries of a block, or the median of one image.
+chosen on test data. Rows: the dense network and the convolutional ones in batches (CKKS, and BFV for one square) and
+one image at a time; Keras in the clear beside them; the network of TenSEAL's tutorial in TenSEAL as well. Times are wall times: of all images in queries of a block, or the median of one image.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from he_peers import network_rows
 
 from tfprivacy_lab import data, files, models, provenance
+from tfprivacy_lab.he.deep_image import DeepPlan
+from tfprivacy_lab.he.deep_server import DeepImageServer
 from tfprivacy_lab.he.layers import Network
 from tfprivacy_lab.he.network import BatchedPlan
 from tfprivacy_lab.he.network_client import NetworkClient
@@ -128,10 +129,11 @@ def plain(case: str, model: tf.keras.Model, test: data.Split, count: int) -> dic
 
 def single(case: str, network: Network, test: data.Split) -> dict:
     """One row: image by image, medians."""
-    plan = SinglePlan.make(network)
+    make, serve = (SinglePlan, SingleImageServer) if network.squares == 1 else (DeepPlan, DeepImageServer)
+    plan = make.make(network)
     client = SingleImageClient(plan.public)
     keys = client.evaluation_keys()
-    server = SingleImageServer(plan, keys)
+    server = serve(plan, keys)
     parts, server_ms, client_ms = [], [], []
     for image in test.images:
         query, encrypting = timed(lambda image=image: client.encrypt(image))
@@ -192,8 +194,9 @@ def main() -> None:
         lambda: batched("square_mlp", networks["square_mlp"], "bfv", test),
         lambda: single("square_mlp", networks["square_mlp"], test.take(slice(0, arguments.single))),
         lambda: batched("cryptonet", networks["cryptonet"], "ckks", test),
-        lambda: batched("cryptonet", networks["cryptonet"], "ckks", first[0]),
+        lambda: single("cryptonet", networks["cryptonet"], test.take(slice(0, arguments.single // 5))),
         lambda: batched("tutorial_conv", networks["tutorial_conv"], "ckks", test),
+        lambda: single("tutorial_conv", networks["tutorial_conv"], test.take(slice(0, arguments.single // 5))),
         *(lambda c=case, n=count: plain(c, made[c], test, n) for case in CASES for count in (1, 4096)),
         lambda: network_rows("tutorial_conv", networks["tutorial_conv"], first[1].images, first[1].labels)[0],
     ]

@@ -6,6 +6,7 @@ import dataclasses
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
 from tfprivacy_lab.he.choice import SCHEMES
+from tfprivacy_lab.he.deep_image import DeepPlan
 from tfprivacy_lab.he.layers import Network
 from tfprivacy_lab.he.network import BatchedPlan
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS
@@ -17,13 +18,13 @@ class NetworkChoice:
     """A plan for one network and a number of samples, and what is proved of it.
 
     Attributes:
-        plan: A :class:`~tfprivacy_lab.he.network.BatchedPlan` or a
-            :class:`~tfprivacy_lab.he.single_image.SinglePlan`, for one sample after the other.
+        plan: A :class:`~tfprivacy_lab.he.network.BatchedPlan`, or for one sample after the other a
+            :class:`~tfprivacy_lab.he.single_image.SinglePlan` or :class:`~tfprivacy_lab.he.deep_image.DeepPlan`.
         samples: How many.
         summary: Parameters, levels, keys and bytes of all of them, as numbers and strings.
     """
 
-    plan: BatchedPlan | SinglePlan
+    plan: BatchedPlan | SinglePlan | DeepPlan
     samples: int
     summary: dict
 
@@ -52,10 +53,12 @@ class NetworkChoice:
         ]
 
     def _packing_in_words(self) -> str:
-        if self.summary["packing"] == "single":
+        told = self.summary
+        if told["packing"] == "single":
+            squares = "a square" if told["levels"] == 2 else "two squares"
             return (
-                f"one sample a ciphertext: {self.summary['plaintext_products']} products with plaintexts, "
-                f"{self.summary['rotations']} rotations and a square; keys for steps {self.summary['rotation_steps']}"
+                f"one sample a ciphertext: {told['plaintext_products']} products with plaintexts, "
+                f"{told['rotations']} rotations and {squares}; keys for steps {told['rotation_steps']}"
             )
         size = self.plan.public.parameters.samples_per_block
         return f"a ciphertext an input, up to {size} samples in each: products of matrices, no rotation and no key"
@@ -116,6 +119,6 @@ def _single(network, scheme, samples, input_range) -> list[NetworkChoice]:
     """Nothing for BFV, which has no such plan."""
     if scheme == "bfv":
         return []
-    plan = SinglePlan.make(network, input_range)
+    plan = (SinglePlan if network.squares == 1 else DeepPlan).make(network, input_range)
     summary = plan.public.summary()
     return [NetworkChoice(plan, samples, {**summary, **{n: samples * summary[n] for n in ("up_bytes", "down_bytes")}})]

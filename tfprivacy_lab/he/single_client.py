@@ -70,7 +70,7 @@ class SlotClient:
         """The logits of a reply, float64 (outputs,).
 
         Args:
-            reply: Residues uint64 below the first prime, shape (replies, 2, 1, N).
+            reply: Residues uint64 below the primes left, of the plan's ``reply_shape``.
 
         Raises:
             InputError: if the reply is something else.
@@ -78,12 +78,14 @@ class SlotClient:
         from Pyfhel import PyCtxt
 
         public = self.public
-        first = public.parameters.primes[0]
         if not isinstance(reply, np.ndarray) or reply.dtype != np.uint64 or reply.shape != public.reply_shape:
             found = f"{getattr(reply, 'dtype', type(reply).__name__)} of shape {np.shape(reply)}"
             raise InputError(f"Expected reply of dtype uint64 and shape {public.reply_shape}, got {found}.")
-        if int(reply.max()) >= first:
-            raise InputError(f"Expected residues of reply below their prime {first}, got {reply.max()}.")
+        for index, prime in enumerate(public.parameters.primes[: public.reply_shape[2]]):
+            if int(reply[:, :, index].max()) >= prime:
+                raise InputError(
+                    f"Expected residues of reply below their prime {prime}, got {reply[:, :, index].max()}."
+                )
         prefix, slots = ciphertext_prefix(public.parameters, level=public.levels), []
         for residues in reply:
             data = prefix + np.ascontiguousarray(residues, "<u8").tobytes()
