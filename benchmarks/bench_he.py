@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench_he" / "metrics.json"
 NETWORKS = ROOT / "results" / "he_networks" / "metrics.json"
 MARKS = ("<!-- he results: written by make bench-he -->", "<!-- /he results -->")
-FEATURES, CLASSES, ROUNDS = 128, 10, 15
+FEATURES, CLASSES, ROUNDS, ENOUGH_IMAGES = 128, 10, 15, 100
 CASES = (
     ("bfv", "coefficient", 1),
     ("ckks", "coefficient", 1),
@@ -110,9 +110,11 @@ def table(rows: list[dict], published: list[dict], hardware: str) -> str:
 
 
 def accuracy_of(row: dict) -> str:
-    """Encrypted and plain accuracy on the images evaluated, in percent."""
-    if "accuracy_encrypted" not in row:
+    """Encrypted and plain accuracy on the images evaluated, in percent, where they are enough for one."""
+    if "accuracy_encrypted" not in row or row.get("images", row["samples"]) < ENOUGH_IMAGES:
         return ""
+    if row["scheme"] == "none":
+        return f"{100 * row['accuracy_plain']:.2f} %"
     encrypted, plain = (f"{100 * row[f'accuracy_{how}']:.2f}" for how in ("encrypted", "plain"))
     return f"{encrypted} % ({plain} % plain)"
 

@@ -4,7 +4,8 @@
 
 Three networks with square activations are trained on the private train split, shifted by up to a pixel; nothing is
 chosen on test data. Rows: the dense network and the convolutional ones in batches (CKKS, and BFV for one square) and
-one image at a time; Keras in the clear beside them; the network of TenSEAL's tutorial in TenSEAL as well. Times are wall times: of all images in queries of a block, or the median of one image.
+one image at a time; Keras in the clear beside them; the network of TenSEAL's tutorial in TenSEAL as well. Times are
+wall times: of all images in queries of a block, or the median of one image.
 """
 
 from __future__ import annotations
