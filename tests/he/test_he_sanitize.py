@@ -85,6 +85,35 @@ def test_dividing_c1_of_a_sanitised_reply_gives_nothing(sanitized_client):
     assert correlation(found, again) < 0.1
 
 
+def second_polynomial(client, reply):
+    """c1 of a reply as coefficients modulo the first prime, signed."""
+    way = transform(client.parameters.coeff_modulus[0], client.parameters.poly_modulus_degree)
+    return way.centred(way.inverse(np.ascontiguousarray(reply[1, 0])))
+
+
+def test_c1_of_two_replies_to_one_query_is_fresh(sanitized_client):
+    """Small errors alone would hide c1 from a division, and not from an average over replies to the same query."""
+    server, query = he.Server(KERNEL), sanitized_client.encrypt(FEATURES, 1.0, "coefficient")
+    prime = sanitized_client.parameters.coeff_modulus[0]
+    first, second = (
+        second_polynomial(sanitized_client, residues_of(server.evaluate(query), messages.REPLY)[0, 0]) for _ in range(2)
+    )
+    difference = (first - second) % prime / prime
+    assert stats.kstest(difference, "uniform").pvalue > 1e-6
+
+
+def test_c1_has_errors_of_its_own(sanitized_client):
+    """Without them the public a divides out, and what is left of two replies to one query is small: their ternary u."""
+    server, query = he.Server(KERNEL), sanitized_client.encrypt(FEATURES, 1.0, "coefficient")
+    prime, degree = sanitized_client.parameters.coeff_modulus[0], sanitized_client.parameters.poly_modulus_degree
+    way, public = transform(prime, degree), sanitized_client._public_key()[1, 0]
+    first, second = (residues_of(server.evaluate(query), messages.REPLY)[0, 0][1, 0] for _ in range(2))
+    difference = np.ascontiguousarray(way.sum(first, np.uint64(prime) - second))
+    inverse = np.array([pow(int(value), -1, prime) for value in public], np.uint64)
+    left = way.centred(way.inverse(way.multiply(difference, way.factor(inverse))))
+    assert stats.kstest(left / prime + 0.5, "uniform").pvalue > 1e-6
+
+
 def unused(client):
     ends = coefficients.logit_positions(D, C, client.parameters)[0]
     return np.setdiff1d(np.arange(client.parameters.poly_modulus_degree), ends)
