@@ -1,6 +1,7 @@
 """One image, two squares: slots against a plain network, counted operations, bounds that hold, and keys."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from tests.he.networks import aligned_inputs, dense_network
 from tests.he.test_network_single import PlainOperations
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.deep_image import DeepLayout, DeepPlan
+from tfprivacy_lab.he.deep_image import DeepPlan
+from tfprivacy_lab.he.deep_layout import DeepLayout
 from tfprivacy_lab.he.deep_server import DeepImageServer
 from tfprivacy_lab.he.layers import Affine, Network
 from tfprivacy_lab.he.single_client import SingleImageClient
+from tfprivacy_lab.he.single_image import MAX_INPUT_BITS
 
 
 def plain(network, image, slots):
@@ -125,3 +128,19 @@ def test_what_cannot_be_is_refused():
         DeepPlan.make(network, (-1e12, 1e12))
     choice = he.choose_network(network, samples=1)
     assert "two squares" in "\n".join(choice.explain()) or choice.summary["packing"] == "batched"
+
+
+@pytest.mark.parametrize("size", [30.0, 1000.0])
+def test_magnitudes_that_fill_the_primes_do_not_wrap(size):
+    """Where the limits bind, the finest scale is taken, and inputs at the ends of their range decrypt right."""
+    plain = dense_network(9, 12, 8, 6, 3)
+    first = plain.layers[0]
+    network = Network((Affine(first.kernel * size, first.bias, first.windows, first.inputs), *plain.layers[1:]))
+    plan, client, *_, server = session(network)
+    assert plan.public.input_bits < MAX_INPUT_BITS
+    images = aligned_inputs(network, 0.0, 1.0)
+    expected = network.evaluate(images)
+    worst = np.argmax(np.abs(expected).max(axis=1))
+    logits = client.decrypt(server.evaluate(client.encrypt(images[worst])))
+    assert np.abs(logits - expected[worst]).max() <= 1e-3 * np.abs(expected[worst]).max()
+    assert np.abs(expected).max() * plan.public.output_scale * 2 < math.prod(plan.public.parameters.primes[:2])

@@ -13,7 +13,7 @@ from tfprivacy_lab.he.network_parameters import SLOTS
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS
 from tfprivacy_lab.he.single_client import SlotHeadClient
 from tfprivacy_lab.he.single_keys import EvaluationKeys
-from tfprivacy_lab.he.slot_head import LAYOUTS, SlotHead
+from tfprivacy_lab.he.slot_head import LAYOUTS, MAX_INPUT_BITS, SlotHead
 from tfprivacy_lab.he.slot_server import SlotHeadServer
 
 PACKINGS = ("naive", "diagonal")
@@ -113,3 +113,15 @@ def test_heads_and_ranges_that_cannot_be_are_refused():
         SlotHead.make(kernel, bias, "naive", (1.0, 1.0))
     with pytest.raises(InputError, match="kernel"):
         SlotHead.make(np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("size", [300.0, 1e5])
+def test_magnitudes_that_fill_the_primes_do_not_wrap(packing, size):
+    kernel, bias = made_head(3, 40, 4)
+    plan, client, _, server = session(kernel * size, bias, packing)
+    assert plan.public.input_bits < MAX_INPUT_BITS
+    sample = np.where(kernel[:, 0] >= 0, 1.0, -1.0)
+    logits, expected = client.decrypt(server.evaluate(client.encrypt(sample))), sample @ kernel * size + bias
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(expected).max() * plan.public.output_scale * 2 < SLOTS.primes[0]
