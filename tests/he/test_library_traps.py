@@ -47,6 +47,12 @@ def test_strided_arrays(library, client):
     strided = np.arange(4096)[::2]
     found = library.decryptInt(library.encryptInt(strided))[:5]
     assert not np.array_equal(found, strided[:5])  # other data, silently
+    slots = np.arange(2 * client.parameters.poly_modulus_degree, dtype=float)[::2] / 8192
+    slots = (slots + 0j)[::2] if client.scheme == "ckks" else (slots * 8192).astype(np.int64)[::-1]
+    assert not slots.flags.c_contiguous
+    residues = np.frombuffer(client._encrypt_slots(slots), "<u8").reshape(2, 1, -1)
+    decrypt = client._library.decryptInt if client.scheme == "bfv" else client._library.decryptComplex
+    np.testing.assert_allclose(decrypt(client._ciphertext(residues)), slots, atol=1e-3)
     features = np.asfortranarray(np.random.default_rng(0).uniform(-1, 1, (8, 10)))[::2, ::-3]
     assert not features.flags.c_contiguous
     kernel = np.random.default_rng(1).normal(size=(4, 3))
