@@ -80,7 +80,7 @@ def test_the_recipe_end_to_end(monkeypatch, tmp_path):
     private = data.PrivateData(*parts[:2], official=False)
     monkeypatch.setattr(data, "load_private", lambda *arguments, **options: private)
     monkeypatch.setattr(data, "load_test", lambda *arguments, **options: parts[2])
-    learnt = pretraining.Pretrained(models.freeze(models.backbone()))
+    learnt = pretraining.Pretrained(models.freeze(models.backbone()), history={})
     monkeypatch.setattr(features, "pretrain_public", lambda *arguments, **options: learnt)
     digits = (255 * parts[0].images[..., 0]).astype(np.uint8)
     monkeypatch.setattr(synthetic, "render_digits", lambda count, seed: (digits, parts[0].labels))

@@ -186,13 +186,13 @@ def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger
         assert [(one["run"], one["finished"]) for one in shown["runs"]] == [(metrics["run_name"], True)]
         assert shown["spent"] == pytest.approx(metrics["epsilon"], rel=1e-6)
     # A run of before names went into metrics is known by its weights.
-    run("b", epsilon=2.0, seed=1)
+    run("b", epsilon=2.5, seed=1)
     path = tmp_path / "b" / "metrics.json"
     older = json.loads(path.read_text())
     del older["run_name"]
     path.write_text(json.dumps(older))
     with pytest.raises(InputError, match=r"refuses run 'seed-mlp-.*above the total"):
-        run("b", epsilon=2.0, seed=1, ledger=ledger)
+        run("b", epsilon=2.5, seed=1, ledger=ledger)
     assert len(Ledger.open(ledger).entries()) == 2
     assert (tmp_path / "b" / "model.keras").exists()
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from tfprivacy_lab.dp.ledger import Ledger
 from tfprivacy_lab.recipes import RECIPES
 
-KILLS = 8
+KILLS = 6
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,11 @@ def told(tmp_path_factory):
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_no_kill_left_a_draw_uncounted_and_none_was_counted_twice(told):
     folder, found = told
     assert found["kills"] == KILLS
-    assert found["killed_after_the_first_draw"] >= 2
+    assert found["killed_after_the_first_draw"] >= KILLS / 2
     ledger = Ledger.open(folder / "ledger")
     assert [entry.kind for entry in ledger.entries()] == ["register", "finish"]
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
@@ -63,19 +65,27 @@ def kill_at_random(folder):
     RECIPES["seed-mlp"] = dataclasses.replace(small, plan=dataclasses.replace(small.plan, batch_size=100))
     ledger = Ledger.create(folder / "ledger", dataset_digest(*splits[:2]), 3.5, 1e-4)
     chance, never, drawn = random.Random(20261122), threading.Event(), 0
-    for _ in range(KILLS):
-        child = start(folder)
-        # Of a second or two until the first draw, and some seconds of epochs after it.
-        never.wait(chance.uniform(0.05, 4.0))
+    for number in range(KILLS):
+        child, known = start(folder), draws(folder)
+        # Every other one dies among its draws, the rest anywhere before them.
+        late = time.monotonic() + 120
+        while number % 2 and draws(folder) == known and time.monotonic() < late:
+            never.wait(0.01)
+        never.wait(chance.uniform(0.05, 1.0))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), (folder / "log").read_text()[-2000:]
-        began = (folder / "draws").exists()
-        drawn += began
-        assert not began or len(ledger.entries()) == 1
+        drawn += draws(folder) > known
+        assert len(ledger.entries()) == 1 if draws(folder) else len(ledger.entries()) <= 1
     _, status = os.waitpid(start(folder), 0)
     assert status == 0, (folder / "log").read_text()[-2000:]
     print(json.dumps({"kills": KILLS, "killed_after_the_first_draw": drawn}))
+
+
+def draws(folder):
+    """How many times a child came to draw noise."""
+    path = folder / "draws"
+    return path.stat().st_size if path.exists() else 0
 
 
 def start(folder):
@@ -99,7 +109,8 @@ def command(folder):
 
     def noting(self, *arguments, **options):
         # Called when the step is traced, which comes before any noise.
-        handle = os.open(folder / "draws", os.O_WRONLY | os.O_CREAT, 0o600)
+        handle = os.open(folder / "draws", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(handle, b".")
         os.fsync(handle)
         os.close(handle)
         return draw(self, *arguments, **options)
