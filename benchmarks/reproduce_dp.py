@@ -77,8 +77,9 @@ def one_run(name: str, epsilon: float, seed: int) -> dict:
         "engine",
         "test_accuracy",
         "seconds",
+        "features_seconds",
     )
-    return {"target_epsilon": epsilon, **{key: metrics[key] for key in kept}}
+    return {"target_epsilon": epsilon, **{key: metrics[key] for key in kept if key in metrics}}
 
 
 def rows(found: list[dict]) -> list[dict]:
@@ -97,6 +98,10 @@ def rows(found: list[dict]) -> list[dict]:
                     "accuracy_sd": float(np.std(accuracies, ddof=1)),
                     "seeds": len(mine),
                     "seconds": max(run["seconds"] for run in mine),
+                    # None where runs of before did not tell it apart: their seconds hold it.
+                    "features_seconds": max((run["features_seconds"] for run in mine), default=None)
+                    if all("features_seconds" in run for run in mine)
+                    else None,
                     "command": command(name, epsilon),
                 }
             )

@@ -14,10 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accuracy_table  # noqa: E402
 import bench_dp  # noqa: E402
 import dp_paths  # noqa: E402
 import dp_table  # noqa: E402
 import measurement  # noqa: E402
+import reproduce_dp  # noqa: E402
 import watched  # noqa: E402
 
 ROUNDS = [
@@ -115,6 +117,19 @@ def test_metrics_table_and_figure(written):
     picture = matplotlib.image.imread(written / "ratio.png")
     assert min(picture.shape[:2]) > 300
     assert picture.std() > 0.01
+
+
+def test_accuracy_rows_show_seconds_with_and_without_features_told_apart():
+    old = {"recipe": "seed-mlp", "target_epsilon": 3.0, "epsilon": 2.9, "test_accuracy": 0.95, "seconds": 70.4}
+    new = old | {"recipe": "tutorial-cnn", "features_seconds": 3.0}
+    found = reproduce_dp.rows([run | {"seed": seed} for run in (old, new) for seed in (0, 1, 2)])
+    assert [row["features_seconds"] for row in found] == [None, 3.0]
+    table = accuracy_table.detailed({"rows": found})
+    assert "| seed-mlp | 3 | 95.00 ± 0.00 | ≤ 70 |" in table
+    assert "| tutorial-cnn | 3 | 95.00 ± 0.00 | 70 |" in table
+    before = [{key: value for key, value in row.items() if key != "features_seconds"} for row in found]
+    assert "| tutorial-cnn | 3 | 95.00 ± 0.00 | ≤ 70 |" in accuracy_table.detailed({"rows": before})
+    assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_an_interrupted_run_goes_on_unless_code_or_question_changed(tmp_path, monkeypatch):

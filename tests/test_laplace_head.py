@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfprivacy_lab import laplace_head, models, runs
+from tfprivacy_lab import data, features, laplace_head, models, pretraining, runs, synthetic
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import train_laplace
+from tfprivacy_lab.dp import composition, train_laplace
+from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
 from tfprivacy_lab.recipes import RECIPES
 
 
@@ -70,6 +71,35 @@ def test_head_learns_under_a_pure_epsilon(secure):
     assert run.steps == 6 == len(records)
     assert run.sampling_probability == 1
     assert records[-1].validation_accuracy > 0.9
+
+
+def test_the_recipe_end_to_end(monkeypatch, tmp_path):
+    """Through ``train_recipe``, on a backbone that learnt nothing: what it writes, states and charges."""
+    rng = np.random.default_rng(0)
+    parts = [data.Split(rng.random((n, 28, 28, 1), np.float32), rng.integers(0, 10, n)) for n in (600, 50, 50)]
+    private = data.PrivateData(*parts[:2], official=False)
+    monkeypatch.setattr(data, "load_private", lambda *arguments, **options: private)
+    monkeypatch.setattr(data, "load_test", lambda *arguments, **options: parts[2])
+    learnt = pretraining.Pretrained(models.freeze(models.backbone()), history={})
+    monkeypatch.setattr(features, "pretrain_public", lambda *arguments, **options: learnt)
+    digits = (255 * parts[0].images[..., 0]).astype(np.uint8)
+    monkeypatch.setattr(synthetic, "render_digits", lambda count, seed: (digits, parts[0].labels))
+    recipe = RECIPES["laplace-head"]
+    recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, batch_size=600, epochs=2))
+    ledger = Ledger.create(tmp_path / "ledger", dataset_digest(*parts[:2]), 5.0, 1e-5)
+    arguments = {"epsilon": 4.0, "delta": 1e-5, "seed": 0, "ledger": ledger.path}
+    metrics = runs.train_recipe(recipe, tmp_path / "run", **arguments)
+    assert 3.99 < metrics["epsilon_pure"] <= 4.0
+    assert 0 < metrics["epsilon"] <= metrics["epsilon_pure"]
+    assert metrics["mechanism"] == "laplace"
+    assert {"l1_norm_clip", "features_seconds", "seconds", "test_accuracy"} <= metrics.keys()
+    said = " ".join((tmp_path / "run" / "privacy_statement.txt").read_text().split())
+    assert f"{metrics['epsilon_pure']:.4f}" in said
+    assert "Laplace" in said
+    assert ledger.spent() == pytest.approx(metrics["epsilon"], rel=1e-3)
+    assert composition.pure_epsilon(ledger.entries()[0].event) == pytest.approx(metrics["epsilon_pure"], rel=1e-9)
+    assert [entry.kind for entry in ledger.entries()] == ["register", "finish"]
+    assert runs.load_model(tmp_path / "run" / "model.keras").predict(parts[2].images, verbose=0).shape == (50, 10)
 
 
 def test_noise_is_what_limits_a_tiny_budget():

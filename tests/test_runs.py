@@ -11,6 +11,7 @@ from dp_accounting import pld
 from tfprivacy_lab import data, leakage, models, runs
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import accounting
+from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
 from tfprivacy_lab.recipes import RECIPES
 
@@ -143,14 +144,23 @@ def ledger(recipe, tmp_path):
     return Ledger.create(tmp_path / "ledger.db", dataset_digest(private.train, private.validation), 3.0, DELTA).path
 
 
-def test_a_run_is_charged_before_it_draws_and_once(run, ledger, tmp_path):
+def test_a_run_is_charged_before_it_draws_and_once(run, ledger, monkeypatch):
     def stop(record):
-        assert Ledger.open(ledger).spent() == pytest.approx(2.0, abs=0.01)
         raise KeyboardInterrupt
 
+    first, draw = [], GaussianNoise.draw
+
+    def noting(self, *arguments, **options):
+        first.append([(entry.kind, entry.number) for entry in Ledger.open(ledger).entries()])
+        assert Ledger.open(ledger).spent() == pytest.approx(2.0, abs=0.01)
+        return draw(self, *arguments, **options)
+
+    monkeypatch.setattr(GaussianNoise, "draw", noting)
     for _ in range(2):  # Stopped and gone on with, it draws the same noise: one charge.
         with pytest.raises(KeyboardInterrupt):
             run(epsilon=2.0, seed=None, ledger=ledger, on_epoch=stop)
+    assert first
+    assert all(known == [("register", 1)] for known in first)
     metrics = run(epsilon=2.0, seed=None, ledger=ledger)
     shown = Ledger.open(ledger).show()
     assert [one["finished"] for one in shown["runs"]] == [True]
@@ -164,6 +174,33 @@ def test_a_run_that_would_overspend_is_refused_and_leaves_nothing(run, ledger, t
             run("b", epsilon=2.5, seed=seed, ledger=ledger)
         assert {path.name for path in (tmp_path / "b").iterdir()} == {".lock"}
     assert Ledger.open(ledger).show()["entries"] == 2  # The run, and its end.
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger, tmp_path, seed):
+    """Its noise is drawn, whoever counted it; and however often the command is given, it is drawn once."""
+    metrics = run("a", epsilon=2.0, seed=seed)
+    for _ in range(2):
+        assert run("a", epsilon=2.0, seed=seed, ledger=ledger) == metrics
+        shown = Ledger.open(ledger).show()
+        assert [(one["run"], one["finished"]) for one in shown["runs"]] == [(metrics["run_name"], True)]
+        assert shown["spent"] == pytest.approx(metrics["epsilon"], rel=1e-6)
+    # A run of before names went into metrics is known by its weights.
+    run("b", epsilon=2.5, seed=1)
+    path = tmp_path / "b" / "metrics.json"
+    older = json.loads(path.read_text())
+    del older["run_name"]
+    path.write_text(json.dumps(older))
+    with pytest.raises(InputError, match=r"refuses run 'seed-mlp-.*above the total"):
+        run("b", epsilon=2.5, seed=1, ledger=ledger)
+    assert len(Ledger.open(ledger).entries()) == 2
+    assert (tmp_path / "b" / "model.keras").exists()
+
+
+def test_a_run_charged_before_is_not_charged_when_asked_again(run, ledger):
+    metrics = run("a", epsilon=2.0, seed=None, ledger=ledger)
+    assert run("a", epsilon=2.0, seed=None, ledger=ledger) == metrics
+    assert Ledger.open(ledger).show()["entries"] == 2
 
 
 def test_a_ledger_for_other_data_is_refused(run, tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import walkthrough_command
-from tfprivacy_lab import claims, files, he, walkthrough
+from tfprivacy_lab import claims, data, files, he, stages, walkthrough
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import accounting
+from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
 
 WRITTEN = ["metrics.json", "report.html", "model_card.md", "privacy_statement.txt", "model.keras", "head.npz"]
 
@@ -47,9 +48,34 @@ def test_epsilon_is_that_of_the_noise_drawn(metrics):
     )
     assert accounting.epsilon_after(run, run.steps, metrics["delta"]) == pytest.approx(metrics["epsilon"], rel=1e-9)
     assert metrics["history"][-1]["epsilon"] == metrics["epsilon"] <= 3.0
-    assert metrics["ledger"] == {"total": 3.0, "spent": pytest.approx(metrics["epsilon"], rel=1e-6)}
+    assert metrics["ledger"]["total"] == 3.0
+    assert metrics["ledger"]["spent"] == pytest.approx(metrics["epsilon"], rel=1e-6)
     assert metrics["steps"] == metrics["history"][-1]["steps"]
     assert np.all(np.diff([record["epsilon"] for record in metrics["history"]]) > 0)
+
+
+def test_the_default_ledger_says_that_it_covers_this_folder_only(walkthrough_run, metrics):
+    out, done = walkthrough_run
+    assert "ledger.sqlite covers this folder only" in done.stderr
+    assert metrics["ledger"]["covers"].startswith("this folder only")
+    said = " ".join((out / "privacy_statement.txt").read_text().split())
+    assert "Ledger covers this folder only" in said
+
+
+def test_a_shared_ledger_is_charged_by_every_walkthrough_or_refuses(walkthrough_run, metrics, tmp_path):
+    """Two walkthroughs on the same data are charged to one budget, though each is within its own."""
+    whole = data.load_private("mnist", None, validation=1, seed=3)
+    shared = Ledger.create(tmp_path / "shared", dataset_digest(whole.train, whole.validation), 4.0, 1e-5)
+    walkthrough.walk(walkthrough_run[0], fast=True, seed=0, ledger=shared.path)
+    walkthrough.walk(walkthrough_run[0], fast=True, seed=0, ledger=shared.path)
+    assert [entry.run for entry in shared.entries()] == [metrics["ledger"]["run"]] * 2
+    assert shared.spent() == pytest.approx(metrics["epsilon"], rel=1e-6)
+    work = stages.Work(tmp_path, walkthrough.settings_for(fast=True, seed=1), None, print, shared.path)
+    with pytest.raises(InputError, match="above the total of epsilon=4"):
+        stages._charge(work, 1)
+    with pytest.raises(InputError, match="no such file"):
+        walkthrough.walk(tmp_path / "new", fast=True, ledger=tmp_path / "missing")
+    assert not (tmp_path / "new").exists()
 
 
 def test_accuracy_is_that_of_the_saved_model(walkthrough_run, metrics):

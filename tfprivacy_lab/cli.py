@@ -124,7 +124,12 @@ def _walkthrough(options) -> dict:
     from tfprivacy_lab import walkthrough
 
     return walkthrough.walk(
-        options.out, fast=options.fast, seed=options.seed, data_dir=options.data_dir, on_progress=_note
+        options.out,
+        fast=options.fast,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        ledger=options.ledger,
+        on_progress=_note,
     )
 
 
@@ -212,6 +217,7 @@ def _build_parser() -> argparse.ArgumentParser:
     walk.add_argument("--fast", action="store_true", help="a small genuine run, for tests")
     walk.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0; os: secret noise")
     walk.add_argument("--data-dir", metavar="DIR")
+    walk.add_argument("--ledger", metavar="FILE", help="charge this budget; default: one of this folder alone")
     return parser
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import claims, data, features, files, laplace_head, models, synthetic
+from tfprivacy_lab import charges, claims, data, features, files, laplace_head, models, synthetic
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.dp import accounting, events, laplace, laplace_accounting, plan, statement, training
 from tfprivacy_lab.dp.laplace_statement import laplace_statement
-from tfprivacy_lab.dp.ledger import Ledger, Reservation, dataset_digest, run_name
+from tfprivacy_lab.dp.ledger import Ledger
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.recipes import Pretraining, Recipe
 
@@ -99,7 +99,8 @@ def train_recipe(
         data_dir: Where prepared datasets lie.
         epochs: Instead of the recipe's.
         engine: "reference" or "fast", see :func:`tfprivacy_lab.dp.training.train`; None takes the recipe's.
-        ledger: File of the :class:`tfprivacy_lab.dp.ledger.Ledger` that is charged before any noise is drawn.
+        ledger: File of the :class:`tfprivacy_lab.dp.ledger.Ledger` that is charged before any noise is drawn; a
+            finished run that it does not know is charged too, before its metrics are returned.
         on_epoch: Called with each EpochRecord.
 
     Returns:
@@ -114,7 +115,7 @@ def train_recipe(
         recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, epochs=epochs))
     private = data.load_private(dataset, data_dir, validation=recipe.validation, seed=public_seed)
     # Fails here, before anything is written, if the budget cannot be met.
-    recipe.plan.calibrated(len(private.train), epsilon, delta)
+    run = recipe.plan.calibrated(len(private.train), epsilon, delta)
     settings = {
         "recipe": recipe.name,
         "plan": dataclasses.asdict(recipe.plan),
@@ -130,11 +131,15 @@ def train_recipe(
         if (out / "metrics.json").exists():
             # Killed between the two, a finished run would otherwise keep its seed for good.
             claims.forget_noise_seed(out)
-            return files.read_json(out / "metrics.json", "metrics")
+            metrics = files.read_json(out / "metrics.json", "metrics")
+            if ledger is not None:
+                name = metrics.get("run_name") or charges.name_of_model(recipe, out / "model.keras")
+                charges.charge_finished(ledger, private, run, name, settings, seed)
+            return metrics
         if ledger is None:
             return _train_recipe(recipe, out, private, settings, data_dir, on_epoch)
         try:
-            charged = charge(ledger, recipe, private, settings, claims.noise_seed(out, seed))
+            charged = charges.charge(ledger, recipe, private, run, settings, claims.noise_seed(out, seed))
         except InputError:
             if new:
                 claims.release(out)
@@ -142,18 +147,6 @@ def train_recipe(
         metrics = _train_recipe(recipe, out, private, settings, data_dir, on_epoch)
         Ledger.open(ledger).finish(charged.run)
         return metrics
-
-
-def charge(ledger, recipe: Recipe, private: data.PrivateData, settings: dict, noise_seed: int) -> Reservation:
-    """Charge a run to the ledger of its data, or find it charged: a resumed run draws the same noise again.
-
-    Raises:
-        InputError: if it would overspend, or the ledger is for other data.
-    """
-    book = Ledger.open(ledger, dataset_digest(private.train, private.validation))
-    run = recipe.plan.calibrated(len(private.train), settings["epsilon"], settings["delta"])
-    name = run_name(recipe.name, noise_seed=noise_seed, settings=settings)
-    return book.register(name, run.event(), noise_seed=noise_seed, settings=settings)
 
 
 def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
@@ -168,9 +161,11 @@ def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
         "seed": claims.noise_seed(out, seed),
         "on_epoch": on_epoch,
     }
+    features_seconds, name = 0.0, charges.name_of(recipe, settings, budget["seed"])
     if recipe.trained == "head":
         extractor, embed = _extractor(recipe, out, progress=on_epoch is not None)
         train, held_out = (embed(part.images) for part in (private.train, private.validation))
+        features_seconds = time.perf_counter() - start
         validation = (held_out, private.validation.labels)
         trained = train_head(train, private.train.labels, validation=validation, **budget)
         model = models.with_head(extractor, trained.model)
@@ -184,7 +179,9 @@ def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
         "dataset": settings["dataset"],
         "official_mnist": private.official,
         "test_accuracy": training.evaluate_accuracy(model, test.images, test.labels),
-        "seconds": round(time.perf_counter() - start, 1),
+        "run_name": name,
+        "features_seconds": round(features_seconds, 1),
+        "seconds": round(time.perf_counter() - start - features_seconds, 1),
         **provenance(),
     }
     write_run(out, model, metrics, run_statement(recipe, trained.run, delta, seeded=seed is not None))

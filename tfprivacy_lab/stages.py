@@ -3,62 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import claims, data, features, files, he, leakage, models, pretraining, probe, runs, synthetic
-from tfprivacy_lab.dp import training
+from tfprivacy_lab import (
+    charges,
+    claims,
+    data,
+    features,
+    files,
+    he,
+    leakage,
+    models,
+    pretraining,
+    probe,
+    runs,
+    synthetic,
+)
+from tfprivacy_lab.dp import statement, training
 from tfprivacy_lab.dp.ledger import Ledger, Reservation, dataset_digest
 from tfprivacy_lab.provenance import provenance
-from tfprivacy_lab.walkthrough import Settings
+from tfprivacy_lab.work import Work
 
 _SHOWN = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """A walkthrough's folder, its settings, and whom to tell."""
-
-    out: Path
-    settings: Settings
-    data_dir: str | None
-    note: object
-
-    def private(self) -> data.PrivateData:
-        """The private splits, cut to the setting's size."""
-        settings = self.settings
-        private = data.load_private(
-            settings.dataset, self.data_dir, validation=settings.recipe.validation, seed=settings.split_seed
-        )
-        return dataclasses.replace(private, train=private.train.take(slice(settings.train_limit)))
-
-    def state(self, name: str) -> Path:
-        """A file that stages hand to each other."""
-        return self.out / "state" / name
-
-    def mark(self, stage: str) -> Path:
-        """The file whose presence says that a stage is done."""
-        return self.state("marks") / f"{stage}.json"
-
-    def result(self, stage: str) -> dict:
-        """What an earlier stage found."""
-        return files.read_json(self.mark(stage), f"mark of stage {stage}")["result"]
-
-    def features(self, *names: str) -> list[np.ndarray]:
-        """Arrays of the embedded private set."""
-        arrays = files.read_arrays(self.state("features.npz"), "features", names)
-        return [arrays[name] for name in names]
-
-    def head(self, path: Path) -> tf.keras.Model:
-        """A dense head from its kernel and bias."""
-        weights = files.read_arrays(path, "head", ("kernel", "bias"))
-        head = models.dense_head(*weights["kernel"].shape)
-        head.set_weights([weights["kernel"], weights["bias"]])
-        return head
 
 
 def prepare_data(work: Work) -> dict:
@@ -138,22 +108,33 @@ def train_head(work: Work) -> dict:
     kernel, bias = trained.model.get_weights()
     files.write_arrays(work.out / "head.npz", kernel=kernel, bias=bias)
     text = runs.run_statement(recipe, trained.run, settings.delta, seeded=settings.seed is not None)
+    text += "\n" + statement.row("Ledger covers", work.ledger_covers()) + "\n"
     files.write_bytes(work.out / "privacy_statement.txt", text.encode())
     backbone = runs.load_model(work.out / "backbone.keras")
     with files.replaced_atomically(work.out / "model.keras") as partial:
         models.with_head(models.freeze(backbone), trained.model).save(partial)
     metrics = runs.run_metrics(recipe, trained, settings.delta, seed=settings.seed)
-    Ledger.open(work.out / "ledger.sqlite").finish(charged.run)
-    return {**metrics, "ledger": {"total": settings.epsilon, "spent": charged.spent}}
+    book = Ledger.open(work.ledger)
+    book.finish(charged.run)
+    kept = {"total": book.epsilon, "spent": charged.spent, "run": charged.run, "covers": work.ledger_covers()}
+    return {**metrics, "ledger": kept}
 
 
 def _charge(work: Work, noise_seed: int) -> Reservation:
     """Charge the run to the private set's ledger before any noise is drawn; a run that goes on is charged once."""
-    settings, private, path = work.settings, work.private(), work.out / "ledger.sqlite"
-    if not path.exists():
-        Ledger.create(path, dataset_digest(private.train, private.validation), settings.epsilon, settings.delta)
-    decided = {"epsilon": settings.epsilon, "delta": settings.delta, "walkthrough": settings.described()}
-    return runs.charge(path, settings.recipe, private, json.loads(json.dumps(decided)), noise_seed)
+    settings, whole, path = work.settings, work.whole(), work.ledger
+    if not work.shared_ledger and not path.exists():
+        Ledger.create(path, dataset_digest(whole.train, whole.validation), settings.epsilon, settings.delta)
+    charged = charges.charge(path, settings.recipe, whole, work.run(), work.decided(), noise_seed)
+    work.note(f"      ledger {path} covers {work.ledger_covers()}")
+    return charged
+
+
+def charge_finished(work: Work) -> None:
+    """Charge the ledger that is given now for a head that was trained before, perhaps under another."""
+    if work.shared_ledger:
+        name, seed = work.result("train")["ledger"]["run"], work.settings.seed
+        charges.charge_finished(work.ledger, work.whole(), work.run(), name, work.decided(), seed)
 
 
 def attack(work: Work) -> dict:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tfprivacy_lab import claims, files, provenance
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.ledger import Ledger
 from tfprivacy_lab.recipes import RECIPES, Pretraining, Recipe
 
 
@@ -72,7 +73,7 @@ def settings_for(*, fast: bool = False, seed: int | None = 0) -> Settings:
     return Settings(seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=1_500)
 
 
-def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_progress=None) -> dict:
+def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger=None, on_progress=None) -> dict:
     """Do what is missing of a walkthrough.
 
     Args:
@@ -80,18 +81,22 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_pro
         fast: The small run, under a minute.
         seed: Whole number, or None for secret noise from the operating system.
         data_dir: Where prepared datasets lie.
+        ledger: File of a :class:`tfprivacy_lab.dp.ledger.Ledger` of the data set, to charge instead of one that is made
+            in the folder, and knows of nothing else.
         on_progress: Called with a line of text as stages begin and end.
 
     Returns:
         What ``metrics.json`` holds.
 
     Raises:
-        InputError: if the folder holds another run, or one is being written by another process.
+        InputError: if the folder holds another run, one is being written by another process, or the ledger refuses.
 
     Guarantee: ``metrics.json`` states the ε of every noise draw that touched private data; see
     :mod:`tfprivacy_lab.dp.training` for what it covers.
     """
     out, settings = Path(out), settings_for(fast=fast, seed=seed)
+    if ledger is not None:
+        Ledger.open(ledger)  # Refused now, not when the head is to be trained.
     note = on_progress or (lambda line: None)
     state = out / "state"
     _make_private(state)
@@ -99,12 +104,14 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, on_pro
         claims.claim(state, settings.described())
         from tfprivacy_lab import stages
 
-        work = stages.Work(out, settings, data_dir, note)
+        work = stages.Work(out, settings, data_dir, note, ledger)
         for number, (name, stage) in enumerate(stages.STAGES.items(), start=1):
             title = f"[{number}/{len(stages.STAGES)}] {stage.__doc__.splitlines()[0].rstrip('.')}"
             mark = work.mark(name)
             if mark.exists():
                 note(f"{title}: done before")
+                if name == "train":
+                    stages.charge_finished(work)
             else:
                 note(title)
                 start = time.perf_counter()

@@ -11,9 +11,10 @@ from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import composition, events
+from tfprivacy_lab.dp import accounting, adjacency, composition, events, spending
 from tfprivacy_lab.dp.accounting import DpSgdRun, account, epsilon_after
-from tfprivacy_lab.dp.composition import compose, compose_parallel, epsilon_shuffled, steps_within
+from tfprivacy_lab.dp.allowance import steps_within
+from tfprivacy_lab.dp.composition import compose, compose_parallel, epsilon_shuffled
 from tfprivacy_lab.dp.group import group_epsilon, group_epsilon_gaussian, group_epsilon_sampled
 
 TUTORIAL = DpSgdRun(60_000, 256, 1.1, 14_063)
@@ -134,6 +135,21 @@ def test_steps_within_is_the_last_that_fits(run, epsilon):
     assert steps_within(run, epsilon, 1e-5, at_most=steps + 3) == steps
 
 
+def test_millions_of_narrow_steps_are_counted():
+    """In two stages as in one, to seven digits; and a search that looks at 10^8 ends."""
+    run = DpSgdRun(60_000, 600, 20.0, 10**6)
+    at_once = accounting.step_privacy_loss(20.0, 0.01).self_compose(150_000)
+    assert epsilon_after(run, 150_000, 1e-5) == pytest.approx(at_once.get_epsilon_for_delta(1e-5), rel=1e-6)
+    steps = steps_within(run, 8.0, 1e-5, at_most=10**8)
+    assert epsilon_after(run, steps, 1e-5) <= 8.0 < epsilon_after(run, steps + 100, 1e-5)
+    # Phase by phase, as training counts them: no further than asked, and the same beyond what was done before.
+    begun = [spending.Phase(60_000, 600, 20.0, "poisson", 0)]
+    assert spending.further_steps_within(begun, 8.0, 1e-5, 10**8) == steps
+    assert spending.further_steps_within(begun, 8.0, 1e-5, 2000) == 2000
+    assert spending.further_steps_within(spending.extended(begun, 10**6), 8.0, 1e-5, 10**8) == steps - 10**6
+    assert spending.further_steps_within(spending.extended(begun, steps + 100), 8.0, 1e-5, 10) == -1
+
+
 def test_no_step_fits_a_tiny_budget():
     assert steps_within(TUTORIAL, 0.01, 1e-9) == 0
     assert steps_within(TUTORIAL, 5.0, 1e-5, at_most=0) == 0
@@ -147,6 +163,11 @@ def test_shuffled_batches_get_no_amplification():
     assert gaussian_delta(epsilon, 1.1 / math.sqrt(60)) == pytest.approx(1e-5, rel=1e-6)
     replaced = epsilon_shuffled(TUTORIAL, 1e-5, adjacency="replace_one")
     assert gaussian_delta(replaced, 0.55 / math.sqrt(60)) == pytest.approx(1e-5, rel=1e-6)
+    # As a phase of training it is the same figure, and says for which neighbours.
+    phase = spending.Phase(60_000, 256, 1.1, "shuffled", TUTORIAL.steps)
+    figures = compose(phase.event(), delta=1e-5)
+    assert figures["epsilon"] == pytest.approx(epsilon, rel=1e-4)
+    assert figures["adjacency"] == "zero_out_one"
     # 10 records in batches of 4: three batches a pass, or two if the last is dropped.
     small = DpSgdRun(10, 4, 5.0, 6)
     assert gaussian_delta(epsilon_shuffled(small, 1e-5), 5 / math.sqrt(2)) == pytest.approx(1e-5, rel=1e-6)
@@ -224,6 +245,38 @@ def test_events_and_groups_of_newer_versions_are_refused_by_name():
         events.from_json(node | {"truncated_batch_size": 7, "noise_multiplier": 1.0})
     with pytest.raises(InputError, match=r"dp-accounting 0\.6"):
         group_epsilon_sampled(TUTORIAL, 2, 1e-5)
+
+
+def test_events_of_different_adjacency_are_not_mixed(tmp_path):
+    """A shuffled phase stands in logs and sums as what it is, never as add-or-remove."""
+    shuffled = spending.Phase(100, 10, 2.0, "shuffled", 30).event()
+    sampled = spending.Phase(100, 10, 2.0, "poisson", 30).event()
+    assert compose(sampled, delta=1e-5)["adjacency"] == "add_or_remove_one"
+    events.write_events(tmp_path / "log", [shuffled, shuffled])
+    log = json.loads((tmp_path / "log").read_text())
+    assert (log["adjacency"], log["events"]) == ("zero_out_one", [events.to_json(adjacency.plain(shuffled))] * 2)
+    assert events.read_events(tmp_path / "log") == [shuffled, shuffled]
+    events.write_events(tmp_path / "sampled", [sampled])
+    assert events.read_events(tmp_path / "sampled") == [sampled]
+    mixed = "add_or_remove_one and zero_out_one"
+    with pytest.raises(InputError, match=mixed):
+        events.write_events(tmp_path / "mixed", [sampled, shuffled])
+    for together in (compose, compose_parallel):
+        with pytest.raises(InputError, match=mixed):
+            together(sampled, shuffled, delta=1e-5)
+    with pytest.raises(InputError, match="zero_out_one"):
+        composition.epsilon_of(dp_accounting.ComposedDpEvent([sampled, shuffled]), 1e-5)
+    with pytest.raises(dp_accounting.UnsupportedEventError):
+        pld.PLDAccountant().compose(shuffled)
+
+
+def test_many_events_are_a_multiset():
+    """More than any one tree may hold: what counts is how often each mechanism is used."""
+    step = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(400.0), 2)
+    figures = compose(*[step] * 12_000, delta=1e-5)
+    one = compose(dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(400.0), 24_000), delta=1e-5)
+    assert figures["epsilon"] == one["epsilon"]
+    assert figures["epsilon_rdp"] == pytest.approx(one["epsilon_rdp"], rel=1e-9)
 
 
 GOOD = events.to_json(TUTORIAL.event())

@@ -1,5 +1,6 @@
 """A budget that is never passed and never under-counted, whoever is killed when."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from dp_accounting import pld
 
 from tfprivacy_lab import cli, data
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import composition
+from tfprivacy_lab.dp import composition, events, ledger_file, spending
 from tfprivacy_lab.dp.accounting import DpSgdRun
 from tfprivacy_lab.dp.ledger import Ledger, dataset_digest, run_name
 
@@ -44,6 +45,56 @@ def test_what_is_charged_is_what_composition_says(ledger):
     assert again.spent() == second.spent
     assert (again.dataset, again.epsilon, again.delta) == (DATASET, 2.0, 1e-5)
     assert ledger.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_long_life_does_not_brick_a_ledger(tmp_path):
+    """More steps and more entries than one event may hold; still open, still exact, still refusing."""
+    ledger, tiny = Ledger.create(tmp_path / "old", DATASET, 2.0, 1e-5), dp_accounting.GaussianDpEvent(400.0)
+    insert_entries(ledger.path, tiny, 10_500)
+    granted = ledger.register("one-more", dp_accounting.SelfComposedDpEvent(tiny, 500))
+    all_of_it = pld.PLDAccountant().compose(dp_accounting.GaussianDpEvent(400.0 / 11_000**0.5)).get_epsilon(1e-5)
+    assert granted.spent == ledger.spent() == pytest.approx(all_of_it, rel=1e-9)
+    assert ledger.show()["entries"] == 10_501
+    with pytest.raises(InputError, match=r"refuses run 'too-much'"):
+        ledger.register("too-much", dp_accounting.GaussianDpEvent(1.0))
+
+
+def insert_entries(path, event, count):
+    """So many charged runs, chained as a ledger chains them, in one transaction."""
+    text, head = events.dumps(event), Ledger.open(path).show()["head"]
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN")
+    for number in range(1, count + 1):
+        row = (number, "register", f"run-{number}", 0, text, "")
+        head = ledger_file._link(head, *row)
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, head))
+    connection.execute(f"PRAGMA user_version = {count}")
+    connection.execute("COMMIT")
+    connection.close()
+
+
+def test_a_shuffled_run_is_refused_by_name(ledger):
+    """Its cost holds for a record that is zeroed, and the ledger promises for one that is absent."""
+    with pytest.raises(InputError, match=r"add_or_remove_one, got one for zero_out_one \(shuffled batches\)"):
+        ledger.register("shuffled", spending.Phase(60, 12, 20.0, "shuffled", 5).event())
+    assert ledger.entries() == ()
+
+
+def test_a_row_is_on_disk_before_the_noise(ledger, monkeypatch):
+    """Every connection that writes syncs the file and its folder at COMMIT: synchronous = EXTRA."""
+    seen = []
+
+    @contextlib.contextmanager
+    def noting(own):
+        with connection_of(own) as connection:
+            yield connection
+            seen.append(connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    connection_of = ledger_file.LedgerFile._connection
+    monkeypatch.setattr(ledger_file.LedgerFile, "_connection", noting)
+    ledger.register("one", STEP)
+    assert seen
+    assert set(seen) == {3}
 
 
 def test_overspending_is_refused_and_leaves_no_trace(ledger):
@@ -293,7 +344,7 @@ def test_two_processes_at_once_never_pass_the_total(tmp_path):
     assert spent <= 1.0 < pld.PLDAccountant().compose(STEP, len(known) + 1).get_epsilon(1e-5)
 
 
-@pytest.mark.parametrize("kills", [15, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [200])
 def test_killed_anywhere_nothing_is_drawn_that_is_not_counted(tmp_path, kills):
     """Three runs at once, each killed (SIGKILL) at random times and resumed; see :func:`kill_at_random`."""
     ledger = Ledger.create(tmp_path / "ledger", DATASET, epsilon=3.0, delta=1e-5)
@@ -302,7 +353,7 @@ def test_killed_anywhere_nothing_is_drawn_that_is_not_counted(tmp_path, kills):
     assert told["kills"] == kills
     drawn = draws(log)
     counted = {(entry.run, entry.part) for entry in ledger.entries() if entry.event is not None}
-    assert len(drawn) >= kills / 15, "the runs must get far enough to draw noise"
+    assert len(drawn) >= kills / 4, "the runs must get far enough to draw noise"
     assert drawn <= counted
     # A kill between charge and draw leaves a part that is counted and not drawn: at most one a run.
     assert len(counted - drawn) <= len({run for run, _ in counted})

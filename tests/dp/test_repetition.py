@@ -42,3 +42,12 @@ def test_both_directions_are_composed():
             one.self_compose(5).get_delta_for_epsilon(1.0), abs=1e-12
         )
     assert composed._pmf_add.get_delta_for_epsilon(1.0) != composed._pmf_remove.get_delta_for_epsilon(1.0)
+
+
+@pytest.mark.parametrize(("noise_multiplier", "probability", "count"), [(20.0, 0.01, 10**6), (60.0, 0.02, 250_001)])
+def test_very_many_uses_end_and_never_cost_less(noise_multiplier, probability, count):
+    """Against Rényi accounting, which is above, and a Gaussian of the same variance, which such many steps near."""
+    run = accounting.DpSgdRun(10**6, int(probability * 10**6), noise_multiplier, count)
+    found = self_compose(accounting.step_privacy_loss(noise_multiplier, probability), count).get_epsilon_for_delta(1e-5)
+    near = accounting.gaussian_epsilon(noise_multiplier / (probability * count**0.5), 1e-5)
+    assert near * 0.99 < found <= accounting.account(run, 1e-5)["epsilon_rdp"]

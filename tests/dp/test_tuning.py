@@ -140,6 +140,12 @@ def test_tuning_costs_more_than_one_run_and_less_than_all():
     assert more["epsilon"] > figures["epsilon"]
 
 
+def test_a_search_of_thousands_of_runs_is_priced():
+    figures = epsilon_tuned(DpSgdRun(60_000, 600, 20.0, 100), Repetitions("negative_binomial", 4000.0), 1e-5)
+    thousands = epsilon_after(DpSgdRun(60_000, 600, 20.0, 400_000), 400_000, 1e-5)
+    assert figures["epsilon_fixed_runs"] == pytest.approx(thousands, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -11,7 +11,7 @@ _EXPORTS = {
     "compose": "composition",
     "compose_parallel": "composition",
     "epsilon_shuffled": "composition",
-    "steps_within": "composition",
+    "steps_within": "allowance",
     "group_epsilon": "group",
     "group_epsilon_gaussian": "group",
     "group_epsilon_sampled": "group",
@@ -28,6 +28,7 @@ _EXPORTS = {
     "train": "training",
     "PrivateModel": "private_model",
     "StopBeforeBudget": "callbacks",
+    "ChargedTo": "charged",
     "EpochRecord": "plan",
     "privacy_statement": "statement",
     "LaplaceMechanism": "mechanisms",
@@ -41,8 +42,8 @@ _EXPORTS = {
     "train_laplace": "laplace",
 }
 _MODULES = {
-    *("events", "composition", "group", "tuning", "ledger", "ledger_file"),
-    *("callbacks", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
+    *("adjacency", "allowance", "events", "composition", "group", "tuning", "ledger", "ledger_file"),
+    *("callbacks", "charged", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
     *("accounting", "plan", "sampling", "training", "statement"),
     *("mechanisms", "noise", "discrete", "neighbours", "quantile"),
     *("laplace", "laplace_accounting", "laplace_statement"),

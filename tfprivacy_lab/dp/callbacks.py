@@ -46,8 +46,8 @@ class StopBeforeBudget(tf.keras.callbacks.Callback):
         epsilon: Budget ε > 0, of all the model's training together, earlier calls of ``fit`` included.
         delta: δ in (0, 1); default the model's.
 
-    The number of steps that fit is computed before the first; the model's own step counter refuses any
-    further one, whatever other callbacks do.
+    The number of steps that fit, of those that are planned, is computed before the first; the model's own step
+    counter refuses any further one, whatever other callbacks do.
     """
 
     def __init__(self, epsilon: float, delta: float | None = None):
@@ -62,7 +62,7 @@ class StopBeforeBudget(tf.keras.callbacks.Callback):
             InputError: if not even one does.
         """
         delta = self.model.delta if self.delta is None else self.delta
-        if self.model.allow_steps_within(self.epsilon, delta) < 1:
+        if self.model.steps_allowed() and self.model.allow_steps_within(self.epsilon, delta) < 1:
             raise InputError(
                 f"The budget epsilon={self.epsilon:g} at delta={delta:g} leaves no step: epsilon="
                 f"{self.model.epsilon(delta):.4g} is spent, and one more step passes it; raise epsilon or the noise."

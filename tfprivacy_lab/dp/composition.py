@@ -9,8 +9,8 @@ No TensorFlow is imported here.
 
 from __future__ import annotations
 
+import collections
 import functools
-import itertools
 import math
 
 import dp_accounting
@@ -18,8 +18,8 @@ import numpy as np
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
-from tfprivacy_lab.dp import accounting, events
+from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.dp import accounting, adjacency, events
 from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
 from tfprivacy_lab.dp.repetition import self_compose
 
@@ -27,7 +27,7 @@ SEQUENTIAL = "one record may be in the data of every part"
 PARALLEL = "one record is in the data of one part only, by a rule fixed before looking at the data"
 
 # Expected privacy loss from which on the distribution, in steps of 1e-4, no longer fits into memory.
-_LARGEST_LOSS = 2000.0
+LARGEST_LOSS = 2000.0
 
 
 def compose(*parts, delta: float) -> dict:
@@ -37,7 +37,8 @@ def compose(*parts, delta: float) -> dict:
     privacy losses of the parts.
 
     Args:
-        parts: :class:`~tfprivacy_lab.dp.accounting.DpSgdRun` or events of dp_accounting, at least one, in any order.
+        parts: :class:`~tfprivacy_lab.dp.accounting.DpSgdRun` or events of dp_accounting, at least one, in any order,
+            all of one adjacency (:mod:`tfprivacy_lab.dp.adjacency`).
         delta: Target δ in (0, 1), for all of it.
 
     Returns:
@@ -46,9 +47,9 @@ def compose(*parts, delta: float) -> dict:
         ``assumption``, ``delta``, and ``events`` as :func:`tfprivacy_lab.dp.events.to_json` writes them.
 
     Raises:
-        InputError: for δ or a part that cannot be accounted.
+        InputError: for δ, a part that cannot be accounted, or parts of different adjacency.
 
-    Guarantee: add or remove one record; all outputs of all parts are released, and a later part may look at the
+    Guarantee: neighbours as ``adjacency`` says; all outputs of all parts are released, and a later part may look at the
     outputs of the former. Not covered: noise or sampling of a later part chosen by looking at outputs of the former
     (fully adaptive composition; Rogers et al. 2016): fix the plan of the runs first.
 
@@ -57,13 +58,13 @@ def compose(*parts, delta: float) -> dict:
     logged = [event_of(part) for part in parts]
     if not logged:
         raise InputError("Expected at least one run or event to compose, got none.")
-    whole = dp_accounting.ComposedDpEvent(logged)
+    neighbours, logged = adjacency.common(logged), [adjacency.plain(event) for event in logged]
     return {
-        "epsilon": epsilon_of(whole, delta),
-        "epsilon_rdp": _epsilon_by_rdp(whole, delta),
-        "epsilon_pure": pure_epsilon(whole),
+        "epsilon": epsilon_of_all(logged, delta),
+        "epsilon_rdp": _epsilon_by_rdp(logged, delta),
+        "epsilon_pure": _total_pure(logged),
         "accountant": accounting.accountant_name(),
-        "adjacency": accounting.ADJACENCY,
+        "adjacency": neighbours,
         "assumption": SEQUENTIAL,
         "delta": float(delta),
         "events": [events.to_json(event) for event in logged],
@@ -92,6 +93,8 @@ def compose_parallel(*parts, delta: float) -> dict:
     if not each:
         raise InputError("Expected at least one run or event, got none.")
 
+    adjacency.common(map(event_of, parts))
+
     def largest(name):
         figures = [part[name] for part in each]
         return None if None in figures else max(figures)
@@ -107,8 +110,28 @@ def epsilon_of(event, delta: float) -> float:
     Raises:
         InputError: as :func:`compose`, or if no finite ε can be computed at δ.
     """
+    return epsilon_of_all([event], delta)
+
+
+def epsilon_of_all(logged, delta: float) -> float:
+    """ε by PLD of runs or events together, however many: what counts is how often each mechanism is used.
+
+    The caller sees to it that they are of one adjacency.
+
+    Raises:
+        InputError: as :func:`compose`, or if no finite ε can be computed at δ.
+    """
+    return epsilon_of_mechanisms(sum_of_mechanisms(map(mechanisms_of, logged)), delta)
+
+
+def epsilon_of_mechanisms(counts: dict[tuple, int], delta: float) -> float:
+    """ε by PLD of a multiset of mechanisms, see :func:`tfprivacy_lab.dp.events.mechanisms`.
+
+    Raises:
+        InputError: as :func:`epsilon_of_all`.
+    """
     accounting.check_delta(delta)
-    epsilon = epsilon_for_delta(privacy_loss(event), delta)
+    epsilon = epsilon_for_delta(_loss_of_mechanisms(counts), delta)
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
@@ -126,7 +149,28 @@ def delta_of(event, epsilon: float) -> float:
 
 def privacy_loss(event) -> privacy_loss_distribution.PrivacyLossDistribution:
     """The privacy loss distribution of a run or an event, both directions of add-or-remove, rounded upwards."""
-    counts = events.mechanisms(event_of(event))
+    return _loss_of_mechanisms(mechanisms_of(event))
+
+
+def mechanisms_of(part) -> dict[tuple, int]:
+    """The multiset of mechanisms of a run or an event, of either adjacency."""
+    return events.mechanisms(adjacency.plain(event_of(part)))
+
+
+def sum_of_mechanisms(multisets) -> dict[tuple, int]:
+    """The multiset of several: counts add up.
+
+    Raises:
+        InputError: if one mechanism is used more often than can be computed.
+    """
+    total: dict[tuple, int] = {}
+    for counts in multisets:
+        for mechanism, count in counts.items():
+            total[mechanism] = events.check_count(total.get(mechanism, 0) + count)
+    return total
+
+
+def _loss_of_mechanisms(counts):
     # Sorted, so that the order of events moves no digit.
     return _composed(tuple(sorted(counts.items(), key=repr)))
 
@@ -136,56 +180,17 @@ def pure_epsilon(event) -> float | None:
 
     Source: Dwork et al. 2006; amplification by sampling, Balle, Barthe and Gaboardi 2018, Thm 8.
     """
+    return _total_pure([event])
+
+
+def _total_pure(logged) -> float | None:
     total = 0.0
-    for mechanism, count in events.mechanisms(event_of(event)).items():
+    for mechanism, count in sum_of_mechanisms(map(mechanisms_of, logged)).items():
         if mechanism[0] != "laplace":
             return None
         _, probability, scale = mechanism
         total += count * math.log1p(probability * math.expm1(1 / scale))
     return total
-
-
-def steps_within(run: accounting.DpSgdRun, epsilon: float, delta: float, *, at_most: int | None = None) -> int:
-    """Largest number of steps of ``run`` whose ε stays within the budget: never one above.
-
-    Args:
-        run: The run; its own ``steps`` is ignored.
-        epsilon: Budget ε > 0.
-        delta: Budget δ in (0, 1).
-        at_most: Do not look further than this many steps; None looks up to a million.
-
-    Returns:
-        T >= 0 with ε(T) <= ``epsilon`` by PLD; ε(T + 1) is above it, or T is ``at_most``. 0: not even one step fits.
-
-    Raises:
-        InputError: naming the argument that is out of range.
-    """
-    check_finite_number("epsilon", epsilon, above=0)
-    most = check_positive_int("at_most", 10**6 if at_most is None else at_most, at_least=0, at_most=10**8)
-    accounting.check_delta(delta)
-    first = _epsilon_or_infinity(run, 1, delta) if most else math.inf
-    if first > epsilon:
-        return 0
-    # A step that is free at this δ still gets a place on the logarithmic scale.
-    low, spent_low = 1, max(first, 1e-9)
-    high, spent_high = most + 1, math.inf
-    for trial in itertools.count():
-        if high - low <= 1:
-            return low
-        # ε grows like a power of the steps: a half at first, then what the ends of the bracket say. Every third
-        # trial halves instead, which bounds the number of trials where the power is a bad guess.
-        power = 2.0
-        if math.isfinite(spent_high):
-            power = math.log(high / low) / math.log(spent_high / spent_low)
-        middle = low * (epsilon / spent_low) ** power
-        if middle >= high or (trial % 3 == 2 and math.isfinite(spent_high)):
-            middle = math.sqrt(low * high)
-        middle = min(max(int(middle), low + 1), high - 1)
-        spent = _epsilon_or_infinity(run, middle, delta)
-        if spent <= epsilon:
-            low, spent_low = middle, max(spent, spent_low)
-        else:
-            high, spent_high = middle, spent
 
 
 def epsilon_shuffled(
@@ -224,29 +229,32 @@ def epsilon_shuffled(
     return accounting.gaussian_epsilon(run.noise_multiplier / (sensitivity * math.sqrt(passes)), delta)
 
 
-def _epsilon_or_infinity(run, steps, delta) -> float:
-    """ε after so many steps; infinite where it is too large to compute."""
-    loss = _expected_loss(("gaussian", run.sampling_probability, run.noise_multiplier))
-    return math.inf if loss * steps > _LARGEST_LOSS else accounting.epsilon_after(run, steps, delta)
-
-
 def event_of(part) -> dp_accounting.DpEvent:
     """The event of a run; an event is itself."""
     return part.event() if isinstance(part, accounting.DpSgdRun) else part
 
 
-def _epsilon_by_rdp(event, delta) -> float | None:
+def _epsilon_by_rdp(logged, delta) -> float | None:
     accountant = rdp.RdpAccountant()
-    return float(accountant.compose(event).get_epsilon(delta)) if accountant.supports(event) else None
+    if not all(map(accountant.supports, logged)):
+        return None
+    # Equal events once, with their number: each takes milliseconds.
+    for text, count in collections.Counter(map(events.dumps, logged)).items():
+        accountant.compose(events.loads(text), count)
+    return float(accountant.get_epsilon(delta))
+
+
+def expected_loss(mechanisms: dict[tuple, int]) -> float:
+    """Mean privacy loss of a multiset of mechanisms, or a bound on it: it decides how large a distribution grows."""
+    return math.fsum(_expected_loss(mechanism) * count for mechanism, count in mechanisms.items())
 
 
 @functools.lru_cache(maxsize=16)
 def _composed(counts: tuple) -> privacy_loss_distribution.PrivacyLossDistribution:
     """Privacy loss of a multiset of mechanisms."""
-    expected = math.fsum(_expected_loss(mechanism) * count for mechanism, count in counts)
-    if expected > _LARGEST_LOSS:
+    if expected_loss(dict(counts)) > LARGEST_LOSS:
         raise InputError(
-            f"The events cost an epsilon near or beyond {_LARGEST_LOSS:g}, too much to compute; use more noise or "
+            f"The events cost an epsilon near or beyond {LARGEST_LOSS:g}, too much to compute; use more noise or "
             "fewer steps."
         )
     losses = [_mechanism_loss(mechanism, count) for mechanism, count in counts]
@@ -276,7 +284,7 @@ def _mechanism_loss(mechanism: tuple, count: int):
 
 @functools.lru_cache(maxsize=256)
 def _expected_loss(mechanism: tuple) -> float:
-    """Mean privacy loss of one use, or a bound on it: what decides how large its distribution grows."""
+    """Mean privacy loss of one use, or a bound on it."""
     kind, *numbers = mechanism
     noise = numbers[-1]
     if kind == "laplace":

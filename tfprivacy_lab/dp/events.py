@@ -25,9 +25,9 @@ from dp_accounting import dp_event
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.dp import adjacency
 
 FORMAT = "tfprivacy_lab event log 1"
-ADJACENCY = "add_or_remove_one"
 
 _MOST_NODES, _MOST_DEPTH, _MOST_CHARACTERS = 10_000, 16, 2_000_000
 _MOST_COUNT, _MOST_EXAMPLES, _LARGEST_NOISE = 10**8, 10**12, 1e6
@@ -98,19 +98,21 @@ def write_events(path, events) -> None:
 
     Args:
         path: File to write.
-        events: The events, in the order in which they happened; at least one.
+        events: The events, in the order in which they happened; at least one. All of one adjacency, which is written
+            beside them.
 
     Raises:
-        InputError: if an event cannot be logged or the file cannot be written.
+        InputError: if an event cannot be logged, their adjacencies differ, or the file cannot be written.
     """
-    trees = [to_json(event) for event in events]
+    events = list(events)
+    trees = [to_json(adjacency.plain(event)) for event in events]
     if not trees:
         raise InputError("Expected events to hold at least one event, got none; log what the run did.")
-    files.write_json(path, {"format": FORMAT, "adjacency": ADJACENCY, "events": trees})
+    files.write_json(path, {"format": FORMAT, "adjacency": adjacency.common(events), "events": trees})
 
 
 def read_events(path) -> list[dp_accounting.DpEvent]:
-    """The events of a log.
+    """The events of a log; under zero-out adjacency each stands in a ZeroOutOneDpEvent.
 
     Raises:
         InputError: naming the file, if it is no whole log of this format.
@@ -120,13 +122,15 @@ def read_events(path) -> list[dp_accounting.DpEvent]:
         log = parse(content.decode())
         if not isinstance(log, dict) or set(log) != {"format", "adjacency", "events"}:
             raise InputError("expected an object with format, adjacency and events.")
-        if (log["format"], log["adjacency"]) != (FORMAT, ADJACENCY):
+        if log["format"] != FORMAT or log["adjacency"] not in adjacency.ADJACENCIES:
             raise InputError(f"format {log['format']!r} with adjacency {log['adjacency']!r} is not understood.")
         if not isinstance(log["events"], list) or not log["events"]:
             raise InputError("expected events to be a list of at least one.")
-        return [from_json(tree) for tree in log["events"]]
+        logged = [from_json(tree) for tree in log["events"]]
     except (InputError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read event log {path}: {error}") from error
+    zeroed = log["adjacency"] == adjacency.ZERO_OUT_ONE
+    return [adjacency.ZeroOutOneDpEvent(event) for event in logged] if zeroed else logged
 
 
 def dumps(event: dp_accounting.DpEvent) -> str:
@@ -171,6 +175,11 @@ def _refuse_constant(name):
 def _tree(event, depth) -> dict:
     """to_json without the checks of values."""
     name = type(event).__name__
+    if isinstance(event, adjacency.ZeroOutOneDpEvent):
+        raise InputError(
+            f"Expected an event that holds for {adjacency.ADD_OR_REMOVE_ONE}, got one for {adjacency.ZERO_OUT_ONE} "
+            "(shuffled batches); sample by sampling='poisson'."
+        )
     if name not in _NUMBERS or type(event) is not getattr(dp_event, name, None):
         raise InputError(f"Expected an event of {', '.join(_NUMBERS)}, got {event!r:.200}.")
     if depth > _MOST_DEPTH:
@@ -256,9 +265,18 @@ def _collect(event, count, counts) -> None:
             event.truncated_batch_size,
             event.noise_multiplier,
         )
-    counts[mechanism] = counts.get(mechanism, 0) + count
-    if counts[mechanism] > _MOST_COUNT:
-        raise InputError(f"Expected at most {_MOST_COUNT} uses of one mechanism, got {counts[mechanism]}.")
+    counts[mechanism] = check_count(counts.get(mechanism, 0) + count)
+
+
+def check_count(count: int) -> int:
+    """How often one mechanism is used.
+
+    Raises:
+        InputError: if it is more than can be computed.
+    """
+    if count > _MOST_COUNT:
+        raise InputError(f"Expected at most {_MOST_COUNT} uses of one mechanism, got {count}.")
+    return count
 
 
 def _sampled(event) -> tuple:

@@ -8,15 +8,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError, check_positive_int
-from tfprivacy_lab.dp import accounting, composition
+from tfprivacy_lab.dp import accounting, adjacency, composition
 from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
 from tfprivacy_lab.dp.repetition import self_compose
 
 _GRID = 2_000
+# Convolution by FFT leaves each of some 10^5 masses wrong by a few 1e-17, and their sums by up to 2e-13 (measured):
+# smaller divergences, some of them below zero, say nothing.
+_ROUNDING = 1e-11
+_LARGEST_EPSILON = 2e4
 
 
 def group_epsilon(part, size: int, delta: float) -> float:
@@ -37,40 +42,72 @@ def group_epsilon(part, size: int, delta: float) -> float:
     Raises:
         InputError: naming the argument, or if no point of the curve that can be computed keeps to δ.
 
-    Guarantee: holds for every mechanism. Source: Dwork and Roth 2014, Thm 2.2; with δ, Vadhan 2017, Lemma 2.2.
+    Guarantee: holds for every mechanism. The curve is that of PLD where it stands above rounding, and of RDP below.
+
+    Source: Dwork and Roth 2014, Thm 2.2; with δ, Vadhan 2017, Lemma 2.2; RDP to (ε, δ) by Canonne, Kamath and Steinke
+    2020, Prop. 12.
     """
     check_positive_int("size", size)
     accounting.check_delta(delta)
-    loss = composition.privacy_loss(part)
     if size == 1:
         return composition.epsilon_of(part, delta)
+    log_delta, highest = _curve(part, delta)
+    pure = composition.pure_epsilon(part)
 
-    def keeps(epsilon):
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            # (e^{kε} - 1) / (e^ε - 1) in logarithms; k at ε = 0.
-            factor = np.where(
-                epsilon > 0,
-                (size - 1) * epsilon + np.log(-np.expm1(-size * epsilon)) - np.log(-np.expm1(-epsilon)),
-                math.log(size),
-            )
-            return np.log(np.maximum(loss.get_delta_for_epsilon(epsilon), 0)) + factor <= math.log(delta)
-
-    # Small enough that the curve cannot be followed further: the ε at which δ is lost in rounding.
-    largest = epsilon_for_delta(loss, 1e-13)
-    if not math.isfinite(largest):
-        largest = epsilon_for_delta(loss, delta) * 4
-    low, high = 0.0, largest
-    for _ in range(2):
+    def first_fitting(low, high):
         grid = np.linspace(low, high, _GRID)
-        fitting = np.flatnonzero(keeps(grid))
-        if not fitting.size:
+        fitting = np.flatnonzero(log_delta(grid) + _log_factor(size, grid) <= math.log(delta))
+        # Any point that keeps to δ is a proof; only the step of the grid is lost.
+        return (float(grid[max(fitting[0] - 1, 0)]), float(grid[fitting[0]])) if fitting.size else None
+
+    low, high = 0.0, highest
+    while (found := first_fitting(low, high)) is None:
+        low, high = high, 2 * high
+        if low > _LARGEST_EPSILON:
+            if pure is not None:
+                return size * pure
             raise InputError(
                 f"No finite epsilon can be computed for size={size} at delta={delta:g}; use a smaller group, a larger "
                 "delta, or group_epsilon_sampled."
             )
-        # Any point that keeps to δ is a proof; only the step of the grid is lost.
-        low, high = float(grid[max(fitting[0] - 1, 0)]), float(grid[fitting[0]])
-    return size * high
+    epsilon = first_fitting(*found)[1]
+    return size * (epsilon if pure is None else min(epsilon, pure))
+
+
+def _log_factor(size: int, epsilon: np.ndarray) -> np.ndarray:
+    """:math:`\\log((e^{k \\epsilon} - 1) / (e^\\epsilon - 1))`; log k at ε = 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = (size - 1) * epsilon + np.log(-np.expm1(-size * epsilon)) - np.log(-np.expm1(-epsilon))
+    return np.where(epsilon > 0, factor, math.log(size))
+
+
+def _curve(part, delta: float):
+    """log δ₀ as a function of ε₀ for one record, an upper bound; and the ε₀ up to which PLD says something.
+
+    By PLD as far as rounding lets it, and by RDP, whose logarithms know no such end.
+    """
+    loss, accountant = composition.privacy_loss(part), rdp.RdpAccountant()
+    event, orders, divergences = adjacency.plain(composition.event_of(part)), None, None
+    if accountant.supports(event):
+        accountant.compose(event)
+        known = np.isfinite(accountant._rdp) & (accountant._rdp > 0) & (accountant._orders > 1.01)
+        orders, divergences = accountant._orders[known], accountant._rdp[known]
+
+    largest = epsilon_for_delta(loss, _ROUNDING)
+    if not math.isfinite(largest) or largest == 0:
+        largest = 4 * composition.epsilon_of(part, delta) + 1
+
+    def log_delta(epsilon):
+        # δ falls with ε: beyond the last ε that PLD is asked for, it is at most what it is there.
+        asked = np.append(epsilon[epsilon < largest], largest)
+        deltas = np.maximum(loss.get_delta_for_epsilon(asked), 0)
+        by_pld = np.log(np.pad(deltas, (0, epsilon.size), mode="edge")[: epsilon.size] + _ROUNDING)
+        if orders is None or not orders.size:
+            return by_pld
+        by_order = (orders - 1) * (divergences - epsilon[:, np.newaxis] + np.log1p(-1 / orders)) - np.log(orders)
+        return np.minimum(by_pld, by_order.min(axis=1))
+
+    return log_delta, largest
 
 
 def group_epsilon_gaussian(noise_multiplier: float, releases: int, size: int, delta: float) -> float:

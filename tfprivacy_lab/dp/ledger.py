@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 
-import dp_accounting
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
@@ -108,7 +107,8 @@ class Ledger:
 
         Args:
             run: Name of the run, unique to it; :func:`run_name` makes one.
-            event: What the run will do: :class:`~tfprivacy_lab.dp.accounting.DpSgdRun` or an event.
+            event: What the run will do: :class:`~tfprivacy_lab.dp.accounting.DpSgdRun` or an event, for
+                add-or-remove-one; what holds for zero-out alone (shuffled batches) is refused.
             noise_seed: The kept seed of all its randomness, if a resumed run draws the same noise again. Only its
                 hash is stored.
             settings: JSON-ready; everything else that decides the run. The same noise under other settings would
@@ -158,7 +158,7 @@ class Ledger:
 
     def spent(self) -> float:
         """ε of everything registered, at the ledger's δ."""
-        return self._cost([entry.event for entry in self.entries()])
+        return self._cost(_mechanisms(self.entries()))
 
     def show(self) -> dict:
         """JSON-ready: the budget, what is spent, and by which run (each run's ε is what it would cost alone)."""
@@ -169,12 +169,12 @@ class Ledger:
             if entry.event is None:
                 run["finished"] = True
             else:
-                run["events"].append(entry.event)
+                run["events"].append(entry)
         for run in runs.values():
             logged = run.pop("events")
-            run |= {"parts": len(logged), "epsilon_alone": self._cost(logged)}
-            run["events"] = [events.to_json(event) for event in logged]
-        spent = self._cost([entry.event for entry in rows.entries])
+            run |= {"parts": len(logged), "epsilon_alone": self._cost(_mechanisms(logged))}
+            run["events"] = [events.to_json(entry.event) for entry in logged]
+        spent = self._cost(_mechanisms(rows.entries))
         return {
             "ledger": str(self.path),
             "dataset": self.dataset,
@@ -193,16 +193,16 @@ class Ledger:
         """Charge one part, or find it charged."""
         if not isinstance(run, str) or not re.fullmatch(r"[\w.:/@-]{1,200}", run):
             raise InputError(f"Expected run to be a name of 1 to 200 plain characters, got run={run!r:.80}.")
-        text = events.dumps(event)
+        text, asked = events.dumps(event), events.mechanisms(event)
         # Before the lock is taken: what is computed here is kept, so that others wait for less.
-        self._cost([entry.event for entry in self.entries()] + [event])
+        self._cost(composition.sum_of_mechanisms([_mechanisms(self.entries()), asked]))
         with self._file.writing() as (rows, append):
             earlier = self._earlier(rows.entries, run, part, text, fingerprint)
-            before = [entry.event for entry in rows.entries]
-            total = self._cost(before if earlier else [*before, event])
+            before = _mechanisms(rows.entries)
+            total = self._cost(before if earlier else composition.sum_of_mechanisms([before, asked]))
             if not earlier:
                 if total > self.epsilon:
-                    self._refuse(run, event, self._cost(before), total)
+                    self._refuse(run, self._cost(asked), self._cost(before), total)
                 append("extend" if part else "register", run, part, text, fingerprint)
         return Reservation(run, part, not earlier, total, max(0.0, self.epsilon - total))
 
@@ -237,16 +237,20 @@ class Ledger:
                 "drawn twice hides nothing; use another seed."
             )
 
-    def _refuse(self, run, event, spent, total):
+    def _refuse(self, run, asked, spent, total):
         raise InputError(
-            f"Ledger {self.path} refuses run {run!r}: spent epsilon={spent:.6g}, asked {self._cost([event]):.6g}, "
+            f"Ledger {self.path} refuses run {run!r}: spent epsilon={spent:.6g}, asked {asked:.6g}, "
             f"together {total:.6g}, above the total of epsilon={self.epsilon:g} at delta={self.delta:g}; use more "
             "noise, fewer steps, or other data."
         )
 
-    def _cost(self, logged) -> float:
-        drawn = [event for event in logged if event is not None]
-        return composition.epsilon_of(dp_accounting.ComposedDpEvent(drawn), self.delta) if drawn else 0.0
+    def _cost(self, mechanisms) -> float:
+        return composition.epsilon_of_mechanisms(mechanisms, self.delta) if mechanisms else 0.0
+
+
+def _mechanisms(logged) -> dict[tuple, int]:
+    """How often each mechanism is used by entries, however many there are."""
+    return composition.sum_of_mechanisms(entry.mechanisms for entry in logged)
 
 
 def run_name(recipe: str, *, noise_seed: int, settings) -> str:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import sqlite3
+import types
+from collections.abc import Mapping
 from pathlib import Path
 
 import dp_accounting
@@ -44,13 +47,14 @@ _SCHEMA = _TABLES | {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One row: ``kind`` is register, extend or finish; ``event`` is None for finish."""
+    """One row: ``kind`` is register, extend or finish; ``event`` is None for finish, and uses no mechanisms."""
 
     number: int
     kind: str
     run: str
     part: int
     event: dp_accounting.DpEvent | None
+    mechanisms: Mapping[tuple, int]
     fingerprint: str
     hash: str
 
@@ -166,13 +170,20 @@ class LedgerFile:
             for row in known:
                 head = _link(head, *row[:-1])
                 whole &= head == row[-1]
-            entries = tuple(Entry(*row[:4], events.loads(row[4]) if row[4] else None, *row[5:]) for row in known)
+            entries = tuple(Entry(*row[:4], *(_read(row[4]) if row[4] else (None, {})), *row[5:]) for row in known)
         except (TypeError, ValueError) as error:
             raise InputError(f"Ledger {self.path} was edited: {error}; restore it from a copy.") from error
         if not whole:
             raise InputError(f"Ledger {self.path} was edited: its hashes do not fit; restore it from a copy.")
         self._expect(connection, "PRAGMA user_version", [(len(known),)])
         return Rows(dataset, epsilon, delta, entries, head)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(text: str) -> tuple[dp_accounting.DpEvent, Mapping[tuple, int]]:
+    """An event and how often it uses each mechanism; kept, as the parts of a run are alike."""
+    event = events.loads(text)
+    return event, types.MappingProxyType(events.mechanisms(event))
 
 
 def _link(previous: str, *fields) -> str:

@@ -182,9 +182,11 @@ class PrivateModel(tf.keras.Model):
         model_checks.check_nothing_was_restored(self, self._left_at, callbacks)
         rows = self._check(examples, batch_size)
         steps = check_positive_int("steps_per_epoch", steps_per_epoch or total // batch_size)
-        self._begin(total, batch_size, sampling, physical_batch_size or rows, padded=physical_batch_size is not None)
+        planned = max(0, steps * (epochs - options.get("initial_epoch", 0)))
+        kind = (total, batch_size, self.noise_multiplier, sampling, physical_batch_size or rows)
+        self._begin(StepKind(*kind, padded=physical_batch_size is not None), planned)
         first = self._record.steps()
-        last = first + steps * (epochs - options.get("initial_epoch", 0))
+        last = first + planned
         sampler = self._replicas.sampler(sampling, len(examples[2]), total, batch_size, self._seed, first)
         rows = physical_batch_size or _rounding(batch_size)
         if self.engine == "reference":
@@ -220,7 +222,7 @@ class PrivateModel(tf.keras.Model):
         """Let the ``fit`` that is under way run no step that would pass (ε, δ); several limits hold together.
 
         Returns:
-            How many further steps fit; -1 if it is passed already.
+            How many of the steps that the ``fit`` has left fit; -1 if the budget is passed already.
 
         Raises:
             InputError: if no ``fit`` is under way: callbacks call this, see
@@ -228,13 +230,25 @@ class PrivateModel(tf.keras.Model):
         """
         if not self._record.is_open:
             raise InputError("No fit is under way; pass StopBeforeBudget to fit as a callback.")
-        left = spending.further_steps_within(self.phases(), epsilon, delta, at_most=10**8)
+        left = spending.further_steps_within(self.phases(), epsilon, delta, at_most=self.steps_allowed())
         self._record.allow(max(left, 0))
         return left
 
     def steps_allowed(self) -> int:
         """How many further steps the ``fit`` that is under way may run."""
         return self._record.steps_allowed()
+
+    def uncharged_phases(self) -> list[spending.Phase]:
+        """What no ledger was charged for; the last is the phase that runs."""
+        return self._record.uncharged_phases()
+
+    def charge(self, ledger, run: str, event):
+        """Register ``event`` of the ``fit`` that is under way; :class:`tfprivacy_lab.dp.charged.ChargedTo` calls it."""
+        bound = {"noise_seed": self._seed, "settings": {"private_model": self._record.identity}}
+        part = sum(entry.run == run for entry in ledger.entries())
+        granted = ledger.extend(run, part, event, **bound) if part else ledger.register(run, event, **bound)
+        self._record.charge()
+        return granted
 
     def save(self, filepath, **options):
         """Save the wrapped model alone: no optimizer state, no seed."""
@@ -319,12 +333,11 @@ class PrivateModel(tf.keras.Model):
         rows = max(1, _WORKING_FLOATS // max(1, self._floats))
         return rows if batch_size + 6 * math.sqrt(batch_size) > rows else None
 
-    def _begin(self, total, batch_size, sampling, rows, *, padded):
+    def _begin(self, kind, planned):
         """Open a phase, and trace anew if the step changes."""
-        kind = StepKind(total, batch_size, self.noise_multiplier, sampling, rows, padded)
         if kind != self._record.traced:
             self.train_function = None
-        self._record.open(kind)
+        self._record.open(kind, planned)
 
 
 def _rounding(batch_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 
 import tensorflow as tf
 
@@ -40,6 +41,9 @@ class TrainingRecord:
             tf.int64.max, dtype=tf.int64, trainable=False, aggregation=one, name="steps_allowed"
         )
         self._kinds: list[tuple[StepKind, int]] = []
+        self._charged, self._uncharged_from = False, 0
+        # Tells this object from any other that draws by the same seed.
+        self.identity = secrets.token_hex(16)
         self.is_open = False
         self.traced: StepKind | None = None
 
@@ -48,13 +52,13 @@ class TrainingRecord:
         """The kind of the steps that run now."""
         return self._kinds[-1][0]
 
-    def open(self, kind: StepKind) -> None:
-        """Steps from here on are of this kind, as many as may come until a limit is set.
+    def open(self, kind: StepKind, planned: int) -> None:
+        """Steps from here on are of this kind, at most as many as are planned.
 
         Every call for shuffled batches begins a pass of its own, however few steps the former one had: an example
         may be in both, so they are never counted as one.
         """
-        self._allowed.assign(tf.int64.max)
+        self._allowed.assign(self.steps() + planned)
         self.is_open = True
         if not self._kinds or self.kind != kind or kind.sampling == "shuffled":
             self._kinds.append((kind, self.steps()))
@@ -64,6 +68,12 @@ class TrainingRecord:
         """No step runs until the record is opened again."""
         self._allowed.assign(self.steps())
         self.is_open = False
+        if self._charged:
+            self._charged, self._uncharged_from = False, self.steps()
+
+    def charge(self) -> None:
+        """What was done so far, and all that may come until the record is closed, is in a ledger."""
+        self._charged = True
 
     def allow(self, further: int) -> None:
         """Allow so many further steps, or fewer if a stricter limit is set."""
@@ -89,10 +99,14 @@ class TrainingRecord:
             self._done.assign_add(1)
         return number
 
-    def phases(self) -> list[Phase]:
-        """The steps done, by kind."""
+    def phases(self, since: int = 0) -> list[Phase]:
+        """The steps done, by kind; those before ``since`` are not counted."""
         ends = [*[first for _, first in self._kinds], self.steps()][1:]
         return [
-            Phase(kind.examples, kind.batch_size, kind.noise_multiplier, kind.sampling, end - first)
+            Phase(kind.examples, kind.batch_size, kind.noise_multiplier, kind.sampling, max(0, end - max(first, since)))
             for (kind, first), end in zip(self._kinds, ends, strict=True)
         ]
+
+    def uncharged_phases(self) -> list[Phase]:
+        """The steps done that no ledger knows of; the last phase is the one that runs, with none so far if charged."""
+        return self.phases(self._uncharged_from)

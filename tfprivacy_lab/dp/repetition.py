@@ -11,6 +11,8 @@ from scipy import fft, special
 
 # Mass that each tail may lose to infinity, as in dp_accounting.
 _TAIL_MASS = 1e-15
+# Up to so many uses at once.
+_AT_ONCE = 100_000
 
 
 def self_compose(
@@ -22,30 +24,44 @@ def self_compose(
     twenty times: the moments that bound the result's support (Koskela et al. 2021; Gopi, Lee and Wutschitz 2021)
     are kept, and the transform is that of real numbers.
 
+    The orders of those moments depend on the width of one loss. For very many narrow ones the bound is wide without
+    need, and the computation does not end: 10^7 steps of q = 0.01, σ = 20. Composed in two stages of about the root,
+    the first as much more exact, it takes a tenth of a second.
+
     Args:
         loss: Of one use; dense or sparse.
         count: Uses, >= 1.
 
     Returns:
-        The distribution of the sum of ``count`` losses; the same to rounding of the transform.
+        The distribution of the sum of ``count`` losses, rounded upwards; the same to rounding of the transform.
     """
+    if count <= _AT_ONCE:
+        return _uses(loss, count, _TAIL_MASS)
+    inner = math.isqrt(count)
+    outer, rest = divmod(count, inner)
+    whole = _uses(_uses(loss, inner, _TAIL_MASS / outer), outer, _TAIL_MASS)
+    return whole.compose(_uses(loss, rest, _TAIL_MASS)) if rest else whole
+
+
+def _uses(loss, count: int, tail_mass: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """``count`` uses at once, both directions."""
     if count == 1:
         return loss
-    remove = _self_compose(loss._pmf_remove, count)
-    add = None if loss._pmf_add is loss._pmf_remove else _self_compose(loss._pmf_add, count)
+    remove = _self_compose(loss._pmf_remove, count, tail_mass)
+    add = None if loss._pmf_add is loss._pmf_remove else _self_compose(loss._pmf_add, count, tail_mass)
     return privacy_loss_distribution.PrivacyLossDistribution(remove, add)
 
 
-def _self_compose(pmf, count: int) -> pld_pmf.DensePLDPmf:
+def _self_compose(pmf, count: int, tail_mass: float) -> pld_pmf.DensePLDPmf:
     """One direction."""
     probs, orders, log_moments = _moments(pmf)
     dense = pmf.to_dense_pmf()
-    low, high = _support(len(probs), orders, log_moments, count)
+    low, high = _support(len(probs), orders, log_moments, count, tail_mass)
     length = fft.next_fast_len(max(high - low + 1, len(probs)), real=True)
     composed = fft.irfft(fft.rfft(probs, length) ** count, length)
     # The transform wraps around; what is left of the support is at its end.
     composed = np.roll(composed, -low)[: high - low + 1]
-    lost = _TAIL_MASS - math.expm1(count * math.log1p(-dense._infinity_mass))
+    lost = tail_mass - math.expm1(count * math.log1p(-dense._infinity_mass))
     lowest = dense._lower_loss * count + low
     return pld_pmf.DensePLDPmf(dense._discretization, lowest, composed, lost, dense._pessimistic_estimate)
 
@@ -59,9 +75,9 @@ def _moments(pmf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return probs, orders, np.array([special.logsumexp(places * order, b=probs) for order in orders])
 
 
-def _support(size: int, orders: np.ndarray, log_moments: np.ndarray, count: int) -> tuple[int, int]:
+def _support(size: int, orders: np.ndarray, log_moments: np.ndarray, count: int, tail_mass: float) -> tuple[int, int]:
     """Places outside of which the composed loss has at most the tail mass, by Chernoff's bound."""
-    bounds = (count * log_moments + math.log(2 / _TAIL_MASS)) / orders
+    bounds = (count * log_moments + math.log(2 / tail_mass)) / orders
     usable = np.isfinite(bounds)
     high = min([(size - 1) * count, *np.ceil(bounds[usable & (orders > 0)]).astype(int)])
     low = max([0, *np.floor(bounds[usable & (orders < 0)]).astype(int)])

@@ -8,7 +8,7 @@ import math
 import dp_accounting
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import composition
+from tfprivacy_lab.dp import adjacency, allowance, composition
 from tfprivacy_lab.dp.accounting import SMALLEST_NOISE
 
 SAMPLINGS = ("poisson", "shuffled")
@@ -33,12 +33,12 @@ class Phase:
     steps: int
 
     def event(self) -> dp_accounting.DpEvent:
-        """The phase as dp_accounting understands it.
+        """The phase as dp_accounting understands it, in a ZeroOutOneDpEvent if it was shuffled.
 
         Shuffled batches get no amplification: an example is in one batch a pass, at a place that an
         adversary may know (Chua et al. 2024, "How private are DP-SGD implementations?"). The event then
         holds for neighbours in which one example's gradient becomes zero and its place stays (zero-out
-        adjacency): one example more would shift all later ones.
+        adjacency): one example more would shift all later ones. Composition, logs and ledgers see that.
         """
         if self.steps == 0:
             return dp_accounting.NoOpDpEvent()
@@ -48,7 +48,7 @@ class Phase:
         if self.sampling == "poisson":
             step = dp_accounting.PoissonSampledDpEvent(self.batch_size / self.examples, gaussian)
             return dp_accounting.SelfComposedDpEvent(step, self.steps)
-        return dp_accounting.SelfComposedDpEvent(gaussian, self.passes)
+        return adjacency.ZeroOutOneDpEvent(dp_accounting.SelfComposedDpEvent(gaussian, self.passes))
 
     @property
     def passes(self) -> int:
@@ -59,8 +59,11 @@ class Phase:
 def epsilon_of(phases: list[Phase], delta: float) -> float:
     """ε of all phases together by PLD; infinite where there is no noise, or too little to compute it.
 
+    Poisson phases hold for zero-out adjacency too: an example whose gradient is zero moves the sum as one that is
+    not there. So phases of both samplings together hold for zero-out.
+
     Args:
-        phases: In any order; all touch the same examples.
+        phases: In any order, of one model; all touch the same examples.
         delta: δ in (0, 1).
     """
     events = [phase.event() for phase in phases if phase.steps]
@@ -69,7 +72,7 @@ def epsilon_of(phases: list[Phase], delta: float) -> float:
     if any(phase.steps and phase.noise_multiplier < SMALLEST_NOISE for phase in phases):
         return math.inf
     try:
-        return composition.epsilon_of(dp_accounting.ComposedDpEvent(events), delta)
+        return composition.epsilon_of_all(events, delta)
     except InputError:
         return math.inf  # too large to compute
 
@@ -80,22 +83,30 @@ def extended(phases: list[Phase], steps: int) -> list[Phase]:
 
 
 def further_steps_within(phases: list[Phase], epsilon: float, delta: float, at_most: int) -> int:
-    """The largest number of further steps, up to ``at_most``, that keeps (ε, δ); exact, by bisection.
+    """The largest number of further steps, up to ``at_most``, that keeps (ε, δ); exact, by a search.
 
     Returns:
         -1 if the budget is passed already.
     """
     if epsilon_of(phases, delta) > epsilon:
         return -1
-    # Doubling first: the privacy loss of far too many steps is costly to compute.
-    low, high = 0, 1
-    while high <= at_most and epsilon_of(extended(phases, high), delta) <= epsilon:
-        low, high = high, 2 * high
-    high = min(high, at_most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if epsilon_of(extended(phases, middle), delta) <= epsilon:
-            low = middle
-        else:
-            high = middle
-    return low
+
+    def spent_after(steps):
+        more = extended(phases, steps)
+        return math.inf if _is_hopeless(more, epsilon) else epsilon_of(more, delta)
+
+    # Whoever plans within a budget asks for no more than it allows: often one look is enough.
+    if at_most and spent_after(at_most) <= epsilon:
+        return at_most
+    return allowance.largest_count(spent_after, epsilon, at_most)
+
+
+def _is_hopeless(phases, epsilon) -> bool:
+    if any(phase.steps and phase.noise_multiplier < SMALLEST_NOISE for phase in phases):
+        return True
+    events = [phase.event() for phase in phases if phase.steps]
+    try:
+        mechanisms = composition.sum_of_mechanisms(map(composition.mechanisms_of, events))
+    except InputError:
+        return True  # more steps than can be counted
+    return allowance.is_hopeless(mechanisms, epsilon)

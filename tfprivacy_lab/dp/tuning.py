@@ -17,7 +17,7 @@ from dp_accounting import dp_event, rdp
 from scipy import optimize
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
-from tfprivacy_lab.dp import accounting, composition
+from tfprivacy_lab.dp import accounting, adjacency, composition
 
 _LARGEST_MEAN = 1e6
 
@@ -122,8 +122,8 @@ def epsilon_tuned(part, repetitions: Repetitions, delta: float) -> dict:
     Source: Papernot and Steinke 2022, Thms 2 and 6, by dp_accounting's RepeatAndSelectDpEvent.
     """
     accounting.check_delta(delta)
-    event = composition.event_of(part)
-    one = composition.compose(event, delta=delta)
+    one = composition.compose(part, delta=delta)
+    event = adjacency.plain(composition.event_of(part))
     shape = math.inf if repetitions.distribution == "poisson" else repetitions.shape
     selected = dp_event.RepeatAndSelectDpEvent(event, repetitions.mean, shape)
     accountant = rdp.RdpAccountant()
@@ -134,9 +134,9 @@ def epsilon_tuned(part, repetitions: Repetitions, delta: float) -> dict:
         "epsilon": float(accountant.compose(selected).get_epsilon(delta)),
         "epsilon_one_run": one["epsilon"],
         "epsilon_one_run_rdp": one["epsilon_rdp"],
-        "epsilon_fixed_runs": composition.compose(*[event] * runs, delta=delta)["epsilon"],
+        "epsilon_fixed_runs": composition.epsilon_of(dp_event.SelfComposedDpEvent(event, runs), delta),
         "accountant": f"RDP ({accounting.accountant_name().split('(')[1]}",
-        "adjacency": accounting.ADJACENCY,
+        "adjacency": one["adjacency"],
         "delta": float(delta),
     }
 
