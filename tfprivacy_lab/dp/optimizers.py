@@ -10,11 +10,14 @@ from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDO
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun
+from tfprivacy_lab.dp.clipping import layers_of
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind
 from tfprivacy_lab.dp.sampling import PoissonBatches
 
+# Keras' base class of all convolutions but the depthwise ones, whose ``groups`` is 1.
+_Convolution = tf.keras.layers.Conv2D.__base__
 # Settings of a Keras optimizer that DPKerasSGDOptimizer would leave undone.
 _NO_OPTIONS = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema")
 
@@ -186,6 +189,22 @@ def begin_reference(
     return ReferenceSteps(sgd, run, l2_norm_clip, batches, variables, generator, before)
 
 
+def check_jacobian(model: tf.keras.Model) -> None:
+    """Refuse layers whose gradient ``tape.jacobian``, which DPKerasSGDOptimizer uses, gets wrong.
+
+    TensorFlow vectorises the gradient of a convolution's kernel without heed to groups.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    for layer in layers_of(model):
+        if getattr(layer, "groups", 1) > 1 and isinstance(layer, _Convolution) and layer.trainable_weights:
+            raise InputError(
+                f"Layer {layer.name!r} is a convolution in {layer.groups} groups: TensorFlow's Jacobian, by which "
+                "DPKerasSGDOptimizer clips, is wrong for its kernel; use engine='fast'."
+            )
+
+
 def check_reference(model: tf.keras.Model, l2_norm_clip, clipping_method: str, noise: str, replicas: int) -> None:
     """Refuse what DPKerasSGDOptimizer does not do.
 
@@ -200,6 +219,7 @@ def check_reference(model: tf.keras.Model, l2_norm_clip, clipping_method: str, n
         raise InputError(f"engine='reference' draws from Philox, got noise={noise!r}; use engine='fast'.")
     if replicas > 1:
         raise InputError("engine='reference' is for one worker; use engine='fast'.")
+    check_jacobian(model)
     if model.losses:
         raise InputError(
             f"Model {model.name!r} adds {len(model.losses)} loss terms that belong to no example (regularisers); "
