@@ -45,8 +45,7 @@ class ExampleLosses:
         Raises:
             InputError: if the loss is a number already, or the model has several outputs.
         """
-        if not tf.is_tensor(outputs):
-            raise InputError(f"Expected the model to have one output, got {len(outputs)}; train them one at a time.")
+        _check_one_output(outputs)
         if len(labels.shape) == 1 and len(outputs.shape) == 2:
             labels = labels[:, tf.newaxis]
         if outputs.dtype.is_floating and labels.dtype.is_floating:
@@ -73,8 +72,9 @@ class ExampleLosses:
             outputs: The model's, for some example, (1, ...).
 
         Raises:
-            InputError: naming y.
+            InputError: naming y, or if the model has several outputs.
         """
+        _check_one_output(outputs)
         if self._sparse:
             self._check_classes(labels.numpy(), outputs.shape[-1])
         rows = max(1, _TRIED_NUMBERS // max(1, int(tf.size(outputs))))
@@ -97,6 +97,11 @@ class ExampleLosses:
         wrong = kept[(kept < 0) | (kept >= classes) | (kept != np.floor(kept))]
         if wrong.size:
             raise InputError(f"Expected y to hold whole numbers from 0 to {classes - 1}, got {wrong[0]}.")
+
+
+def _check_one_output(outputs):
+    if not tf.is_tensor(outputs):
+        raise InputError(f"Expected the model to have one output, got {len(outputs)}; train them one at a time.")
 
 
 def _like(mask, values):
