@@ -72,7 +72,7 @@ class FastPath(KerasPath):
     def bare(self, steps: int) -> None:
         from tfprivacy_lab.dp import model_checks
 
-        self.model._record.open(self.model._record.kind)
+        self.model._record.open(self.model._record.kind, steps)
         super().bare(steps)
         self.model._left_at = model_checks.training_state(self.model)
 

@@ -308,6 +308,20 @@ def test_no_clipped_gradient_is_longer_than_the_norm(method, size):
                     assert length > 0.999 * l2_norm_clip
 
 
+@pytest.mark.parametrize("method", clipping.METHODS)
+def test_a_clipped_gradient_is_no_longer_than_the_norm_by_one_rounding(method):
+    """In float64 and against C itself: a norm that was rounded down must not let the sum pass it."""
+    rng = np.random.default_rng(5)
+    model = tf.keras.Sequential([layers.Input((40,)), layers.Dense(CLASSES)])
+    x = rng.normal(size=(60, 40)).astype(np.float32)
+    lengths = []
+    for i in range(60):
+        weights = np.where(np.arange(60) == i, 1e5, 0.0)
+        found, _ = by_book_keeping(model, x, rng.integers(0, CLASSES, 60), weights, 0.7, method=method)
+        lengths.append(np.linalg.norm(flat(found).astype(np.float64)))
+    assert 0.7 * (1 - 3e-6) < min(lengths) <= max(lengths) <= 0.7
+
+
 def test_examples_without_a_finite_gradient_take_no_part():
     model = tf.keras.Sequential(head(layers.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.GroupNormalization(3)))
     x, y = images(5, 6, 6, 2), np.arange(5) % CLASSES

@@ -12,7 +12,8 @@ from dp_accounting import pld
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import PrivateModel, StopBeforeBudget, calibrate_noise_multiplier, steps_for
+from tfprivacy_lab.dp import PrivateModel, QuantileClip, StopBeforeBudget, calibrate_noise_multiplier, steps_for
+from tfprivacy_lab.dp.replicas import Replicas
 from tfprivacy_lab.dp.sampling import PoissonSample, ShuffledBatches
 from tfprivacy_lab.dp.spending import Phase, epsilon_of
 
@@ -82,37 +83,59 @@ def test_arrays_and_datasets_are_the_same():
     assert np.array_equal(*after)
 
 
-@pytest.mark.parametrize("sampling", ["poisson", "shuffled"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"clipping_method": "automatic"}, {"unknown_layers": "slow", "stack": "lstm"}, {"physical": 4}],
-    ids=str,
-)
-def test_one_example_moves_a_noiseless_step_by_at_most_the_norm(sampling, options):
-    """Neighbouring sets, one example's weight 0 or 1, and that example as wild as it likes."""
+class FixedDraws:
+    """A sampler that draws what it is told, at every step."""
+
+    def __init__(self, drawn):
+        self.drawn = np.array(drawn)
+
+    def indices(self, step):
+        return self.drawn
+
+
+ADAPTIVE = {"l2_norm_clip": QuantileClip(0.8, B, 5.0), "noise_multiplier": 1e-7}
+NEIGHBOURS = {
+    "flat": {},
+    "automatic": {"clipping_method": "automatic"},
+    "adaptive": ADAPTIVE,
+    "example by example": {"unknown_layers": "slow", "recurrent": True},
+    "reference": {"engine": "reference", "noise_multiplier": 1e-7},
+    "few rows at a time": {"physical": 4},
+    "adaptive, few rows at a time": {**ADAPTIVE, "physical": 5},
+}
+
+
+@pytest.mark.parametrize("options", NEIGHBOURS.values(), ids=NEIGHBOURS.keys())
+def test_one_example_moves_a_noiseless_step_by_at_most_the_norm(options, monkeypatch):
+    """Neighbouring sets: the last example is there or is not, as wild as it likes, in a batch of others and padding.
+
+    Who is drawn is fixed, so that the two runs differ by that example alone; its gradient is far above C, so the
+    step moves by nearly all of C.
+    """
     options = dict(options)
-    physical, recurrent = options.pop("physical", None), options.pop("stack", None)
-    rng = np.random.default_rng(1)
-    for trial in range(1 if recurrent else 3):
-        x, y = dataset(N, seed=trial)
-        wild = int(rng.integers(N))
-        x[wild] *= 10.0 ** rng.integers(0, 6)
+    physical, recurrent = options.pop("physical", None), options.pop("recurrent", False)
+    for scale in [1e1] if recurrent or "engine" in options else [1e1, 1e3, 1e5]:
+        x, y = dataset(N, seed=int(scale) % 7)
+        x[-1] = scale * np.array([1, -2, 0.5, 1, 3])
         after = []
-        for present in (1.0, 0.0):
-            tf.keras.utils.set_random_seed(trial)
+        for n in (N, N - 1):
+            drawn = [i for i in (3, 4, 9, 20, 21, 30, 41, N - 1) if i < n]
+            monkeypatch.setattr(Replicas, "sampler", lambda *_, drawn=drawn: FixedDraws(drawn))
+            tf.keras.utils.set_random_seed(2)
             model = linear()
             if recurrent:
                 model = tf.keras.Sequential(
                     [layers.Input((WIDTH,)), layers.Reshape((WIDTH, 1)), layers.LSTM(2), layers.Dense(CLASSES)]
                 )
+            # The wild example's label is the one that the model thinks least of: its gradient is large for sure.
+            y[-1] = np.argmin(model(x[-1:]))
             wrapped = private(model, tf.keras.optimizers.SGD(1.0), **options)
-            weight = np.where(np.arange(N) == wild, present, 1.0)
-            # Everyone takes part, so the wild one does.
-            arguments = {"sampling": sampling, "physical_batch_size": physical, "sample_weight": weight}
-            wrapped.fit(x, y, N, steps_per_epoch=1, verbose=0, **arguments)
+            wrapped.fit(x[:n], y[:n], B, steps_per_epoch=1, physical_batch_size=physical, verbose=0)
             after.append(weights_of(model).astype(np.float64))
-        moved = np.linalg.norm(after[0] - after[1]) * N
-        assert 0 < moved <= 0.8 * (1 + 1e-6) + N * 1e-6  # Weights are rounded to 1e-7 of their size.
+        moved = np.linalg.norm(after[0] - after[1]) * B
+        # Weights are rounded to 1e-7 of their size.
+        assert (0.2 if recurrent else 0.98 if "clipping_method" in options else 0.99) * 0.8 < moved
+        assert moved <= 0.8 * (1 + 1e-6) + B * 1e-6
 
 
 def noise_of(steps, *, rate=0.5, width=3000, multiplier=1.5, **options):

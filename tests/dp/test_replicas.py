@@ -150,11 +150,12 @@ def test_noise_has_the_scale_of_one_worker(found, workers, case):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_example_moves_the_sum_by_at_most_the_clipping_norm(found, workers):
-    """The wildest one, whose gradient is thousands of times C: it moves the noiseless sum by C and no more."""
+    """The wildest one, whose gradient is thousands of times C, really taken away, in a batch of some of the others."""
     record = found[workers][0]
     moved = record["everyone/after"].astype(np.float64) - record["neighbour/after"]
-    distance = np.linalg.norm(moved) * EXAMPLES / 0.5
-    assert 0.999 < distance < 1 + 1e-3  # The weights themselves are rounded to 1e-7 of their size.
+    distance = np.linalg.norm(moved) * 64 / 0.5
+    assert record["everyone/examples"] == record["neighbour/examples"] + 1 == EXAMPLES
+    assert 0.99 < distance < 1 + 1e-4  # The weights themselves are rounded to 1e-7 of their size.
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -166,8 +167,10 @@ def test_one_accountant(found, workers):
 
 
 def test_accuracy_is_that_of_one_worker(found):
-    """Sampling and noise differ, so it may be off by what a few seeds are."""
+    """Eight runs each, whose sampling and noise differ: the means are apart by no more than chance makes them."""
     alone = found[1][0]["learnt/accuracy"]
-    together = np.mean([worker["learnt/accuracy"] for worker in found[2]])
-    assert alone > 0.8
-    assert abs(alone - together) < 0.04
+    together = np.mean([worker["learnt/accuracy"] for worker in found[2]], 0)
+    assert len(alone) == len(together) == 8
+    assert min(*alone, *together) > 0.75
+    assert stats.ttest_ind(alone, together, equal_var=False).pvalue > 1e-3
+    assert abs(np.mean(alone) - np.mean(together)) < 0.02

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import operator
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from scipy import stats
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import sampling
-from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.dp.sampling import PoissonBatches, ShuffledBatches
 
 EXAMPLES, BATCH, STEPS = 200, 30, 4_000
 Q = BATCH / EXAMPLES
@@ -209,6 +210,36 @@ def test_arguments_are_checked(change, message):
 def test_a_step_that_is_not_accounted_is_refused(step):
     with pytest.raises(InputError, match="step to be a whole number >= 0 and <= 4"):
         PoissonBatches(200, 30, 5).indices(step)
+
+
+@pytest.mark.parametrize("first_step", [0, 5])
+def test_shuffled_batches_of_a_pass_hold_everyone_once(first_step):
+    batches = ShuffledBatches(50, 12, seed=3, first_step=first_step)
+    passes = [[batches.indices(first_step + 5 * epoch + place) for place in range(5)] for epoch in range(3)]
+    for one in passes:
+        assert [part.size for part in one] == [12, 12, 12, 12, 2]
+        assert sorted(np.concatenate(one)) == list(range(50))
+    for one, other in itertools.pairwise(passes):
+        assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_fit_of_shuffled_batches_begins_a_pass_of_its_own():
+    """After two of five batches of a pass; the new one holds everyone again, in an order of its own."""
+    earlier, later = ShuffledBatches(50, 10, seed=3), ShuffledBatches(50, 10, seed=3, first_step=2)
+    assert sorted(np.concatenate([later.indices(step) for step in range(2, 7)])) == list(range(50))
+    assert not np.array_equal(later.indices(2), earlier.indices(0))
+    assert not np.array_equal(later.indices(2), earlier.indices(2))
+
+
+def test_places_in_a_shuffled_pass_are_uniform():
+    """Each example is in each of five batches with probability 1/5, over many passes."""
+    batches = ShuffledBatches(50, 10, seed=8)
+    counts = np.zeros((5, 50))
+    for step in range(5 * 400):
+        counts[step % 5, batches.indices(step)] += 1
+    statistic = np.sum((counts - 80) ** 2 / (400 * 0.2 * 0.8))
+    # Correlated within an example and within a batch, so by the mean and not by a chi-square's tail.
+    assert 0.8 * counts.size < statistic < 1.2 * counts.size
 
 
 def test_fresh_seed_comes_from_the_operating_system(monkeypatch):

@@ -66,7 +66,7 @@ class BookKeeping:
     def __init__(self, model: tf.keras.Model):
         check_layers_keep_examples_apart(model)
         self.model = model
-        self._owners = [layer for layer in _layers_of(model) if layer._trainable_weights and layer.trainable]
+        self._owners = [layer for layer in layers_of(model) if layer._trainable_weights and layer.trainable]
         unknown = [layer for layer in self._owners if type(layer) not in KNOWN]
         if unknown:
             names = ", ".join(sorted(cls.__name__ for cls in KNOWN))
@@ -216,7 +216,7 @@ def check_layers_keep_examples_apart(model: tf.keras.Model) -> None:
         InputError: naming the layer.
     """
     check_no_batch_normalization(model)
-    for layer in _layers_of(model):
+    for layer in layers_of(model):
         if getattr(layer, "activity_regularizer", None) is not None:
             raise InputError(
                 f"Layer {layer.name!r} has an activity_regularizer: its loss is a mean over the batch and belongs to "
@@ -230,7 +230,7 @@ def check_no_batch_normalization(model: tf.keras.Model) -> None:
     Raises:
         InputError: naming the layer.
     """
-    for layer in _layers_of(model):
+    for layer in layers_of(model):
         if isinstance(layer, _BatchNormalizationBase) and (layer.trainable or layer.trainable_weights):
             raise InputError(
                 f"Layer {layer.name!r} is a BatchNormalization in training: it mixes the examples of a batch, so "
@@ -240,10 +240,11 @@ def check_no_batch_normalization(model: tf.keras.Model) -> None:
 
 def regularisation(model: tf.keras.Model) -> list[tf.Tensor]:
     """The weights' regularisation losses: functions of the weights alone, so they cost no privacy."""
-    return [loss() for layer in _layers_of(model) for loss in layer._callable_losses]
+    return [loss() for layer in layers_of(model) for loss in layer._callable_losses]
 
 
-def _layers_of(model):
+def layers_of(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+    """The model and every layer in it, however deep."""
     return list(model._flatten_layers(include_self=True, recursive=True))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 
 _Loss = tf.keras.losses.Loss
+# Numbers of output that labels are tried against at a time: 16 MiB.
+_TRIED_NUMBERS = 2**22
 
 
 class ExampleLosses:
@@ -31,6 +34,10 @@ class ExampleLosses:
             raise InputError(f"Expected loss to be one Keras loss for one output, got {type(loss).__name__}.")
         self._sums = isinstance(loss, _Loss) and loss.reduction == tf.keras.losses.Reduction.SUM
         self._function = loss.call if isinstance(loss, _Loss) else loss
+        self._sparse = isinstance(loss, tf.keras.losses.SparseCategoricalCrossentropy) or (
+            loss is tf.keras.losses.sparse_categorical_crossentropy
+        )
+        self._ignored = getattr(loss, "_fn_kwargs", {}).get("ignore_class")
 
     def __call__(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Losses, (batch,).
@@ -38,8 +45,7 @@ class ExampleLosses:
         Raises:
             InputError: if the loss is a number already, or the model has several outputs.
         """
-        if not tf.is_tensor(outputs):
-            raise InputError(f"Expected the model to have one output, got {len(outputs)}; train them one at a time.")
+        _check_one_output(outputs)
         if len(labels.shape) == 1 and len(outputs.shape) == 2:
             labels = labels[:, tf.newaxis]
         if outputs.dtype.is_floating and labels.dtype.is_floating:
@@ -57,6 +63,45 @@ class ExampleLosses:
         mask = tf.cast(tf.broadcast_to(tf.reshape(mask, _like(mask, values)), tf.shape(values)), values.dtype)
         total = tf.reduce_sum(values * mask, over)
         return total if self._sums else tf.math.divide_no_nan(total, tf.reduce_sum(mask, over))
+
+    def check_labels(self, labels: tf.Tensor, outputs: tf.Tensor) -> None:
+        """Try the loss on every label: one that it does not take would end training at a step that tells whose it is.
+
+        Args:
+            labels: Of all examples, (n, ...).
+            outputs: The model's, for some example, (1, ...).
+
+        Raises:
+            InputError: naming y, or if the model has several outputs.
+        """
+        _check_one_output(outputs)
+        if self._sparse:
+            self._check_classes(labels.numpy(), outputs.shape[-1])
+        rows = max(1, _TRIED_NUMBERS // max(1, int(tf.size(outputs))))
+        for start in range(0, len(labels), rows):
+            some = labels[start : start + rows]
+            try:
+                values = self(some, tf.repeat(outputs[:1], len(some), 0))
+            except (ValueError, TypeError, tf.errors.OpError) as error:
+                if isinstance(error, InputError):
+                    raise
+                said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise InputError(f"Expected y to be labels that the loss takes: {said}") from error
+            if values.shape != (len(some),):
+                shape = tuple(values.shape)
+                raise InputError(f"Expected the loss to give one value an example, got {shape} for {len(some)} of y.")
+
+    def _check_classes(self, labels, classes):
+        """Sparse losses take class indices."""
+        kept = labels if self._ignored is None else labels[labels != self._ignored]
+        wrong = kept[(kept < 0) | (kept >= classes) | (kept != np.floor(kept))]
+        if wrong.size:
+            raise InputError(f"Expected y to hold whole numbers from 0 to {classes - 1}, got {wrong[0]}.")
+
+
+def _check_one_output(outputs):
+    if not tf.is_tensor(outputs):
+        raise InputError(f"Expected the model to have one output, got {len(outputs)}; train them one at a time.")
 
 
 def _like(mask, values):

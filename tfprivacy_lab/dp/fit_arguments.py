@@ -8,7 +8,9 @@ from tfprivacy_lab.dp.spending import SAMPLINGS
 _KERAS_OPTIONS = {"initial_epoch", "validation_batch_size", "validation_freq", "validation_steps"}
 
 
-def check(options: dict, batch_size, sampling: str, physical_batch_size, engine: str) -> None:
+def check(
+    options: dict, batch_size, sampling: str, physical_batch_size, engine: str, epochs=1, steps_per_epoch=None
+) -> None:
     """Refuse what ``fit`` does not take, or not under differential privacy.
 
     Args:
@@ -17,6 +19,8 @@ def check(options: dict, batch_size, sampling: str, physical_batch_size, engine:
         sampling: One of :data:`tfprivacy_lab.dp.spending.SAMPLINGS`.
         physical_batch_size: Rows computed at a time, >= 1, or None.
         engine: "fast" or "reference".
+        epochs: Number of epochs, >= 1; ``initial_epoch`` among the options is below it.
+        steps_per_epoch: Logical batches an epoch, >= 1, or None.
 
     Raises:
         InputError: naming the argument.
@@ -27,6 +31,10 @@ def check(options: dict, batch_size, sampling: str, physical_batch_size, engine:
     if batch_size is None:
         raise InputError("Expected batch_size, the expected size of a logical batch: epsilon depends on it.")
     check_positive_int("batch_size", batch_size)
+    check_positive_int("epochs", epochs)
+    check_positive_int("initial_epoch", options.get("initial_epoch", 0), at_least=0, at_most=epochs - 1)
+    if steps_per_epoch is not None:
+        check_positive_int("steps_per_epoch", steps_per_epoch)
     check_choice("sampling", sampling, SAMPLINGS)
     if engine == "reference" and sampling != "poisson":
         raise InputError(f"engine='reference' is for sampling='poisson', got sampling={sampling!r}.")

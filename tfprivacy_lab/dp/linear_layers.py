@@ -166,6 +166,8 @@ class LinearUses(Uses):
         """(batch, *bias.shape): the output's gradient summed over all axes along which the bias repeats."""
         bias, total = self.layer.bias, 0.0
         for g in self.gradients:
+            if getattr(self.layer, "data_format", None) == "channels_first":
+                g = tf.transpose(g, (0, *range(2, len(g.shape)), 1))
             shape = [1] * (len(g.shape) - len(bias.shape)) + list(bias.shape)
             axes = [axis for axis in range(1, len(g.shape)) if shape[axis] == 1]
             total += tf.reshape(tf.reduce_sum(g, axes), (-1, *bias.shape)) if axes else g

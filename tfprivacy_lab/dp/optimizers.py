@@ -10,9 +10,16 @@ from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDO
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun
+from tfprivacy_lab.dp.clipping import layers_of
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.quantile import QuantileClip
+from tfprivacy_lab.dp.record import StepKind
 from tfprivacy_lab.dp.sampling import PoissonBatches
+
+# Keras' base class of all convolutions but the depthwise ones, whose ``groups`` is 1.
+_Convolution = tf.keras.layers.Conv2D.__base__
+# Settings of a Keras optimizer that DPKerasSGDOptimizer would leave undone.
+_NO_OPTIONS = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema")
 
 
 def noise_generator(seed: int) -> tf.random.Generator:
@@ -88,44 +95,68 @@ def reference_optimizer(
     batches: PoissonBatches,
     generator: tf.random.Generator,
 ) -> DPKerasSGDOptimizer:
-    """The DPKerasSGDOptimizer that steps as ``sgd`` would by the noisy mean.
+    """The DPKerasSGDOptimizer that steps as ``sgd`` would by the noisy mean."""
+    rate, momentum = float(sgd.learning_rate.numpy()), float(sgd.momentum or 0.0)
+    plan = TrainingPlan(run.batch_size, 1, l2_norm_clip, rate, momentum)
+    return dp_sgd_optimizer(run, plan, batches, generator)
+
+
+def check_sgd(optimizer: tf.keras.optimizers.Optimizer) -> None:
+    """Refuse an optimizer whose steps DPKerasSGDOptimizer does not take.
 
     Raises:
-        InputError: if ``sgd`` is not plain SGD with or without momentum, at a constant learning rate.
+        InputError: if it is not SGD with or without momentum, at a learning rate that is a number, without further
+            options.
     """
-    settings = sgd.get_config()
+    settings = optimizer.get_config()
     if (
-        not isinstance(sgd, tf.keras.optimizers.SGD)
+        not isinstance(optimizer, tf.keras.optimizers.SGD)
         or settings["nesterov"]
         or isinstance(settings["learning_rate"], dict)
     ):
         raise InputError(
-            f"engine='reference' is DPKerasSGDOptimizer: expected SGD with a constant learning rate and no Nesterov "
-            f"momentum, got {type(sgd).__name__}; use engine='fast'."
+            f"engine='reference' is DPKerasSGDOptimizer: expected SGD with a constant learning rate (callbacks may set "
+            f"another) and no Nesterov momentum, got {type(optimizer).__name__}; use engine='fast'."
         )
-    rate, momentum = float(sgd.learning_rate.numpy()), float(settings["momentum"] or 0.0)
-    plan = TrainingPlan(run.batch_size, 1, l2_norm_clip, rate, momentum)
-    return dp_sgd_optimizer(run, plan, batches, generator)
+    for option in _NO_OPTIONS:
+        if settings.get(option):
+            raise InputError(
+                f"engine='reference' is DPKerasSGDOptimizer, which has no {option}, got {option}={settings[option]!r}; "
+                "leave it out, or use engine='fast'."
+            )
 
 
 class ReferenceSteps:
     """Logical steps by DPKerasSGDOptimizer, a physical batch at a time, for one call of ``fit``.
 
+    The learning rate is the SGD optimizer's at every step, and the steps are counted there.
+
     Args:
         sgd: The SGD optimizer to step as.
-        run: What is accounted.
+        run: What is accounted; its steps are those of all calls up to the end of this one.
         l2_norm_clip: Clipping norm C.
         batches: The fixed shapes that hold every logical batch.
         variables: The trainable weights.
         generator: Of the noise; the same for all calls of a model, or their noise would cancel.
         before: The steps of an earlier call, whose momentum goes on.
+
+    Raises:
+        InputError: if the SGD optimizer is set or was used for steps that this cannot go on with.
     """
 
     def __init__(self, sgd, run, l2_norm_clip: float, batches: PoissonBatches, variables, generator, before=None):
-        self._optimizer = reference_optimizer(sgd, run, l2_norm_clip, batches, generator)
+        check_sgd(sgd)
+        if before is None and int(sgd.iterations.numpy()):
+            raise InputError(
+                f"The optimizer is at step {int(sgd.iterations.numpy())} already: engine='reference' cannot go on from "
+                "its state; compile with a new optimizer."
+            )
+        self._sgd, self._optimizer = sgd, reference_optimizer(sgd, run, l2_norm_clip, batches, generator)
         self._optimizer._create_all_weights(variables)
         self._rows, self._pieces, self._variables = batches.rows, batches.accumulation_steps, variables
         self.physical_batch_size = self._rows * self._pieces
+        # Of the noisy mean over so many rows, to the noisy sum over the expected batch size.
+        self._rate_scale = self.physical_batch_size / run.batch_size
         if before is not None and self._optimizer._momentum:
             for variable in variables:
                 velocity = before._optimizer.get_slot(variable, "momentum")
@@ -133,6 +164,8 @@ class ReferenceSteps:
 
     def step(self, losses_of, x, y, weights) -> None:
         """One logical batch of ``physical_batch_size`` rows; ``losses_of(x, y)`` gives losses (rows,)."""
+        rate = tf.convert_to_tensor(self._sgd.learning_rate)
+        self._optimizer._get_hyper("learning_rate").assign(rate * self._rate_scale)
 
         def body(piece):
             start = piece * self._rows
@@ -144,6 +177,32 @@ class ReferenceSteps:
             return [piece + 1]
 
         tf.while_loop(lambda piece: piece < self._pieces, body, [tf.constant(0)], parallel_iterations=1)
+        self._sgd.iterations.assign_add(1)
+
+
+def begin_reference(
+    sgd, kind: StepKind, l2_norm_clip, last, rows, seed, variables, generator, before
+) -> ReferenceSteps:
+    """The steps of one call of ``fit``, up to step ``last``, in physical batches of ``rows`` at most."""
+    batches = PoissonBatches(kind.examples, kind.batch_size, last, rows, seed)
+    run = DpSgdRun(kind.examples, kind.batch_size, kind.noise_multiplier, last)
+    return ReferenceSteps(sgd, run, l2_norm_clip, batches, variables, generator, before)
+
+
+def check_jacobian(model: tf.keras.Model) -> None:
+    """Refuse layers whose gradient ``tape.jacobian``, which DPKerasSGDOptimizer uses, gets wrong.
+
+    TensorFlow vectorises the gradient of a convolution's kernel without heed to groups.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    for layer in layers_of(model):
+        if getattr(layer, "groups", 1) > 1 and isinstance(layer, _Convolution) and layer.trainable_weights:
+            raise InputError(
+                f"Layer {layer.name!r} is a convolution in {layer.groups} groups: TensorFlow's Jacobian, by which "
+                "DPKerasSGDOptimizer clips, is wrong for its kernel; use engine='fast'."
+            )
 
 
 def check_reference(model: tf.keras.Model, l2_norm_clip, clipping_method: str, noise: str, replicas: int) -> None:
@@ -160,6 +219,7 @@ def check_reference(model: tf.keras.Model, l2_norm_clip, clipping_method: str, n
         raise InputError(f"engine='reference' draws from Philox, got noise={noise!r}; use engine='fast'.")
     if replicas > 1:
         raise InputError("engine='reference' is for one worker; use engine='fast'.")
+    check_jacobian(model)
     if model.losses:
         raise InputError(
             f"Model {model.name!r} adds {len(model.losses)} loss terms that belong to no example (regularisers); "

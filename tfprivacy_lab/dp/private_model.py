@@ -11,16 +11,17 @@ import math
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.dp import clipping, example_batches, fit_arguments, model_checks, spending
-from tfprivacy_lab.dp.accounting import DpSgdRun
+from tfprivacy_lab.dp import clipping, example_batches, fit_arguments, model_checks
 from tfprivacy_lab.dp.callbacks import EpsilonLogger
+from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example, outputs_of
 from tfprivacy_lab.dp.example_losses import ExampleLosses
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
-from tfprivacy_lab.dp.optimizers import ReferenceSteps, check_reference, noise_generator
+from tfprivacy_lab.dp.optimizers import begin_reference, check_reference, check_sgd, noise_generator
+from tfprivacy_lab.dp.privacy_account import PrivacyAccount, warn_of_shuffling
 from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind, TrainingRecord
 from tfprivacy_lab.dp.replicas import Replicas
-from tfprivacy_lab.dp.sampling import PoissonBatches, fresh_seed
+from tfprivacy_lab.dp.sampling import fresh_seed
 from tfprivacy_lab.dp.steps import NoisySteps
 
 ENGINES = ("fast", "reference")
@@ -28,19 +29,21 @@ ENGINES = ("fast", "reference")
 _WORKING_FLOATS = 2**26
 
 
-class PrivateModel(tf.keras.Model):
+class PrivateModel(PrivacyAccount, tf.keras.Model):
     r"""A Keras model whose ``fit`` is DP-SGD.
 
     Args:
-        model: A built model with one output. Its layers must keep examples apart.
+        model: A built float32 model with one output. Its layers must keep examples apart. Under a ``tf.distribute``
+            strategy, model and wrapper are both made in its scope.
         l2_norm_clip: Bound C on one example's gradient norm, > 0; or a :class:`~tfprivacy_lab.dp.quantile.QuantileClip`
             that adapts it, at a cost that is within ``noise_multiplier``.
         noise_multiplier: Noise standard deviation over C, >= 0; 0 is no privacy, for tests.
         engine: "fast": book-keeping, any Keras optimizer. "reference": TF Privacy's DPKerasSGDOptimizer, for an
-            SGD optimizer at a constant learning rate, losses of weights and examples alike refused.
+            SGD optimizer with momentum alone; its learning rate is read at every step. Losses that layers or
+            regularisers add are refused.
         clipping_method: "flat" or "automatic", see :func:`tfprivacy_lab.dp.clipping.clip_factors`.
-        unknown_layers: "refuse" trainable layers that book-keeping has no rule for, or compute the whole
-            model example by example: "slow", and just as right.
+        unknown_layers: "refuse" trainable layers that book-keeping has no rule for, and weights used outside their
+            layer; or compute the whole model example by example: "slow", and just as right.
         noise: "philox", or "secure" for draws of the operating system's generator.
         seed: Seed of sampling and noise, for tests and teaching: whoever knows it can subtract the
             noise. None takes a fresh secret one.
@@ -54,7 +57,8 @@ class PrivateModel(tf.keras.Model):
     :math:`\sum_b c_b \nabla\ell_b + N(0, \sigma^2 C^2 I)`, divided by the expected batch size, a constant;
     one example moves the sum by at most C (Abadi et al. 2016, Alg. 1). Weights' regularisers are added
     after the noise: they are no function of the data. Not covered: the loss and metrics that ``fit`` shows
-    for training examples, and validation figures.
+    for training examples, and validation figures. Not covered: the number n of examples, which is treated as public:
+    the sampling probability is B / n, and an epoch has floor(n / B) steps.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class PrivateModel(tf.keras.Model):
         seed: int | None = None,
         delta: float = 1e-5,
     ):
+        model_checks.check_model(model)
         super().__init__(name=f"private_{model.name}")
         self.model = model
         self._noise_multiplier = check_finite_number("noise_multiplier", noise_multiplier, at_least=0)
@@ -92,6 +97,7 @@ class PrivateModel(tf.keras.Model):
         self._mean_loss = tf.keras.metrics.Mean(name="loss")
         self._noise_generator = noise_generator(self._seed) if engine == "reference" else None
         self._example_losses = self._floats = self._reference = self._left_at = None
+        self._warned = False
 
     @property
     def noise_multiplier(self) -> float:
@@ -122,9 +128,13 @@ class PrivateModel(tf.keras.Model):
             raise InputError("loss_weights are for several losses; scale the one loss instead.")
         if options.get("jit_compile"):
             raise InputError("jit_compile leaves out the check that stops a step beyond the budget; leave it out.")
+        model_checks.check_scope(self, "compile")
+        model_checks.check_something_is_trained(self.model)
         self._noisy_steps.keep_books()
         self._example_losses = ExampleLosses(loss)
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **options)
+        if self.engine == "reference":
+            check_sgd(self.optimizer)
         self._reference = self._floats = None
         self._left_at = model_checks.training_state(self)
         self._record.retrace()
@@ -150,7 +160,7 @@ class PrivateModel(tf.keras.Model):
         Args:
             x: Private inputs, (n, ...) or a structure of such, or a ``tf.data.Dataset`` of single examples,
                 which is read once. With several workers: this worker's own examples.
-            y: Labels, (n, ...).
+            y: Labels, (n, ...); the loss is tried on each before the first step.
             batch_size: Expected size B of a logical batch over all workers; the divisor of the noisy sum.
             epochs: Number of epochs.
             verbose: As Keras'.
@@ -158,7 +168,7 @@ class PrivateModel(tf.keras.Model):
             validation_data: As Keras'; not covered by the guarantee.
             sample_weight: What each example's loss is multiplied by before clipping, (n,), >= 0.
             sampling: "poisson", or "shuffled": batches of fixed size from a new order each pass, for which ε is
-                stated without amplification and for zero-out adjacency.
+                stated without amplification and for zero-out adjacency; a warning says so once.
             physical_batch_size: Batches are padded to multiples of so many rows and computed so many at a
                 time; None pads little and takes what memory allows. Noise is drawn once whatever it is.
             steps_per_epoch: Default floor(n / B): E epochs never take more steps than
@@ -173,7 +183,8 @@ class PrivateModel(tf.keras.Model):
         """
         if self._example_losses is None:
             raise InputError("The model is not compiled; call compile(optimizer, loss) before fit.")
-        fit_arguments.check(options, batch_size, sampling, physical_batch_size, self.engine)
+        model_checks.check_scope(self, "fit")
+        fit_arguments.check(options, batch_size, sampling, physical_batch_size, self.engine, epochs, steps_per_epoch)
         self._noisy_steps.check_batches(batch_size, sampling)
         examples = example_batches.checked(x, y, sample_weight)
         total = self._replicas.total(len(examples[2]))
@@ -181,7 +192,10 @@ class PrivateModel(tf.keras.Model):
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
         model_checks.check_nothing_was_restored(self, self._left_at, callbacks)
         rows = self._check(examples, batch_size)
-        steps = check_positive_int("steps_per_epoch", steps_per_epoch or total // batch_size)
+        steps = total // batch_size if steps_per_epoch is None else steps_per_epoch
+        if sampling == "shuffled" and not self._warned:
+            self._warned = True
+            warn_of_shuffling()
         planned = max(0, steps * (epochs - options.get("initial_epoch", 0)))
         kind = (total, batch_size, self.noise_multiplier, sampling, physical_batch_size or rows)
         self._begin(StepKind(*kind, padded=physical_batch_size is not None), planned)
@@ -207,54 +221,12 @@ class PrivateModel(tf.keras.Model):
             self._left_at = model_checks.training_state(self)
             self._record.close()
 
-    def phases(self) -> list[spending.Phase]:
-        """What was done so far, as events that any accountant can price."""
-        return self._record.phases()
-
-    def epsilon(self, delta: float | None = None) -> float:
-        """ε spent so far by this object, at δ (default the model's); infinite without noise.
-
-        Weights that were loaded from another run bring no record of what they cost: add that run's phases.
-        """
-        return spending.epsilon_of(self.phases(), self.delta if delta is None else delta)
-
-    def allow_steps_within(self, epsilon: float, delta: float) -> int:
-        """Let the ``fit`` that is under way run no step that would pass (ε, δ); several limits hold together.
-
-        Returns:
-            How many of the steps that the ``fit`` has left fit; -1 if the budget is passed already.
-
-        Raises:
-            InputError: if no ``fit`` is under way: callbacks call this, see
-                :class:`tfprivacy_lab.dp.callbacks.StopBeforeBudget`.
-        """
-        if not self._record.is_open:
-            raise InputError("No fit is under way; pass StopBeforeBudget to fit as a callback.")
-        left = spending.further_steps_within(self.phases(), epsilon, delta, at_most=self.steps_allowed())
-        self._record.allow(max(left, 0))
-        return left
-
-    def steps_allowed(self) -> int:
-        """How many further steps the ``fit`` that is under way may run."""
-        return self._record.steps_allowed()
-
-    def uncharged_phases(self) -> list[spending.Phase]:
-        """What no ledger was charged for; the last is the phase that runs."""
-        return self._record.uncharged_phases()
-
-    def charge(self, ledger, run: str, event):
-        """Register ``event`` of the ``fit`` that is under way; :class:`tfprivacy_lab.dp.charged.ChargedTo` calls it."""
-        bound = {"noise_seed": self._seed, "settings": {"private_model": self._record.identity}}
-        part = sum(entry.run == run for entry in ledger.entries())
-        granted = ledger.extend(run, part, event, **bound) if part else ledger.register(run, event, **bound)
-        self._record.charge()
-        return granted
-
     def save(self, filepath, **options):
-        """Save the wrapped model alone: no optimizer state, no seed."""
-        bare = tf.keras.models.clone_model(self.model)
-        bare.set_weights(self.model.get_weights())
-        bare.save(filepath, **options)
+        """Save the wrapped model alone: no optimizer state, no seed, no metric of training examples.
+
+        A subclassed model is saved as it is; loading it takes its class, as Keras does.
+        """
+        model_checks.without_training(self.model).save(filepath, **options)
 
     def summary(self, *arguments, **options):
         """The wrapped model's summary."""
@@ -301,14 +273,13 @@ class PrivateModel(tf.keras.Model):
 
     def _begin_reference(self, last, physical_batch_size) -> int:
         """Fix the shapes of DPKerasSGDOptimizer's batches; returns the rows of a logical one."""
-        kind = self._record.kind
-        batches = PoissonBatches(kind.examples, kind.batch_size, last, physical_batch_size or 128, self._seed)
-        run = DpSgdRun(kind.examples, kind.batch_size, kind.noise_multiplier, last)
-        self._reference = ReferenceSteps(
+        self._reference = begin_reference(
             self.optimizer,
-            run,
+            self._record.kind,
             self.l2_norm_clip,
-            batches,
+            last,
+            physical_batch_size or 128,
+            self._seed,
             self.trainable_variables,
             self._noise_generator,
             self._reference,
@@ -322,14 +293,14 @@ class PrivateModel(tf.keras.Model):
         self.compiled_metrics.update_state(labels, outputs)
 
     def _check(self, examples, batch_size) -> int | None:
-        """Try the model on three examples, once; returns how many rows fit at a time, None for all."""
+        """Try the model on a few examples, and the loss on all labels; returns how many rows fit at a time, or None."""
+        one = tf.nest.map_structure(lambda a: a[:1], examples[0])
+        self._example_losses.check_labels(examples[1], outputs_of(self.model, one))
         if self._floats is None:
             first = tf.nest.map_structure(lambda a: a[:4], examples[:2])
             losses_of = lambda batch, training: self._losses_and_outputs(batch, training)[0]  # noqa: E731
-            model_checks.check_gradients_are_per_example(self.model, losses_of, first)
-            self._floats = 0
-            if self.engine == "fast" and self._noisy_steps.book_keeping is not None:
-                self._floats = model_checks.check_book_keeping(self._noisy_steps.book_keeping, losses_of, first)
+            check_gradients_are_per_example(self.model, losses_of, first)
+            self._floats = self._noisy_steps.check_books(losses_of, first)
         rows = max(1, _WORKING_FLOATS // max(1, self._floats))
         return rows if batch_size + 6 * math.sqrt(batch_size) > rows else None
 

@@ -91,10 +91,12 @@ class PoissonBatches:
         physical_batch_size: Largest number of rows in a physical batch.
         seed: Whole number >= 0; anyone who knows it knows who took part in which step.
 
-    Guarantee: :meth:`indices` holds each example independently with probability q (to 2^-53), the
-    sampling of Abadi et al. 2016 and of every Poisson accountant. It depends on no data, so laying out
-    shapes by the largest draw reveals nothing. Not covered: with a published seed the amplification by
-    sampling holds only against those who do not use it; see :func:`fresh_seed`.
+    Guarantee: :meth:`indices` holds each example independently with probability q, the sampling of Abadi et al. 2016
+    and of every Poisson accountant, as exactly as NumPy draws a binomial: its inversion cuts the size's upper tail
+    ten standard deviations above the mean, and the rest is in double precision. The draw depends on no data, so laying
+    out shapes by the largest reveals nothing. Not covered: with a published seed the amplification by sampling holds
+    only against those who do not use it, see :func:`fresh_seed`; and the number n of examples, which is treated as
+    public.
     """
 
     examples: int

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
 from tfprivacy_lab.dp import clipping
+from tfprivacy_lab.dp.example_isolation import check_book_keeping
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.quantile import QuantileClip, gradient_noise_multiplier
 from tfprivacy_lab.dp.record import StepKind
@@ -60,7 +61,7 @@ class NoisySteps:
     @property
     def l2_norm_clip(self) -> float:
         """C as it is now."""
-        return float(self._clip)
+        return float(self._clip if self._quantile is None else self._clip.numpy())
 
     def keep_books(self) -> None:
         """Look at the model's layers anew: which are trained may have changed.
@@ -69,6 +70,29 @@ class NoisySteps:
             InputError: naming the layer that cannot be trained so.
         """
         self.book_keeping = _book_keeping(self._model, self._unknown_layers)
+
+    def check_books(self, losses_of, batch) -> int:
+        """Try book-keeping on a few examples; with ``unknown_layers="slow"``, leave it where it is not right.
+
+        Args:
+            losses_of: From (batch, training) to losses (n,).
+            batch: Structure of tensors, (n, ...).
+
+        Returns:
+            Numbers of working memory that an example needs.
+
+        Raises:
+            InputError: naming the model, if its layers' rules do not hold.
+        """
+        if self.book_keeping is None:
+            return 0
+        try:
+            return check_book_keeping(self.book_keeping, losses_of, batch)
+        except InputError:
+            if self._unknown_layers == "refuse":
+                raise
+            self.book_keeping = None
+            return 0
 
     def check_batches(self, batch_size: int, sampling: str) -> None:
         """The quantile's fraction is of the expected batch, and its noise is for Poisson sampling.

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_positive_int
-from tfprivacy_lab.dp import clipping, model_checks
+from tfprivacy_lab.dp import clipping, example_isolation
 from tfprivacy_lab.dp.accounting import DpSgdRun, check_delta, epsilon_after, steps_for
-from tfprivacy_lab.dp.optimizers import dp_sgd_optimizer
+from tfprivacy_lab.dp.optimizers import check_jacobian, dp_sgd_optimizer
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
 from tfprivacy_lab.dp.private_model import PrivateModel
 from tfprivacy_lab.dp.sampling import PoissonBatches
@@ -104,6 +104,7 @@ def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoc
 
 def _reference(model, examples, labels, plan, run, delta, seed):
     """Steps by DPKerasSGDOptimizer."""
+    check_jacobian(model)
     batches = PoissonBatches(run.examples, run.batch_size, run.steps, plan.physical_batch_size, seed)
     model.compile(
         optimizer=dp_sgd_optimizer(run, plan, batches),
@@ -189,7 +190,8 @@ def checked_arguments(model, examples, labels, run, plan):
     _check_no_added_losses(model)
     labels = labels.astype(np.int64, copy=False)
     first = (tf.convert_to_tensor(examples[:8]), tf.convert_to_tensor(labels[:8]))
-    model_checks.check_gradients_are_per_example(model, lambda batch, training: _losses(model, batch, training), first)
+    losses_of = lambda batch, training: _losses(model, batch, training)  # noqa: E731
+    example_isolation.check_gradients_are_per_example(model, losses_of, first)
     return examples, labels
 
 

@@ -1,0 +1,71 @@
+"""Random numbers of a trial that come again on request, and leave no trace in the program's own."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from tfprivacy_lab.dp.clipping import layers_of
+
+# The trial's; whoever chose a seed of their own has another, and gets it back.
+_SEED = 1_870_345_021
+
+
+class RepeatableDraws:
+    """Dropout and the like, made to draw the same numbers as often as a comparison needs.
+
+    Covers the seeds of TensorFlow, NumPy and Python, and generators that the model's layers hold.
+
+    Args:
+        model: The model whose layers are tried.
+
+    Attributes:
+        by_row: Whether a batch of another height draws the same for its first rows. TensorFlow fills tensors in order;
+            but how far a ``tf.random.Generator`` moves on, to its next draw, depends on the height.
+    """
+
+    def __init__(self, model: tf.keras.Model):
+        held = [value for layer in layers_of(model) for value in vars(layer).values()]
+        # Keras' own, in layers with dropout: a generator, or a seed that counts up at every call.
+        self._counting = [value for value in held if isinstance(value, _KerasGenerator)]
+        inner = [getattr(value, "_generator", None) for value in self._counting]
+        self._generators = [value for value in [*held, *inner] if isinstance(value, tf.random.Generator)]
+        self.by_row = not self._generators
+
+    def states(self) -> list[tf.Variable]:
+        """The variables that hold the layers' generators."""
+        return [generator.state for generator in self._generators]
+
+    def __enter__(self):
+        own = context.context()
+        own.ensure_initialized()
+        self._seeds = [(one, one._seed) for one in self._counting]
+        self._states = [state.numpy() for state in self.states()]
+        self._before = own._seed, getattr(own, "_rng", None), np.random.get_state(), random.getstate()
+        return self
+
+    def begin_again(self, draw: int = 0) -> None:
+        """Whatever is drawn next is what was drawn after the last call with the same ``draw``."""
+        tf.random.set_seed(_SEED + draw)
+        np.random.seed(draw)
+        random.seed(draw)
+        for one, seed in self._seeds:
+            one._seed = seed
+        for generator in self._generators:
+            generator.reset_from_seed(_SEED + draw)
+
+    def __exit__(self, *error):
+        own = context.context()
+        own._seed, own._rng, legacy, plain = self._before
+        np.random.set_state(legacy)
+        random.setstate(plain)
+        for one, seed in self._seeds:
+            one._seed = seed
+        for state, before in zip(self.states(), self._states, strict=True):
+            state.assign(before)
+
+
+_KerasGenerator = type(tf.keras.layers.Dropout(0.5)._random_generator)
