@@ -139,16 +139,23 @@ def test_other_precisions_are_refused_by_name(policy, engine):
         private(model, engine=engine)
 
 
-class Deep(tf.keras.Model):
-    """Subclassed, with a metric of what it sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.dense = layers.Dense(CLASSES)
+class Seen(layers.Layer):
+    """Adds a metric of what it sees."""
 
     def call(self, inputs):
         self.add_metric(tf.reduce_mean(inputs), name="seen")
-        return self.dense(inputs)
+        return inputs
+
+
+class Deep(tf.keras.Model):
+    """Subclassed, with a metric inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.seen = layers.Dense(CLASSES), Seen()
+
+    def call(self, inputs):
+        return self.dense(self.seen(inputs))
 
 
 def test_a_subclassed_model_is_saved_without_what_it_saw(tmp_path):
@@ -157,7 +164,7 @@ def test_a_subclassed_model_is_saved_without_what_it_saw(tmp_path):
     model(x[:1])
     wrapped = private(model, noise_multiplier=1.0)
     wrapped.fit(x, y, B, steps_per_epoch=2, verbose=0)
-    (seen,) = model._metrics
+    (seen,) = model.seen._metrics
     assert seen.count > 0
     wrapped.save(tmp_path / "model.keras")
     assert seen.count == 0
