@@ -350,7 +350,7 @@ def test_killed_anywhere_nothing_is_drawn_that_is_not_counted(tmp_path, kills):
     ledger = Ledger.create(tmp_path / "ledger", DATASET, epsilon=3.0, delta=1e-5)
     log = tmp_path / "draws"
     told = json.loads(finished(start("kill_at_random", ledger.path, log, kills, 20261122)))
-    assert told["kills"] == kills
+    assert told["kills"] >= kills
     drawn = draws(log)
     counted = {(entry.run, entry.part) for entry in ledger.entries() if entry.event is not None}
     assert len(drawn) >= kills / 4, "the runs must get far enough to draw noise"
@@ -416,7 +416,8 @@ def kill_at_random(path, log, kills, seed):
     """Keep three workers running; kill one at a time, look at ledger and log after each kill, start it again."""
     chance, killed, workers = random.Random(int(seed)), 0, {}
     ledger, never = Ledger.open(path), threading.Event()
-    while killed < int(kills):
+    # On a busy machine further, until the runs have got somewhere.
+    while killed < int(kills) or len(draws(log)) < int(kills) / 4:
         for name in range(3):
             if name not in workers:
                 workers[name] = fork(path, log, name)
