@@ -19,7 +19,7 @@ def check(
         sampling: One of :data:`tfprivacy_lab.dp.spending.SAMPLINGS`.
         physical_batch_size: Rows computed at a time, >= 1, or None.
         engine: "fast" or "reference".
-        epochs: Number of epochs, >= 1; ``initial_epoch`` among the options is below it.
+        epochs: Number of epochs, >= 1; ``initial_epoch`` among the options is not above it.
         steps_per_epoch: Logical batches an epoch, >= 1, or None.
 
     Raises:
@@ -32,7 +32,7 @@ def check(
         raise InputError("Expected batch_size, the expected size of a logical batch: epsilon depends on it.")
     check_positive_int("batch_size", batch_size)
     check_positive_int("epochs", epochs)
-    check_positive_int("initial_epoch", options.get("initial_epoch", 0), at_least=0, at_most=epochs - 1)
+    check_positive_int("initial_epoch", options.get("initial_epoch", 0), at_least=0, at_most=epochs)
     if steps_per_epoch is not None:
         check_positive_int("steps_per_epoch", steps_per_epoch)
     check_choice("sampling", sampling, SAMPLINGS)
