@@ -204,7 +204,7 @@ ARGUMENTS = {
     "input width": ({"x": np.ones((N, WIDTH + 1), np.float32)}, r"does not take x, examples of shape \(6,\)"),
     "epochs": ({"epochs": 2.5}, "epochs to be a whole number >= 1, got epochs=2.5"),
     "no epochs": ({"epochs": 0}, "epochs=0"),
-    "initial epoch": ({"epochs": 2, "initial_epoch": 2}, "initial_epoch to be a whole number >= 0 and <= 1"),
+    "initial epoch": ({"epochs": 2, "initial_epoch": 3}, "initial_epoch to be a whole number >= 0 and <= 2"),
     "no steps": ({"steps_per_epoch": 0}, "steps_per_epoch to be a whole number >= 1, got steps_per_epoch=0"),
     "half a step": ({"steps_per_epoch": 1.5}, "steps_per_epoch=1.5"),
 }
