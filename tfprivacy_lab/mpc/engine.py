@@ -1,8 +1,8 @@
 """One party's end of the engine: share a value, run a program, open a result to whom it is due. Traffic is counted.
 
-A value's owner makes the shares (additive or replicated, by the protocol; the engine's generator is seeded by the
-operating system) and sends each party its own. A result is opened by the others sending their shares of it to those who may know
-it, and to nobody else.
+A value's owner makes the shares (additive or replicated, by the protocol; the engine's generator is seeded by
+the operating system) and sends each party its own. A result is opened by the others sending their shares of it to
+those who may know it, and to nobody else.
 """
 
 from __future__ import annotations
