@@ -45,8 +45,8 @@ class Traffic:
         rounds: Times that a party waited for a message: an upper bound on rounds of communication.
     """
 
-    bytes_sent: int
-    rounds: int
+    bytes_sent: int = 0
+    rounds: int = 0
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.bytes_sent + other.bytes_sent, self.rounds + other.rounds)

@@ -37,7 +37,7 @@ class Outcome:
     shares: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     step_seconds: list[float] = dataclasses.field(default_factory=list)
-    traffic: Traffic = Traffic(0, 0)
+    traffic: Traffic = dataclasses.field(default_factory=Traffic)
 
 
 def check_data(job: Job, me: str, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

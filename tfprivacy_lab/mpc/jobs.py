@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 
@@ -221,8 +222,7 @@ class Job:
     def weight_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of kernel and bias of each layer in turn."""
         widths = [self.width, *(layer.units for layer in self.layers)]
-        pairs = zip(widths, widths[1:], strict=False)
-        return [shape for before, after in pairs for shape in ((before, after), (after,))]
+        return [shape for before, after in itertools.pairwise(widths) for shape in ((before, after), (after,))]
 
     @property
     def parameters(self) -> int:

@@ -2,7 +2,7 @@
 
 Programs work on named values that live on shares. ``assemble`` joins what the parties hold and cuts it into batches;
 ``step`` is forward pass, ``tf.GradientTape`` backward pass and update, weights in, weights out; ``predict`` is the
-forward pass; ``sum`` adds vectors and noise. The order of all names is the job's, so that every party compiles the same.
+forward pass; ``sum`` adds vectors and noise. The order of all names is the job's: every party compiles the same.
 """
 
 from __future__ import annotations

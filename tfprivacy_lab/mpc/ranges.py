@@ -31,7 +31,8 @@ class Plan:
         rate: and then by this: learning rate, over the rows if the loss is a mean, times 2^shift. One factor alone
             would be too small to stand for in fixed point.
         weight_error: Bound on the L2 distance of the trained weights from those of float arithmetic; None if there
-            is none, or nothing is trained.
+            is none (a network of several layers, a learning rate above twice the inverse of the largest curvature
+            that the ranges allow), or nothing is trained.
         prediction_error: Bound on the distance of a prediction from float arithmetic's, given the same weights.
     """
 
@@ -187,11 +188,13 @@ def _weight_error(job: Job, draft: Plan, weights: list[float]) -> float | None:
     gradient_error = rows * (max(reach, 1.0) * residual_error + u * residual) + 2 * u
     scaled = step * gradient_error + draft.rate * u + 2.0**-draft.shift * gradient * u + 2 * u
     one = scaled * math.sqrt(job.parameters)
-    lipschitz = step * curvature * rows * (width * reach**2 + 1)
+    squared_norm = width * reach**2 if job.training.row_norm is None else job.training.row_norm**2
+    lipschitz = step * curvature * rows * (squared_norm + 1)
     total = u * math.sqrt(job.parameters)
     for _ in range(job.training.steps):
         total = total * (1.0 if lipschitz <= 2 else 1 + lipschitz) + one
-    return total if math.isfinite(total) else None
+    # Where a step may expand, errors grow exponentially in the worst case: a bound that says nothing is none.
+    return total if lipschitz <= 2 or total < 1 else None
 
 
 def _prediction_error(job: Job, draft: Plan, weights: list[float]) -> float:
