@@ -85,7 +85,8 @@ def _fit(limit: float, clips: bool, max_error: float) -> Sigmoid | None:
     for terms in range(1, _LARGEST_TERMS + 1):
         candidate = Sigmoid(limit, clips, tuple(map(float, all_coefficients[:terms])), 0.0)
         # Beyond the limit the value stays what it is there, and the sigmoid moves on by less than ``beyond``.
-        error = float(np.abs(candidate(grid) - 0.5 - _odd(grid)).max()) + beyond
+        # A thousandth more, for what lies between the grid's points.
+        error = 1.001 * float(np.abs(candidate(grid) - 0.5 - _odd(grid)).max()) + beyond
         if error <= max_error:
             return dataclasses.replace(candidate, error=error)
     return None
