@@ -98,7 +98,7 @@ def test_noised_training_moves_as_plain_training_with_that_noise():
         bias = bias - 0.5 / 60 * (residual.sum(0) + total[step, 3:])
     assert run.outcomes["bob"].weights[0] == pytest.approx(kernel, abs=2e-3)
     assert run.outcomes["bob"].weights[1] == pytest.approx(bias, abs=2e-3)
-    with pytest.raises(InputError, match="alice: .*row_norm"):
+    with pytest.raises(InputError, match=r"alice: .*row_norm"):
         model.fit({"alice": x[:30], "bob": x[30:]} | {"alice": x[:30] * 1.0 + 0.2}, labels, steps=5, split="rows")
 
 
@@ -132,5 +132,5 @@ def test_bad_arguments_are_refused(changes, naming):
 def test_noise_of_the_wrong_kind_is_refused():
     noise = SharedGaussian(PARTIES, 1.0, 3, 2.0).noise()
     steps = {party: np.zeros((1, 3)) for party in PARTIES}
-    with pytest.raises(InputError, match="alice: .*whole numbers"):
+    with pytest.raises(InputError, match=r"alice: .*whole numbers"):
         mpc.shared_sum({"alice": np.zeros(3)}, ABY3, reveal=("bob",), value_range=1, noise=noise, noise_steps=steps)

@@ -64,7 +64,7 @@ def test_interval_bounds_hold_on_the_worst_case_data():
 
 def test_overflow_is_refused_and_weight_range_is_the_remedy():
     wild = mpc.Training("sum_of_squares", 10.0, 50)
-    with pytest.raises(InputError, match="Overflow risk.*weight_range"):
+    with pytest.raises(InputError, match=r"Overflow risk.*weight_range"):
         mpc.plan(job(training=wild))
     assert mpc.plan(job(training=wild, weight_range=8.0)).arithmetic.field_bits == 64
 
@@ -132,5 +132,5 @@ def test_jobs_that_do_not_fit_are_refused(changes, naming):
 
 @pytest.mark.parametrize("value", [{}, {"world": 3}, {"world": {"protocol": "aby3"}}, {"nothing": 1}])
 def test_a_damaged_job_is_refused(value):
-    with pytest.raises(InputError, match="job|parties"):
+    with pytest.raises(InputError, match=r"job|parties"):
         Job.from_dict(value)

@@ -61,6 +61,8 @@ class Peer:
             if not isinstance(message, dict):
                 raise ValueError
             return message
+        except PartyError:
+            raise
         except ssl.SSLError as error:
             raise PartyError(f"{self.name} was refused or refuses: {_reason(error)}.") from error
         except TimeoutError as error:
