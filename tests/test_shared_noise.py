@@ -99,7 +99,7 @@ def test_noised_training_moves_as_plain_training_with_that_noise():
     assert run.outcomes["bob"].weights[0] == pytest.approx(kernel, abs=2e-3)
     assert run.outcomes["bob"].weights[1] == pytest.approx(bias, abs=2e-3)
     with pytest.raises(InputError, match=r"alice: .*row_norm"):
-        model.fit({"alice": x[:30], "bob": x[30:]} | {"alice": x[:30] * 1.0 + 0.2}, labels, steps=5, split="rows")
+        model.fit({"alice": x[:30], "bob": x[30:]} | {"alice": np.full((30, 3), 0.9)}, labels, steps=5, split="rows")
 
 
 def test_one_row_moves_a_gradient_sum_by_no_more_than_claimed():
