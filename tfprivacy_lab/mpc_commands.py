@@ -17,6 +17,8 @@ def _listing(options) -> dict:
     from tfprivacy_lab import mpc
     from tfprivacy_lab.mpc import parties
 
+    if options.tls and not options.processes:
+        raise InputError("Expected --processes with --tls: within one process there is no connection to protect.")
     start = time.perf_counter()
     names, dealer = _NAMES[options.protocol]
     world = mpc.World(options.protocol, names, dealer)

@@ -26,6 +26,8 @@ def test_sigmoid_keeps_its_error_over_its_range_and_beyond_the_clip(bound, error
     z = np.concatenate([np.linspace(-min(bound, 60), min(bound, 60), 50_001), [bound, -bound]])
     worst = np.abs(sigmoid(z) - 0.5 * (1 + np.tanh(z / 2))).max()
     assert worst <= sigmoid.error <= error
+    if len(sigmoid.coefficients) == 1:
+        return
     fewer = dataclasses.replace(sigmoid, coefficients=sigmoid.coefficients[:-1])
     assert np.abs(fewer(z) - 0.5 * (1 + np.tanh(z / 2))).max() > error / 2  # It is not more than is needed.
 
