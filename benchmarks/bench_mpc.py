@@ -1,8 +1,9 @@
 """``make bench-mpc``: a frozen head on shares beside encryption, and training on shares, in one table.
 
 Heads: 128 features, 10 classes, the owner of the features learns the logits. On shares, each party is a process and the
-link is TCP on loopback without TLS; a network adds its latency once a round. Times are of one run, without
-imports and compiling (of encryption: medians of three); bytes are payload of all parties together. An interrupted run goes on where it stopped.
+link is TCP on loopback without TLS; a network adds its latency once a round. Times are of one run, without imports and
+compiling (of encryption: medians of three); bytes are payload of all parties together. An interrupted run goes on
+where it stopped.
 """
 
 from __future__ import annotations
