@@ -12,7 +12,7 @@ OUT ?= runs/walkthrough
 SCHEME ?= bfv
 READY := .venv/.ready
 
-.PHONY: help setup lock data walkthrough train audit encrypt notebooks bench bench-dp bench-he reproduce reproduce-dp test test-slow lint format clean
+.PHONY: help setup lock data walkthrough train audit encrypt mpc notebooks bench bench-dp bench-he bench-mpc reproduce reproduce-dp test test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,16 +46,22 @@ encrypt: walkthrough ## the walkthrough's head on encrypted features, by the fou
 	$(LAB) he evaluate --head "$(OUT)/head.npz" --query runs/encrypt/query --out runs/encrypt/reply
 	$(LAB) he decrypt --keys runs/encrypt/keys --reply runs/encrypt/reply --out runs/encrypt/logits.npy
 
+mpc: $(READY) ## the document's listing 4.2 on shares, under three protocols, each party a process
+	@for protocol in semi2k aby3 cheetah; do $(LAB) mpc listing --protocol $$protocol --processes --tls; echo; done
+
 notebooks: $(READY) ## execute the notebooks and write them back
 	@$(RUN) notebooks/execute.py notebooks/*.ipynb
 
-bench: bench-dp bench-he ## every benchmark
+bench: bench-dp bench-he bench-mpc ## every benchmark
 
 bench-dp: $(READY) ## time and memory of a DP step, ours and others' (results/bench_dp; 20 minutes on an idle machine)
 	@PYTHON="$(PYTHON)" $(RUN) benchmarks/bench_dp.py
 
 bench-he: results/he_networks/metrics.json ## encrypted heads and networks, ours and TenSEAL's (results/bench_he)
 	@$(RUN) benchmarks/bench_he.py
+
+bench-mpc: $(READY) ## a head, a regression and a network on shares, beside encryption (results/mpc)
+	@$(RUN) benchmarks/bench_mpc.py
 
 results/he_networks/metrics.json: benchmarks/he_networks.py | $(READY)
 	@$(RUN) benchmarks/he_networks.py --out results/he_networks

@@ -222,6 +222,11 @@ def test_large_delta_is_warned_of(lab):
         (["walkthrough", "--out", "OUT", "--seed", "-3"], "seed"),
         (["audit", "--run", "nowhere", "--out", "OUT"], "nowhere"),
         (["data", "prepare", "--from-idx", "nowhere", "--data-dir", "OUT"], "nowhere"),
+        (["mpc", "listing", "--protocol", "spdz"], "protocol"),
+        (["mpc", "listing", "--tls"], "--processes"),
+        (["mpc", "certificates", "--parties", "a-b", "--out", "OUT"], "parties"),
+        (["mpc", "certificates", "--parties", "a", "--out", "OUT", "--days", "0"], "days"),
+        (["mpc", "party", "--job", "no", "--me", "a", "--data", "n", "--addresses", "a=h:1", "--out", "OUT"], "job no"),
         (["frobnicate"], "frobnicate"),
     ],
 )

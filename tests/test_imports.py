@@ -45,7 +45,9 @@ def test_the_package_alone_loads_nothing_and_the_probe_sees_what_is_loaded():
 LIGHT = [
     "checks", "files", "idx", "provenance", "cli", "recipes", "dp", "dp.accounting", "dp.plan", "dp.sampling",
     "dp.statement", "report", "synthetic", "he", "he.messages", "he.packing", "he.parameters", "he.quantize",
-    "he.server", "he.service", "he.scoring", "he.remote", "he.client",
+    "he.server", "he.service", "he.scoring", "he.remote", "mpc", "mpc.beaver", "mpc.certificates", "mpc.jobs",
+    "mpc.links", "mpc.parties", "mpc.protocols", "mpc.ranges", "mpc.training", "mpc_commands", "shared_noise",
+    "he.client",
 ]  # fmt: skip
 
 
@@ -76,6 +78,8 @@ def test_every_promised_name_exists():
         assert getattr(tfprivacy_lab, name).__name__ == f"tfprivacy_lab.{name}"
     for name in tfprivacy_lab.dp._EXPORTS:
         assert getattr(tfprivacy_lab.dp, name).__name__
+    for name in tfprivacy_lab.mpc._EXPORTS:
+        assert getattr(tfprivacy_lab.mpc, name) is not None
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["account", "--help"]])

@@ -14,7 +14,10 @@ import sys
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
-    ["audit", "checks", "cli", "data", "dp", "files", "he", "models", "recipes", "report", "synthetic", "walkthrough"]
+    [
+        *("audit", "checks", "cli", "data", "dp", "files", "he", "models", "mpc", "recipes", "report", "synthetic"),
+        *("shared_noise", "walkthrough"),
+    ]
 )
 
 # TensorFlow reports its optional GPU libraries as errors when it is imported without a GPU.

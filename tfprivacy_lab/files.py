@@ -77,6 +77,12 @@ def write_arrays(path, **arrays: np.ndarray) -> None:
         np.savez(stream, **arrays)
 
 
+def write_private_arrays(path, **arrays: np.ndarray) -> None:
+    """Write named arrays as ``.npz`` that only its owner may read."""
+    with replaced_atomically(path, 0o600) as partial, open(partial, "wb") as stream:
+        np.savez(stream, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
 def read_bytes(path, what: str) -> bytes:
     """The contents of a file the user named.
 
@@ -136,6 +142,19 @@ def read_arrays(path, what: str, names) -> dict[str, np.ndarray]:
             raise InputError(f"Cannot read {what} {path}: no array {missing[0]!r}, it holds {loaded.files}.")
         try:
             return {name: loaded[name] for name in names}
+        except Exception as error:
+            raise InputError(f"Cannot read {what} {path}: damaged ({error}).") from error
+
+
+def read_all_arrays(path, what: str) -> dict[str, np.ndarray]:
+    """All named arrays of an ``.npz`` file the user named; pickled objects are refused.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    with _load(path, what, np.lib.npyio.NpzFile, ".npz") as loaded:
+        try:
+            return {name: loaded[name] for name in loaded.files}
         except Exception as error:
             raise InputError(f"Cannot read {what} {path}: damaged ({error}).") from error
 

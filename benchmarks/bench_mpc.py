@@ -1,0 +1,154 @@
+"""``make bench-mpc``: a frozen head on shares beside encryption, and training on shares, in one table.
+
+Heads: 128 features, 10 classes, the owner of the features learns the logits. On shares, each party is a process and the
+link is TCP on loopback without TLS; a network adds its latency once a round. Times are of one run, without imports and
+compiling (of encryption: medians of three); bytes are payload of all parties together. An interrupted run goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from reproduce_dp import replace_between
+from sklearn.datasets import load_breast_cancer
+
+from tfprivacy_lab import files, he, mpc
+from tfprivacy_lab.mpc.training import shared_head
+from tfprivacy_lab.mpc_commands import _NAMES
+from tfprivacy_lab.provenance import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "mpc" / "metrics.json"
+UNFINISHED = RESULTS.with_name("unfinished.json")
+SCHEMES = ("bfv-sanitized", "ckks-sanitized")
+MARKS = ("<!-- mpc results: written by make bench-mpc -->", "<!-- /mpc results -->")
+FEATURES, CLASSES, ROUNDS = 128, 10, 3
+HE_TRUST = "nobody but the holder of the secret key; the server follows the protocol"
+
+
+def main() -> None:
+    """Measure, check every answer, and write results/mpc/metrics.json."""
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(FEATURES, CLASSES)) * 0.2, rng.normal(size=CLASSES) * 0.1
+    features = np.maximum(rng.normal(size=(100, FEATURES)), 0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    worlds = {name: mpc.World(name, *_NAMES[name]) for name in mpc.PROTOCOLS}
+    cases = []
+    for samples in (1, 100):
+        part = features[:samples]
+        cases += [(f"head {name} {samples}", head_row, (world, kernel, bias, part)) for name, world in worlds.items()]
+        cases += [(f"head {name} {samples}", he_row, (name, kernel, bias, part)) for name in SCHEMES]
+    for name, world in worlds.items():
+        cases += [(f"{model} {name}", training_row, (world, layers, model)) for model, layers in MODELS.items()]
+    done = files.read_json(UNFINISHED, "unfinished figures") if UNFINISHED.exists() else {}
+    for case, function, arguments in cases:
+        if case not in done:
+            done[case] = function(*arguments)
+            files.write_json(UNFINISHED, done)
+    rows = [done[case] for case, _, _ in cases]
+    UNFINISHED.unlink()
+    files.write_json(RESULTS, {"rows": rows, "protocols": mpc.protocol_table(), **provenance()})
+    replace_between(ROOT / "README.md", MARKS, table(rows, provenance()["hardware"]))
+    for row in rows:
+        print(" ".join(f"{key}={value}" for key, value in row.items() if key != "trust"))
+
+
+MODELS = {
+    "logistic regression 30-1, 20 steps": [mpc.Layer(1, "sigmoid")],
+    "network 30-16-1, 20 steps": [mpc.Layer(16, "sigmoid"), mpc.Layer(1, "sigmoid")],
+}
+
+
+def head_row(world, kernel, bias, features) -> dict:
+    """A head on shares, each party a process."""
+    run = shared_head(
+        kernel, bias, world, owner="bob", features_of="alice", features=features, feature_range=1.0, run=mpc.launch
+    )
+    logits, expected = run.outcomes["alice"].predictions, features @ kernel + bias
+    return {
+        "case": "head 128-10",
+        "route": world.protocol,
+        "samples": len(features),
+        "parties": len(world.parties),
+        "seconds": round(run.seconds, 4),
+        "bytes": run.bytes_sent,
+        "rounds": run.rounds,
+        "largest_error": float(np.abs(logits - expected).max()),
+        "error_bound": run.plan.prediction_error,
+        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
+        "trust": world.trust(("alice", "bob")),
+    }
+
+
+def he_row(scheme, kernel, bias, features) -> dict:
+    """The same head on encrypted features, client and server in one process."""
+    client, server, seconds = he.Client.generate(scheme), he.Server(kernel, bias), []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        query = client.encrypt(features, 1.0)
+        reply = server.evaluate(query)
+        logits = client.decrypt(reply, query)
+        seconds.append(time.perf_counter() - start)
+    expected = features @ kernel + bias
+    return {
+        "case": "head 128-10",
+        "route": f"he {scheme}",
+        "samples": len(features),
+        "parties": 2,
+        "seconds": round(statistics.median(seconds[1:]), 4),
+        "bytes": len(query) + len(reply),
+        "rounds": 2,
+        "largest_error": float(np.abs(logits - expected).max()),
+        "error_bound": None,
+        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
+        "trust": HE_TRUST,
+    }
+
+
+def training_row(world, layers, name) -> dict:
+    """Training on breast cancer, columns of two parties, each party a process."""
+    x, y = load_breast_cancer(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    train, test = order[:455], order[455:]
+    x = np.clip((x - x[train].mean(0)) / x[train].std(0), -4, 4)
+    model = mpc.SharedModel(layers, world, feature_range=4, weight_range=None if len(layers) == 1 else 4)
+    model.compile("binary_crossentropy", 0.5)
+    parts = {"alice": x[train][:, :15], "bob": x[train][:, 15:]}
+    run = model.fit(parts, {"bob": y[train]}, steps=20, reveal_weights=("alice", "bob"), run=mpc.launch)
+    value = x[test]
+    for kernel, bias in zip(run.outcomes["bob"].weights[::2], run.outcomes["bob"].weights[1::2], strict=True):
+        value = 1 / (1 + np.exp(-(value @ kernel + bias)))
+    return {
+        "case": name,
+        "route": world.protocol,
+        "samples": len(train),
+        "parties": len(world.parties),
+        "seconds": round(run.seconds, 3),
+        "bytes": run.bytes_sent,
+        "rounds": run.rounds,
+        "accuracy": float(((value[:, 0] > 0.5) == y[test]).mean()),
+        "trust": world.trust(("alice", "bob")),
+    }
+
+
+def table(rows: list[dict], hardware: str) -> str:
+    """README's table."""
+    lines = ["| what | route | samples | time | bytes | rounds | parties |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        seconds = f"{row['seconds']:.2f} s" if row["seconds"] >= 1 else f"{1e3 * row['seconds']:.3g} ms"
+        size = f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] >= 1e6 else f"{row['bytes'] / 1e3:,.1f} kB"
+        what = f"{row['case']} | {row['route']} | {row['samples']}"
+        lines.append(f"| {what} | {seconds} | {size} | {row['rounds']} | {row['parties']} |")
+    return "\n".join([*lines, "", f"Loopback; a network adds its latency once a round. {hardware}."])
+
+
+if __name__ == "__main__":
+    main()

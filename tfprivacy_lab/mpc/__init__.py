@@ -1,0 +1,51 @@
+"""Several parties compute together on data that none of them shows: secret sharing on a real engine (SPU).
+
+>>> from tfprivacy_lab import mpc
+>>> world = mpc.World("semi2k", parties=("carol", "alice", "bob"), dealer="carol")
+>>> model = mpc.SharedModel([mpc.Layer(1)], world)                                           # doctest: +SKIP
+>>> model.compile(loss="binary_crossentropy", learning_rate=0.5)                             # doctest: +SKIP
+>>> model.fit({"alice": her_columns, "bob": his_columns}, {"bob": labels}, steps=20)         # doctest: +SKIP
+
+Names load on first use: importing this package imports neither TensorFlow nor the engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_EXPORTS = {
+    "FixedPoint": "fixed_point",
+    "Job": "jobs",
+    "Layer": "jobs",
+    "NoiseShares": "jobs",
+    "Outcome": "execution",
+    "PartyError": "links",
+    "PROTOCOLS": "protocols",
+    "SharedModel": "training",
+    "Training": "jobs",
+    "World": "protocols",
+    "launch": "processes",
+    "plan": "ranges",
+    "protocol_table": "protocols",
+    "run_party": "parties",
+    "shared_sum": "training",
+    "simulate": "parties",
+}
+_SUBMODULES = frozenset(
+    [
+        *("beaver", "certificates", "engine", "execution", "fixed_point", "jobs", "links", "parties", "programs"),
+        *("processes", "protocols", "ranges", "sigmoid", "training"),
+    ]
+)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS, *_SUBMODULES])

@@ -1,0 +1,134 @@
+"""Certificates for a group of parties: one authority made for the occasion, one certificate and key a party.
+
+The authority's own key is thrown away when all are signed, so that nobody can join the group later. Each party needs
+its own folder and nobody else's: certificate, private key (mode 0600), and the authority's certificate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import ssl
+from pathlib import Path
+
+from tfprivacy_lab import files
+from tfprivacy_lab.checks import InputError, check_positive_int
+
+_NAMES = {"certificate": "certificate.pem", "private_key": "private_key.pem", "authority": "authority.pem"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Credentials:
+    """Paths of a party's certificate, private key and its group's authority."""
+
+    certificate: str
+    private_key: str
+    authority: str
+
+    @classmethod
+    def of_folder(cls, folder) -> Credentials:
+        """What :func:`make_certificates` wrote for one party.
+
+        Raises:
+            InputError: naming the file that is missing.
+        """
+        paths = {name: Path(folder) / file for name, file in _NAMES.items()}
+        for path in paths.values():
+            if not path.is_file():
+                raise InputError(f"No {path.name} in {folder}; 'mpc certificates' makes a folder a party.")
+        return cls(**{name: str(path) for name, path in paths.items()})
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        """TLS 1.3 in which both sides must show a certificate of the authority.
+
+        Raises:
+            InputError: if the files do not fit together.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_cert_chain(self.certificate, self.private_key)
+            context.load_verify_locations(self.authority)
+        except (ssl.SSLError, OSError) as error:
+            raise InputError(f"Cannot use {self.certificate} with its key and authority: {error}.") from error
+        return context
+
+
+def make_certificates(parties: tuple[str, ...], folder, *, days: int = 30) -> list[str]:
+    """Write a folder a party under ``folder``.
+
+    Args:
+        parties: Names; the certificate says whose it is, and the others check it.
+        folder: Where; the folders must not be there yet.
+        days: How long the certificates hold.
+
+    Returns:
+        The folders.
+
+    Raises:
+        InputError: naming the argument or the folder.
+
+    Guarantee: ECDSA on P-256; keys come from the operating system's generator. Not covered: a party that gives its
+    key away.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    days = check_positive_int("days", days, at_most=3650)
+    wrong = [name for name in parties if not (isinstance(name, str) and name.isidentifier())]
+    if wrong or not parties or len(set(parties)) != len(parties):
+        raise InputError(f"Expected parties to be different names (letters and digits), got {parties!r}.")
+    folders = [Path(folder) / name for name in parties]
+    for one in folders:
+        if one.exists():
+            raise InputError(f"Cannot write {one}: it is there already; delete it or name another folder.")
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    authority_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tfprivacy_lab group")])
+    authority = _signed(authority_name, authority_name, authority_key, authority_key, days, None)
+    for name, one in zip(parties, folders, strict=True):
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        certificate = _signed(subject, authority_name, key, authority_key, days, name)
+        files.write_bytes(one / _NAMES["private_key"], _key_pem(key), 0o600)
+        files.write_bytes(one / _NAMES["certificate"], _pem(certificate))
+        files.write_bytes(one / _NAMES["authority"], _pem(authority))
+    return [str(one) for one in folders]
+
+
+def _signed(subject, issuer, key, authority_key, days, name):
+    """A certificate: the authority's own if ``name`` is None, else that of a party."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # Clocks of different organisations differ.
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=name is None, path_length=0 if name is None else None), critical=True)
+    )
+    if name is not None:
+        usage = [x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+    return builder.sign(authority_key, hashes.SHA256())
+
+
+def _pem(certificate) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_pem(key) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -1,0 +1,67 @@
+"""Numbers on shares are whole numbers mod 2^k that stand for multiples of 2^-f: how large, how fine.
+
+A product of two such numbers carries 2f fraction bits until it is truncated, so sums of products must stay below
+:math:`2^{k-2-2f}`; beyond, they wrap to something else, silently. That is refused beforehand, see
+:mod:`tfprivacy_lab.mpc.ranges`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from tfprivacy_lab.checks import InputError
+
+# Finest first; 64 bits cost half of the traffic of 128.
+_CHOICES = ((64, 20), (64, 18), (64, 16), (128, 40), (128, 32), (128, 24))
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPoint:
+    """Arithmetic on shares.
+
+    Attributes:
+        field_bits: k, 64 or 128.
+        fraction_bits: f, bits behind the point.
+
+    Raises:
+        InputError: naming the argument.
+    """
+
+    field_bits: int
+    fraction_bits: int
+
+    def __post_init__(self):
+        if self.field_bits not in (64, 128):
+            raise InputError(f"Expected field_bits to be 64 or 128, got field_bits={self.field_bits!r}.")
+        if not 8 <= self.fraction_bits <= self.field_bits // 2 - 8:
+            raise InputError(
+                f"Expected fraction_bits in [8, {self.field_bits // 2 - 8}], got fraction_bits={self.fraction_bits!r}."
+            )
+
+    @property
+    def resolution(self) -> float:
+        """The step between neighbouring numbers, :math:`2^{-f}`; also a bound on the error of one truncation."""
+        return 2.0**-self.fraction_bits
+
+    @property
+    def largest(self) -> float:
+        """No sum of products may reach this."""
+        return 2.0 ** (self.field_bits - 2 - 2 * self.fraction_bits)
+
+
+def choose_fixed_point(bound: float) -> FixedPoint:
+    """The finest arithmetic in which no intermediate value up to ``bound`` can wrap; 64 bits if they suffice.
+
+    Raises:
+        InputError: if not even 128 bits do.
+    """
+    for field_bits, fraction_bits in _CHOICES:
+        choice = FixedPoint(field_bits, fraction_bits)
+        if math.isfinite(bound) and bound < choice.largest:
+            return choice
+    size = f"2^{math.ceil(math.log2(bound))}" if math.isfinite(bound) and bound > 0 else "anything"
+    raise InputError(
+        f"Overflow risk: in the worst case values reach {size}, and 128 bits hold less than 2^78; set weight_range "
+        "(clips the weights every step), or lower learning_rate, steps or feature_range."
+    )

@@ -1,0 +1,244 @@
+"""Run a job: as one party among processes, or as threads of a simulation.
+
+- :func:`run_party` is one party: it knows its own data and nobody else's.
+- :func:`tfprivacy_lab.mpc.processes.launch` starts one process a party on this machine and collects what they learn.
+- :func:`simulate` runs all parties in threads of this process, on the same engine and protocol, for notebooks. All
+  data is in one memory: it shows what each party would learn, and protects nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import socket
+import threading
+
+import numpy as np
+
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.mpc.certificates import Credentials
+from tfprivacy_lab.mpc.jobs import Job
+from tfprivacy_lab.mpc.links import Control, PartyError
+from tfprivacy_lab.mpc.ranges import Plan, plan
+
+_ENGINE_WAIT_MS = 24 * 3600 * 1000
+_SIMULATING = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a job brought.
+
+    Attributes:
+        outcomes: Party to its Outcome: what it learnt, and its shares.
+        plan: Arithmetic, approximations and error bounds.
+        bytes_sent: Payload bytes that all parties together sent.
+        rounds: Messages that a party waited for, one after the other: an upper bound on rounds.
+        seconds: Of the slowest party: sharing, running, opening; neither imports nor compiling.
+        step_seconds: Of each training step, at one party.
+    """
+
+    outcomes: dict
+    plan: Plan
+    bytes_sent: int
+    rounds: int
+    seconds: float
+    step_seconds: list[float]
+
+
+def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
+    """All parties in threads of this process.
+
+    Args:
+        job: What to compute.
+        data: Party to its arrays, see :func:`tfprivacy_lab.mpc.execution.check_data`.
+
+    Raises:
+        InputError: naming the party and the array.
+    """
+    chosen = plan(job)
+    from tfprivacy_lab.mpc import engine, execution, programs
+
+    own = {name: _checked(execution, job, name, data.get(name, {})) for name in job.world.parties}
+    compiled = programs.compile_job(job, chosen)
+    with _SIMULATING:
+        log = engine.ProfileLog.of_process()
+        start, description = log.size(), _description(job, {name: f"memory:{name}" for name in job.world.parties})
+        outcomes, errors = {}, []
+
+        def party(name: str) -> None:
+            try:
+                link = engine.libspu.link.create_mem(description, job.world.rank(name))
+                mine = engine.Engine(job.world, name, chosen.arithmetic, link)
+                outcomes[name] = execution.execute(job, chosen, compiled, mine, own[name])
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=party, args=(name,), daemon=True) for name in job.world.parties]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) and not errors:
+            threads[0].join(0.005)
+            for thread in threads[1:]:
+                thread.join(0.005)
+        if errors:
+            raise errors[0]
+        spent = log.traffic_since(start, len(job.world.parties))
+    return run_of(job, chosen, outcomes, spent)
+
+
+def _checked(execution, job: Job, name: str, data) -> dict[str, np.ndarray]:
+    try:
+        return execution.check_data(job, name, data)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def run_of(job: Job, chosen: Plan, outcomes: dict, spent) -> Run:
+    sent = sum(outcome.traffic.bytes_sent for outcome in outcomes.values())
+    rounds = max(outcome.traffic.rounds for outcome in outcomes.values())
+    slowest = max(outcomes.values(), key=lambda outcome: outcome.seconds)
+    ordered = {name: outcomes[name] for name in job.world.parties}
+    total = spent.bytes_sent + sent
+    return Run(ordered, chosen, total, spent.rounds + rounds, slowest.seconds, slowest.step_seconds)
+
+
+def _description(job: Job, engines: dict[str, str], credentials: Credentials | None = None):
+    """The engine's description of who is where."""
+    from spu import libspu
+
+    description = libspu.link.Desc()
+    for name in job.world.ranks:
+        description.add_party(name, engines[name])
+    # Parties that are gone are noticed by the control connection, not by waiting.
+    description.recv_timeout_ms = _ENGINE_WAIT_MS
+    description.connect_retry_times, description.connect_retry_interval_ms = 100, 100
+    # The engine ends the whole process when it cannot send; before it does, this party says why, and leaves.
+    description.retry_opts.max_retry = 30
+    if credentials is not None:
+        for side in (description.client_ssl_opts, description.server_ssl_opts):
+            side.cert.certificate_path, side.cert.private_key_path = credentials.certificate, credentials.private_key
+            side.verify.verify_depth, side.verify.ca_file_path = 1, credentials.authority
+        description.enable_ssl = True
+    return description
+
+
+def run_party(
+    job: Job,
+    me: str,
+    data: dict[str, np.ndarray],
+    addresses: dict[str, tuple[str, int]],
+    *,
+    credentials: Credentials | None = None,
+    join_seconds: float = 60.0,
+    on_step=None,
+):
+    """One party: check, compile, meet the others, compute.
+
+    Args:
+        job: What this party agreed to.
+        me: Its name.
+        data: Its own arrays, see :func:`tfprivacy_lab.mpc.execution.check_data`.
+        addresses: Every party's name to (host, port), this one's included.
+        credentials: For TLS; without, only loopback addresses are accepted.
+        join_seconds: How long to wait for the others to come.
+        on_step: Called with the number of each finished training step.
+
+    Returns:
+        (Outcome, Plan); the outcome's traffic is all that this party sent.
+
+    Raises:
+        InputError: if its own data or arguments do not fit.
+        PartyError: within seconds, if another party is gone, silent, unknown, or runs something else.
+
+    Guarantee: this party's data leaves it only as shares. Not covered: see :class:`World`.
+
+    Call it in a process of its own, as ``mpc party`` does: the engine's link stays up until the process ends, and the
+    engine ends the process some seconds after another party has left.
+    """
+    job.world.rank(me)
+    _check_addresses(job, addresses, credentials)
+    control = Control(me, job.world.ranks, addresses, credentials)
+    engine_address = f"{addresses[me][0]}:{free_port(addresses[me][0])}"
+    agreed = json.loads(job.to_json())
+    try:
+        chosen, own, compiled = _prepared(job, me, data)
+    except InputError as error:
+        with contextlib.suppress(PartyError):
+            control.join(agreed, "none", engine_address, join_seconds, refusal=str(error))
+        raise
+    engines = control.join(agreed, compiled.digest, engine_address, join_seconds)
+    box = {}
+
+    def work() -> None:
+        try:
+            description = _description(job, engines, credentials)
+            outcome, link = _compute(job, me, own, chosen, compiled, description, on_step)
+            box["outcome"] = outcome
+            # A link that goes away while others still acknowledge would end their processes: it goes with this one.
+            _keep(link)
+        except Exception as error:
+            box["error"] = error
+
+    # The engine cannot be interrupted: if another party fails, its thread is left behind.
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    while not box and not control.failed.is_set():
+        worker.join(0.02)
+    if "outcome" not in box:
+        raise _explained(control, box.get("error"))
+    control.finish()
+    return box["outcome"], chosen
+
+
+def _keep(link) -> None:
+    """Never returns, so that the link is never taken down before the process ends."""
+    while link is not None:
+        threading.Event().wait()
+
+
+def _prepared(job: Job, me: str, data):
+    """All that needs no other party: the plan, this party's data checked, the programs compiled."""
+    chosen = plan(job)
+    from tfprivacy_lab.mpc import execution, programs
+
+    return chosen, execution.check_data(job, me, data), programs.compile_job(job, chosen)
+
+
+def _compute(job, me, own, chosen, compiled, description, on_step):
+    """Connect the engine, and run the job on it."""
+    from tfprivacy_lab.mpc import engine, execution
+
+    log = engine.ProfileLog.of_process()
+    start, link = log.size(), engine.libspu.link.create_brpc(description, job.world.rank(me))
+    mine = engine.Engine(job.world, me, chosen.arithmetic, link)
+    outcome = execution.execute(job, chosen, compiled, mine, own, on_step)
+    outcome.traffic += log.traffic_since(start)
+    return outcome, link
+
+
+def _explained(control: Control, error: Exception | None) -> PartyError:
+    """Why this party cannot go on: what the control connection heard, or else what the engine said."""
+    # A peer's end breaks the engine's connection first, and is understood a moment later.
+    if control.failed.wait(0.0 if error is None else 2.0):
+        control.close()
+        return control.failure
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0] if type(error).__name__ == "ShareError" else f"the engine stopped: {' '.join(lines[:2])[:200]}"
+    control.give_up(reason)
+    return PartyError(reason)
+
+
+def free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def _check_addresses(job: Job, addresses, credentials) -> None:
+    missing = [name for name in job.world.parties if name not in addresses]
+    if missing:
+        raise InputError(f"Expected an address of every party, got none of {missing[0]}.")
+    for name, (host, _) in addresses.items():
+        if credentials is None and not (host == "localhost" or host.startswith("127.") or host == "::1"):
+            raise InputError(f"Expected certificates, because {name} at {host} is not on this machine.")

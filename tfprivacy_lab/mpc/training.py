@@ -1,0 +1,275 @@
+"""Train and predict on shares the way Keras does it: ``compile``, ``fit``, ``predict``.
+
+A :class:`SharedModel` writes the job that all parties agree on and has it run: by a simulation in this process
+(:func:`tfprivacy_lab.mpc.parties.simulate`, for notebooks), or by processes
+(:func:`tfprivacy_lab.mpc.processes.launch`).
+Between ``fit`` and ``predict`` the weights stay where they are: on shares, one a party.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tfprivacy_lab.checks import InputError, check_matrix
+from tfprivacy_lab.mpc.jobs import Job, Layer, NoiseShares, Training
+from tfprivacy_lab.mpc.protocols import World
+
+
+class SharedModel:
+    """A dense network whose weights, inputs and labels stay on shares.
+
+    Args:
+        layers: :class:`Layer` objects, or a built ``tf.keras.Sequential`` of Dense layers (linear, sigmoid or relu),
+            whose weights then are the public start.
+        world: Who computes, by which protocol.
+        feature_range: Public bound on features; every holder's are checked.
+        label_range: Public bound on labels.
+        weight_range: Clips the weights every step, and makes long training of networks provably free of overflow.
+        sigmoid_error: Wanted bound on the sigmoid's error.
+        seed: Of the public random start, if layers are given.
+
+    Guarantee: no party learns more than what ``fit`` and ``predict`` are told to reveal to it, and what every party
+    may know: shapes, ranges, the model's layers, the number of steps. Under the trust of ``world.trust()``.
+    Not covered: what revealed weights and predictions tell about the data; parties who do not follow the protocol.
+    """
+
+    def __init__(
+        self,
+        layers,
+        world: World,
+        *,
+        feature_range: float = 1.0,
+        label_range: float = 1.0,
+        weight_range: float | None = None,
+        sigmoid_error: float = 1e-3,
+        seed: int = 0,
+    ):
+        self.world, self._seed = world, seed
+        self.layers, self._start = _layers_of(layers)
+        self._ranges = {"feature_range": feature_range, "label_range": label_range}
+        self._ranges |= {"weight_range": weight_range, "sigmoid_error": sigmoid_error}
+        self._compiled: dict | None = None
+        self._shares: dict[str, dict[str, np.ndarray]] | None = None
+        self.job: Job | None = None
+        self.outcomes = None
+
+    def compile(
+        self, loss: str, learning_rate: float, *, batch_size: int | None = None, row_norm: float | None = None
+    ) -> None:
+        """Say how to train: a loss of ``jobs.LOSSES`` and plain gradient descent.
+
+        Raises:
+            InputError: naming the argument.
+        """
+        Training(loss, learning_rate, 1, batch_size, row_norm)
+        self._compiled = {"loss": loss, "learning_rate": learning_rate}
+        self._compiled |= {"batch_size": batch_size, "row_norm": row_norm}
+
+    def fit(
+        self,
+        x: dict[str, np.ndarray],
+        y: dict[str, np.ndarray],
+        *,
+        steps: int,
+        split: str = "columns",
+        reveal_weights: tuple[str, ...] = (),
+        noise: NoiseShares | None = None,
+        noise_steps: dict[str, np.ndarray] | None = None,
+        run: Callable | None = None,
+    ):
+        """Train on what the parties hold.
+
+        Args:
+            x: Party to features, shape (rows, columns).
+            y: Party to labels, shape (rows,) or (rows, 1); one party if columns are split.
+            steps: Gradient steps.
+            split: ``columns`` or ``rows``.
+            reveal_weights: Who learns the trained weights; nobody by default.
+            noise: Noise for every gradient sum, with
+            noise_steps: party to whole numbers (steps, parameters), drawn by the caller, see
+                :mod:`tfprivacy_lab.shared_noise`.
+            run: :func:`~tfprivacy_lab.mpc.parties.simulate` (default) or
+                :func:`~tfprivacy_lab.mpc.processes.launch`.
+
+        Returns:
+            Outcomes by party, a :class:`~tfprivacy_lab.mpc.parties.Run`.
+
+        Raises:
+            InputError: if data or ranges do not fit, or values might overflow.
+        """
+        if self._compiled is None:
+            raise InputError("Call compile before fit.")
+        data = {party: {"x": check_matrix("x", value)} for party, value in x.items()}
+        for party, value in y.items():
+            data.setdefault(party, {})["y"] = _column(value)
+        for party, value in (noise_steps or {}).items():
+            data.setdefault(party, {})["noise"] = np.asarray(value)
+        features = {party: data[party]["x"].shape for party in x}
+        width = next(iter(features.values()))[1] if split == "rows" else sum(c for _, c in features.values())
+        self.job = Job(
+            world=self.world,
+            layers=self.layers,
+            features=features,
+            split=split,
+            labels=tuple(y),
+            weights=self._start or _glorot(width, self.layers, self._seed),
+            training=Training(steps=steps, **self._compiled),
+            reveal_weights=reveal_weights,
+            noise=noise,
+            **self._ranges,
+        )
+        return self._run(self.job, data, run)
+
+    def predict(
+        self, query: dict[str, np.ndarray], *, reveal: tuple[str, ...], run: Callable | None = None
+    ) -> np.ndarray:
+        """Predict rows whose columns the parties of ``query`` hold, and open the result to ``reveal`` only.
+
+        Returns:
+            float64, (rows, units), as its receivers have it.
+
+        Raises:
+            InputError: before ``fit``, or if the query does not fit.
+        """
+        if self._shares is None:
+            raise InputError("Call fit before predict.")
+        data = {party: dict(shares) for party, shares in self._shares.items()}
+        for party, value in query.items():
+            data[party]["query"] = check_matrix("query", value)
+        ranges = dict(self._ranges)
+        if ranges["weight_range"] is None:
+            from tfprivacy_lab.mpc.ranges import weight_bound
+
+            ranges["weight_range"] = weight_bound(self.job)
+        job = Job(
+            world=self.world,
+            layers=self.layers,
+            query={party: data[party]["query"].shape for party in query},
+            initial="shares",
+            reveal_predictions=reveal,
+            **ranges,
+        )
+        done = self._run(job, data, run)
+        return next(
+            (outcome.predictions for outcome in done.outcomes.values() if outcome.predictions is not None), None
+        )
+
+    def _run(self, job: Job, data, run):
+        if run is None:
+            from tfprivacy_lab.mpc.parties import simulate as run
+        self.outcomes = run(job, data)
+        self._shares = {party: outcome.shares for party, outcome in self.outcomes.outcomes.items()}
+        return self.outcomes
+
+
+def shared_head(
+    kernel, bias, world: World, *, owner: str, features_of: str, features: np.ndarray, feature_range, run=None
+):
+    """Predict by one party's frozen dense head on another's features; logits go to the features' owner alone.
+
+    Args:
+        kernel: (d, c) of ``owner``.
+        bias: (c,) of ``owner``.
+        world: Who computes.
+        owner: Who holds the weights.
+        features_of: Who holds the features and receives the logits.
+        features: (samples, d).
+        feature_range: Public bound on the features.
+        run: As in :meth:`SharedModel.fit`.
+
+    Returns:
+        A :class:`~tfprivacy_lab.mpc.parties.Run`; the logits are ``run.outcomes[features_of].predictions``.
+        ``weight_range`` is the next power of two above the head's largest weight, and public.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    kernel, features = check_matrix("kernel", kernel), check_matrix("features", features)
+    bias = np.asarray(bias, np.float64)
+    largest = max(float(np.abs(kernel).max()), float(np.abs(bias).max()), 2.0**-8)
+    job = Job(
+        world=world,
+        layers=(Layer(kernel.shape[1]),),
+        query={features_of: features.shape},
+        initial=owner,
+        reveal_predictions=(features_of,),
+        feature_range=feature_range,
+        weight_range=2.0 ** np.ceil(np.log2(largest)),
+    )
+    data = {owner: {"kernel_0": kernel, "bias_0": bias}}
+    data.setdefault(features_of, {})["query"] = features
+    if run is None:
+        from tfprivacy_lab.mpc.parties import simulate as run
+    return run(job, data)
+
+
+def shared_sum(
+    vectors: dict[str, np.ndarray],
+    world: World,
+    *,
+    reveal: tuple[str, ...],
+    value_range: float,
+    noise: NoiseShares | None = None,
+    noise_steps: dict[str, np.ndarray] | None = None,
+    run: Callable | None = None,
+):
+    """The sum of the parties' vectors, with their noise if there is any, opened to ``reveal`` only.
+
+    Args:
+        vectors: Party to its vector, all of one length.
+        world: Who computes.
+        reveal: Who learns the sum.
+        value_range: Public bound on the magnitude of every entry.
+        noise: The noise that is agreed on, and
+        noise_steps: party to whole numbers, as long as a vector, in steps of the grid.
+        run: As in :meth:`SharedModel.fit`.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    data = {party: {"x": check_matrix("vectors", np.atleast_2d(value))} for party, value in vectors.items()}
+    for party, value in (noise_steps or {}).items():
+        data.setdefault(party, {})["noise"] = np.atleast_2d(np.asarray(value))
+    job = Job(
+        world=world,
+        features={party: one["x"].shape for party, one in data.items() if "x" in one},
+        reveal_predictions=reveal,
+        feature_range=value_range,
+        noise=noise,
+    )
+    if run is None:
+        from tfprivacy_lab.mpc.parties import simulate as run
+    return run(job, data)
+
+
+def _layers_of(layers) -> tuple[tuple[Layer, ...], list | None]:
+    """Layers and start of what the caller gave; Keras is asked only if it is Keras'."""
+    if isinstance(layers, list | tuple):
+        return tuple(layers), None
+    found, start = [], []
+    for layer in layers.layers:
+        if type(layer).__name__ == "InputLayer":
+            continue
+        activation = getattr(getattr(layer, "activation", None), "__name__", "?")
+        if type(layer).__name__ != "Dense" or not layer.use_bias:
+            raise InputError(f"Expected Dense layers with a bias, got {type(layer).__name__} {layer.name!r}.")
+        found.append(Layer(layer.units, activation))
+        start += [np.asarray(weight, np.float64).tolist() for weight in layer.get_weights()]
+    return tuple(found), start
+
+
+def _glorot(width: int, layers: tuple[Layer, ...], seed: int) -> list:
+    """Keras' default start, public: uniform kernels (Glorot and Bengio 2010), zero biases."""
+    rng, start = np.random.default_rng(seed), []
+    for layer in layers:
+        limit = np.sqrt(6 / (width + layer.units))
+        start += [rng.uniform(-limit, limit, (width, layer.units)).tolist(), [0.0] * layer.units]
+        width = layer.units
+    return start
+
+
+def _column(value) -> np.ndarray:
+    array = np.asarray(value)
+    return check_matrix("y", array[:, None] if array.ndim == 1 else array)

@@ -1,0 +1,141 @@
+r"""DP noise made by several parties together inside the protocol: who knows how much of it, and what that costs in ε.
+
+Each of n parties draws its own discrete Gaussian noise from the operating system's generator, in steps of the
+arithmetic's grid :math:`\gamma = 2^{-f}`, and puts it on shares; the protocol adds it up with what is noised before
+anything is opened. Nobody sees the total. A party knows its own contribution and can subtract it: against t colluding
+parties only n - t contributions count, so the noise is scaled such that *these* meet the claim.
+
+The accountant is given what the protocol really adds. A sum of n discrete Gaussians of variance σ² is not a discrete
+Gaussian, but within a factor :math:`e^{\tau}` of one of variance nσ², pointwise,
+:math:`\tau = 10 \sum_{k=1}^{n-1} e^{-2\pi^2 \sigma^2 k/(k+1)}` (Kairouz, Liu and Steinke 2021, Thm 5), a coordinate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.dp.discrete import discrete_gaussian, zcdp_epsilon
+from tfprivacy_lab.mpc.jobs import NoiseShares
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedGaussian:
+    r"""Gaussian noise from shares, for a sum of records released ``releases`` times.
+
+    Attributes:
+        parties: Who contributes.
+        l2_norm_clip: Bound C on what one record adds to the sum, in its unit.
+        dimension: Coordinates of the sum.
+        noise_multiplier: The wanted ratio σ/Δ of what remains when ``colluding`` parties subtract theirs.
+        colluding: t < n, how many contributions an adversary may know.
+        fraction_bits: f; the grid's step is :math:`\gamma = 2^{-f}`.
+        releases: How many noised sums come out, or steer what comes out: the steps of a training.
+        roundings: How often a coordinate of the sum is rounded or truncated, by at most γ each, on its way.
+
+    Raises:
+        InputError: naming the argument.
+
+    Guarantee: add-or-remove-one adjacency; :meth:`epsilon` of everything computed from the noised sums, against whoever
+    sees them and knows up to ``colluding`` contributions. Δ = C + 2 ``roundings`` γ √d: neighbouring sums are rounded
+    apart. Not covered: a party that contributes no noise, or not enough; more colluders than stated; the protocol's
+    own trust (``World.trust``).
+    """
+
+    parties: tuple[str, ...]
+    l2_norm_clip: float
+    dimension: int
+    noise_multiplier: float
+    colluding: int = 0
+    fraction_bits: int = 20
+    releases: int = 1
+    roundings: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "parties", tuple(self.parties))
+        if not self.parties or len(set(self.parties)) != len(self.parties):
+            raise InputError(f"Expected parties to be different names, got {self.parties!r}.")
+        check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0, at_most=1e100)
+        check_finite_number("noise_multiplier", self.noise_multiplier, above=0, at_most=1e5)
+        check_positive_int("dimension", self.dimension, at_most=2**40)
+        check_positive_int("colluding", self.colluding, at_least=0, at_most=len(self.parties) - 1)
+        check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
+        check_positive_int("releases", self.releases)
+        check_positive_int("roundings", self.roundings)
+        if self.sigma < 2:
+            raise InputError(f"Expected noise of at least two grid steps, got {self.sigma}; raise fraction_bits.")
+        if self.sigma > 2**40:
+            raise InputError("Expected noise of at most 2^40 grid steps; lower fraction_bits.")
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 sensitivity Δ of the sum on the grid, in its unit."""
+        return self.l2_norm_clip + 2 * self.roundings * 2.0**-self.fraction_bits * math.sqrt(self.dimension)
+
+    @property
+    def sigma(self) -> int:
+        """One contribution's σ in grid steps, a whole number, rounded up."""
+        honest = len(self.parties) - self.colluding
+        return math.ceil(self.noise_multiplier * self.sensitivity * 2.0**self.fraction_bits / math.sqrt(honest))
+
+    def stddev(self, known: int = 0) -> float:
+        """σ of what remains when ``known`` contributions are known, in the sum's unit."""
+        known = check_positive_int("known", known, at_least=0, at_most=len(self.parties) - 1)
+        return self.sigma * 2.0**-self.fraction_bits * math.sqrt(len(self.parties) - known)
+
+    def epsilon(self, delta: float, known: int | None = None) -> float:
+        r"""ε at δ of all releases, when ``known`` contributions (default: ``colluding``) are known.
+
+        :math:`\rho = r \left(\tfrac12 \left(\tfrac{\Delta}{\sigma} + d\tau\right)^2 \right)`, then
+        :func:`tfprivacy_lab.dp.discrete.zcdp_epsilon`.
+
+        Raises:
+            InputError: naming the argument.
+
+        Source: Kairouz, Liu and Steinke 2021, Prop. 14, whose first bound, :math:`\sqrt{\Delta^2/\sigma^2 + \tau d/2}`,
+        this exceeds or equals whenever it is used: the larger of both is taken.
+        """
+        remaining = len(self.parties) - (self.colluding if known is None else known)
+        ratio = self.sensitivity / self.stddev(len(self.parties) - remaining)
+        tau = 10 * sum(math.exp(-2 * math.pi**2 * self.sigma**2 * k / (k + 1)) for k in range(1, remaining))
+        root = max(math.sqrt(ratio**2 + tau * self.dimension / 2), ratio + tau * self.dimension)
+        return zcdp_epsilon(self.releases * root**2 / 2, delta)
+
+    def noise(self) -> NoiseShares:
+        """What the job says about the noise."""
+        return NoiseShares(self.parties, self.sigma * 2.0**-self.fraction_bits, self.fraction_bits)
+
+    def draw(self) -> np.ndarray:
+        """One party's contribution, in grid steps: int64, (releases, dimension), from the operating system."""
+        return discrete_gaussian(self.releases * self.dimension, self.sigma**2).reshape(self.releases, self.dimension)
+
+    def statement(self, delta: float) -> dict:
+        """ε with nobody's, one's, … contributions known, and under which assumptions."""
+        known = range(len(self.parties))
+        return {
+            "accountant": "zCDP of the discrete Gaussian (Canonne, Kamath and Steinke 2020; Kairouz et al. 2021)",
+            "adjacency": "add or remove one record",
+            "sampling": "none claimed",
+            "delta": delta,
+            "releases": self.releases,
+            "sensitivity": self.sensitivity,
+            "stddev_by_known": [self.stddev(count) for count in known],
+            "epsilon_by_known": [self.epsilon(delta, count) for count in known],
+            "claimed_against": f"{self.colluding} of {len(self.parties)} contributions known",
+            "epsilon": self.epsilon(delta),
+        }
+
+
+def gradient_norm(row_norm: float, sigmoid_error: float) -> float:
+    r"""Bound on one row's gradient of the logistic loss, bias included: :math:`(1 + e)\sqrt{\|x\|^2 + 1}`.
+
+    The residual σ(z) - y lies in [-1, 1], and e is the largest error of σ on shares: no gradient needs clipping.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    row_norm = check_finite_number("row_norm", row_norm, above=0)
+    return (1 + check_finite_number("sigmoid_error", sigmoid_error, at_least=0)) * math.hypot(row_norm, 1)
