@@ -127,10 +127,8 @@ class Control:
             PartyError: naming who is missing or what differs.
         """
         hello = {"magic": MAGIC, "me": self.me, "job": job, "code": code, "engine": engine, "refusal": refusal}
-        self._engines, end = (
-            {self.me: engine},
-            time.monotonic() + (min(seconds, _TELLING_SECONDS) if refusal else seconds),
-        )
+        self._engines = {self.me: engine}
+        end = time.monotonic() + (min(seconds, _TELLING_SECONDS) if refusal else seconds)
         first: PartyError | None = None
         with contextlib.closing(self._listen()) as listener:
             waiting = [*self._before, *[None] * len(self._after)]
