@@ -1,15 +1,13 @@
-"""``make bench-he``: an encrypted head of 128 inputs and 10 classes, ours by packing, plain Keras, and TenSEAL.
+"""``make bench-he``: an encrypted head of 128 inputs and 10 classes, ours by packing, plain Keras, and other libraries.
 
 Times are medians over rounds that go through all cases in turn; the server's time is that of ``Server.evaluate``,
-bytes to bytes, after a first call. The networks' rows are those of ``benchmarks/he_networks.py``. TenSEAL runs in an
-environment of its own, ``.venv-he``; where it cannot be installed its row says why.
+bytes to bytes, after a first call. The networks' rows are those of ``benchmarks/he_networks.py``. Other libraries run
+in an environment of their own (``benchmarks/he_peers.py``).
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,16 +16,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from he_peers import head_rows
 from reproduce_dp import replace_between
 
 from tfprivacy_lab import files, he
+from tfprivacy_lab.he.single_client import SlotHeadClient
+from tfprivacy_lab.he.slot_head import SlotHead
+from tfprivacy_lab.he.slot_server import SlotHeadServer
 from tfprivacy_lab.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench_he" / "metrics.json"
 NETWORKS = ROOT / "results" / "he_networks" / "metrics.json"
 MARKS = ("<!-- he results: written by make bench-he -->", "<!-- /he results -->")
-FEATURES, CLASSES, ROUNDS = 128, 10, 15
+FEATURES, CLASSES, ROUNDS, ENOUGH_IMAGES = 128, 10, 15, 100
 CASES = (
     ("bfv", "coefficient", 1),
     ("ckks", "coefficient", 1),
@@ -40,9 +42,15 @@ CASES = (
 )
 # Figures of papers and pages, on their machines: never compared as if they had run here.
 PUBLISHED = (
-    ("CryptoNets 2016", "convolutional network, 4,096 images together", "250 s", "Xeon E5-1620, 2 cores of 4"),
+    ("CryptoNets 2016", "convolutional network, up to 4,096 images together", "250 s a batch", "Xeon E5-1620, 4 cores"),
     ("LoLa 2019", "convolutional network, one image", "2.2 s", "Azure B8ms, 8 virtual cores"),
     ("nGraph-HE2 2019", "convolutional network, batched", "1,998 images a second", "Xeon Platinum 8180, 112 threads"),
+    (
+        "HomomorphicEncryption.org's reference for ML inference",
+        "dense network on MNIST, one image, with OpenFHE",
+        "11-12 s, 1.4 GB of keys",
+        "not stated",
+    ),
 )
 
 
@@ -54,28 +62,27 @@ def main() -> None:
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     rows = measured(kernel, bias, features)
     rows += [plain_row(kernel, bias, features[:count]) for count in (1, 16, 2048)]
-    rows += tenseal_rows(kernel, bias, features[0])
-    ours = min(
-        row["server_ms"] for row in rows if row["samples"] == 1 and row["peer"] == "ours" and not row["sanitized"]
-    )
+    rows += slot_rows(kernel, bias, features)
+    rows += head_rows(kernel, bias, features[0])
+    ours = min(row["server_ms"] for row in rows if row["samples"] == 1 and row["peer"] == "ours")
     for row in rows:
-        if row["peer"] == "TenSEAL" and "server_ms" in row:
+        if row["peer"] in ("TenSEAL", "DESILO") and "server_ms" in row:
             row["times_ours"] = round(row["server_ms"] / ours, 1)
     if NETWORKS.exists():
         rows += [{"peer": "ours", **row} for row in files.read_json(NETWORKS, "networks' figures")["rows"]]
-    if any(row["peer"] == "ours" and row["case"] != "head 128-10" for row in rows):
-        replace_between(ROOT / "README.md", MARKS, table(rows, provenance()["hardware"]))
     published = [dict(zip(("source", "case", "figure", "hardware"), one, strict=True)) for one in PUBLISHED]
+    if any(row["peer"] == "ours" and row["case"] != "head 128-10" for row in rows):
+        replace_between(ROOT / "README.md", MARKS, table(rows, published, provenance()["hardware"]))
     files.write_json(RESULTS, {"rows": rows, "published": published, **provenance()})
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items() if key not in ("plan", "note")))
 
 
-def table(rows: list[dict], hardware: str) -> str:
-    """README's table."""
+def table(rows: list[dict], published: list[dict], hardware: str) -> str:
+    """README's table, and what others have published below it."""
     lines = [
-        "| what | packing | samples | server | up | down | evaluation keys |",
-        "|---|---|---|---|---|---|---|",
+        "| what | packing | samples | server | client | up | down | evaluation keys | accuracy |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "server_ms" in row:
@@ -83,9 +90,33 @@ def table(rows: list[dict], hardware: str) -> str:
             scheme = row["scheme"].upper() + (" sanitised" if row.get("sanitized") else "")
             scheme = "" if scheme == "NONE" else f" {scheme}"
             sizes = " | ".join(size(row[key]) for key in ("up_bytes", "down_bytes", "key_bytes"))
+            times = f"{time_of(row['server_ms'])} | {time_of(row['client_ms'])}"
             what = f"{row['case']}{scheme}{who} | {row['packing']} | {row['samples']:,}"
-            lines.append(f"| {what} | {time_of(row['server_ms'])} | {sizes} |")
-    return "\n".join([*lines, "", f"Medians; every answer checked. {hardware}."])
+            lines.append(f"| {what} | {times} | {sizes} | {accuracy_of(row)} |")
+    lines += ["", f"Medians; every answer checked. {hardware}."]
+    notes = [f"{row['peer']}: {row['note']}." for row in rows if row.get("note", "").startswith("not measured")]
+    lines += [" ".join(notes)] if notes else []
+    lines += [
+        "",
+        "Published figures, on their machines:",
+        "",
+        "| source | what | figure | hardware |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        "| " + " | ".join(one[key] for key in ("source", "case", "figure", "hardware")) + " |" for one in published
+    ]
+    return "\n".join(lines)
+
+
+def accuracy_of(row: dict) -> str:
+    """Encrypted and plain accuracy on the images evaluated, in percent, where they are enough for one."""
+    if "accuracy_encrypted" not in row or row.get("images", row["samples"]) < ENOUGH_IMAGES:
+        return ""
+    if row["scheme"] == "none":
+        return f"{100 * row['accuracy_plain']:.2f} %"
+    encrypted, plain = (f"{100 * row[f'accuracy_{how}']:.2f}" for how in ("encrypted", "plain"))
+    return f"{encrypted} % ({plain} % plain)"
 
 
 def size(count: int) -> str:
@@ -136,6 +167,42 @@ def measured(kernel, bias, features) -> list[dict]:
     ]
 
 
+def slot_rows(kernel, bias, features) -> list[dict]:
+    """The packings of textbooks, with keys and rotations (:mod:`tfprivacy_lab.he.slot_head`)."""
+    rows = []
+    for packing in ("diagonal", "naive"):
+        plan = SlotHead.make(kernel, bias, packing)
+        client = SlotHeadClient(plan.public)
+        keys = client.evaluation_keys()
+        server, times, error = SlotHeadServer(plan, keys), {"server": [], "client": []}, 0.0
+        for sample in features[: ROUNDS + 1]:
+            start = time.perf_counter()
+            query = client.encrypt(sample)
+            sent = time.perf_counter()
+            reply = server.evaluate(query)
+            answered = time.perf_counter()
+            logits = client.decrypt(reply)
+            times["server"].append(answered - sent)
+            times["client"].append(sent - start + time.perf_counter() - answered)
+            error = max(error, float(np.abs(logits - sample @ kernel - bias).max()))
+        rows.append(
+            {
+                "case": "head 128-10",
+                "packing": packing,
+                "scheme": "ckks",
+                "sanitized": False,
+                "samples": 1,
+                **{f"{who}_ms": round(1e3 * statistics.median(times[who][1:]), 3) for who in times},
+                "up_bytes": query.nbytes,
+                "down_bytes": reply.nbytes,
+                "key_bytes": keys.bytes,
+                "largest_error": error,
+                "peer": "ours",
+            }
+        )
+    return rows
+
+
 def plain_row(kernel, bias, features) -> dict:
     """The same head in Keras, on numbers that anyone can read: what encryption costs is a ratio to this."""
     import tensorflow as tf
@@ -161,37 +228,6 @@ def plain_row(kernel, bias, features) -> dict:
         "key_bytes": 0,
         "peer": "Keras, not encrypted",
     }
-
-
-def tenseal_rows(kernel, bias, features) -> list[dict]:
-    """TenSEAL's rows, or one that says why there are none."""
-    common = {"case": "head 128-10", "packing": "mm", "scheme": "ckks", "sanitized": False, "samples": 1}
-    try:
-        python = peer_environment()
-        given = {"features": features.tolist(), "kernel": kernel.tolist(), "bias": bias.tolist()}
-        done = subprocess.run(
-            [python, ROOT / "benchmarks" / "peers" / "tenseal_head.py"],
-            input=json.dumps(given),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        return [{**common, "peer": "TenSEAL", "note": f"not measured: {told[-1] if told else error}"}]
-    return [{**common, **row, "peer": "TenSEAL"} for row in json.loads(done.stdout)]
-
-
-def peer_environment() -> Path:
-    """The Python of ``.venv-he``, made and filled on first use."""
-    python, wanted = ROOT / ".venv-he" / "bin" / "python", ROOT / "benchmarks" / "peers" / "he_requirements.txt"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", ROOT / ".venv-he"], check=True, capture_output=True, text=True)
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r"]
-    subprocess.run([*install, wanted], check=True, capture_output=True, text=True)
-    numpy = [python, "-m", "pip", "install", "-q", f"numpy=={np.__version__}"]
-    subprocess.run(numpy, check=True, capture_output=True, text=True)
-    return python
 
 
 if __name__ == "__main__":

@@ -2,22 +2,30 @@
 
     .venv/bin/python benchmarks/he_networks.py --out results/he_networks
 
-Two networks with square activations are trained on the private train split, shifted by up to a pixel; nothing is
-chosen on test data. Rows: the dense network in batches (CKKS and BFV) and one image at a time, the convolutional
-one in batches. Times are wall times of one query: all images in blocks, or the median of one image.
+Three networks with square activations are trained on the private train split, shifted by up to a pixel; nothing is
+chosen on test data. Rows: the dense network and the convolutional ones in batches (CKKS, and BFV for one square) and
+one image at a time; Keras in the clear beside them; the network of TenSEAL's tutorial in TenSEAL as well. Times are
+wall times: of all images in queries of a block, or the median of one image.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from he_peers import network_rows
+
 from tfprivacy_lab import data, files, models, provenance
+from tfprivacy_lab.he.deep_image import DeepPlan
+from tfprivacy_lab.he.deep_server import DeepImageServer
 from tfprivacy_lab.he.layers import Network
 from tfprivacy_lab.he.network import BatchedPlan
 from tfprivacy_lab.he.network_client import NetworkClient
@@ -27,7 +35,16 @@ from tfprivacy_lab.he.single_image import SinglePlan
 from tfprivacy_lab.he.single_server import SingleImageServer
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 25, 256, 2e-3, 1e-4
-CASES = {"square_mlp": models.square_mlp, "cryptonet": models.cryptonet}
+
+
+def tutorial_network() -> tf.keras.Sequential:
+    """The network of TenSEAL's tutorial on encrypted convolution: 4 kernels of 7x7 and stride 3, 64 and 10 units."""
+    layers = tf.keras.layers
+    stack = [layers.Input((28, 28, 1)), layers.Conv2D(4, 7, strides=3), models.Square(), layers.Flatten()]
+    return tf.keras.Sequential([*stack, layers.Dense(64), models.Square(), layers.Dense(10)])
+
+
+CASES = {"square_mlp": models.square_mlp, "cryptonet": models.cryptonet, "tutorial_conv": tutorial_network}
 
 
 def train(make, private: data.PrivateData, seed: int = 0) -> tf.keras.Model:
@@ -53,14 +70,14 @@ def train(make, private: data.PrivateData, seed: int = 0) -> tf.keras.Model:
     return model
 
 
-def trained(case: str, folder: Path) -> Network:
-    """The network of a case: read if its model is there, else trained and written."""
+def trained(case: str, folder: Path) -> tf.keras.Model:
+    """The model of a case: read if it is there, else trained and written."""
     path = folder / f"{case}.keras"
     if not path.exists():
         model = train(CASES[case], data.load_private("mnist"))
         with files.replaced_atomically(path) as partial:
             model.save(partial)
-    return Network.from_keras(tf.keras.models.load_model(path, compile=False))
+    return tf.keras.models.load_model(path, compile=False)
 
 
 def batched(case: str, network: Network, scheme: str, test: data.Split) -> dict:
@@ -93,12 +110,31 @@ def batched(case: str, network: Network, scheme: str, test: data.Split) -> dict:
     }
 
 
+def plain(case: str, model: tf.keras.Model, test: data.Split, count: int) -> dict:
+    """One row of Keras in the clear, so many images in one call: what the encryption costs is a ratio to this."""
+    call, images, times = tf.function(model), tf.constant(test.images[:count]), []
+    for _ in range(9):
+        logits, milliseconds = timed(lambda: call(images).numpy())
+        times.append(milliseconds)
+    found = row(case, Network.from_keras(model), "none", "none", logits, test.take(slice(0, count)))
+    return {
+        **found,
+        "peer": "Keras, not encrypted",
+        "server_ms": round(statistics.median(times), 3),
+        "client_ms": 0.0,
+        "up_bytes": images.numpy().nbytes,
+        "down_bytes": logits.nbytes,
+        "key_bytes": 0,
+    }
+
+
 def single(case: str, network: Network, test: data.Split) -> dict:
     """One row: image by image, medians."""
-    plan = SinglePlan.make(network)
+    make, serve = (SinglePlan, SingleImageServer) if network.squares == 1 else (DeepPlan, DeepImageServer)
+    plan = make.make(network)
     client = SingleImageClient(plan.public)
     keys = client.evaluation_keys()
-    server = SingleImageServer(plan, keys)
+    server = serve(plan, keys)
     parts, server_ms, client_ms = [], [], []
     for image in test.images:
         query, encrypting = timed(lambda image=image: client.encrypt(image))
@@ -109,6 +145,8 @@ def single(case: str, network: Network, test: data.Split) -> dict:
         client_ms.append(encrypting + decrypting)
     return {
         **row(case, network, "single", "ckks", np.stack(parts), test),
+        "samples": 1,
+        "images": len(test),
         "server_ms": round(statistics.median(server_ms), 1),
         "server_ms_quartiles": [round(q, 1) for q in statistics.quantiles(server_ms, n=4)[::2]],
         "client_ms": round(statistics.median(client_ms), 1),
@@ -144,16 +182,24 @@ def timed(call):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/he_networks"))
-    parser.add_argument("--models", type=Path, help="folder of trained models; default OUT")
-    parser.add_argument("--single", type=int, default=10_000, help="images evaluated one at a time")
+    parser.add_argument("--models", type=Path, default=Path("runs/he_networks"), help="folder of trained models")
+    parser.add_argument("--single", type=int, default=1000, help="images evaluated one at a time")
     arguments = parser.parse_args()
     test, rows = data.load_test("mnist"), []
-    networks = {case: trained(case, arguments.models or arguments.out) for case in CASES}
+    made = {case: trained(case, arguments.models) for case in CASES}
+    networks = {case: Network.from_keras(model) for case, model in made.items()}
+    first = [test.take(slice(0, count)) for count in (1, 20, 4096)]
     runs = [
         lambda: batched("square_mlp", networks["square_mlp"], "ckks", test),
+        lambda: batched("square_mlp", networks["square_mlp"], "ckks", first[2]),
         lambda: batched("square_mlp", networks["square_mlp"], "bfv", test),
-        lambda: batched("cryptonet", networks["cryptonet"], "ckks", test),
         lambda: single("square_mlp", networks["square_mlp"], test.take(slice(0, arguments.single))),
+        lambda: batched("cryptonet", networks["cryptonet"], "ckks", test),
+        lambda: single("cryptonet", networks["cryptonet"], test.take(slice(0, arguments.single // 5))),
+        lambda: batched("tutorial_conv", networks["tutorial_conv"], "ckks", test),
+        lambda: single("tutorial_conv", networks["tutorial_conv"], test.take(slice(0, arguments.single // 5))),
+        *(lambda c=case, n=count: plain(c, made[c], test, n) for case in CASES for count in (1, 4096)),
+        lambda: network_rows("tutorial_conv", networks["tutorial_conv"], first[1].images, first[1].labels)[0],
     ]
     for run in runs:
         rows.append(run())

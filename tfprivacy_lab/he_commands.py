@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 
 def _keygen(options) -> dict:
     from tfprivacy_lab import he
@@ -16,7 +18,9 @@ def _encrypt(options) -> dict:
 
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
-    query = client.encrypt(features, feature_range=options.feature_range, packing=options.packing)
+    query = client.encrypt(
+        features, feature_range=options.feature_range, packing=options.packing, compress=options.compress
+    )
     files.write_bytes(options.out, query)
     return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
 
@@ -68,7 +72,9 @@ def _predict(options) -> dict:
     service = remote.Service(options.url, options.certificate_authority, options.seconds, options.note)
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
-    return _write_logits(options.out, remote.predict(client, service, features, options.feature_range))
+    return _write_logits(
+        options.out, remote.predict(client, service, features, options.feature_range, options.compress)
+    )
 
 
 def _score(options) -> dict:
@@ -83,6 +89,26 @@ def _score(options) -> dict:
 
 
 def _explain(options) -> dict:
+    return _explain_head(options) if options.network is None else _explain_network(options)
+
+
+def _explain_network(options) -> dict:
+    from tfprivacy_lab import he, runs
+    from tfprivacy_lab.he.layers import Network
+
+    choice = he.choose_network(
+        Network.from_keras(runs.load_model(options.network)),
+        samples=options.samples,
+        scheme=options.scheme,
+        input_range=tuple(options.input_range),
+        max_error=options.max_error,
+    )
+    for line in choice.explain():
+        options.note(line)
+    return {**choice.summary, "samples": choice.samples, "reasons": choice.explain()}
+
+
+def _explain_head(options) -> dict:
     from tfprivacy_lab import files, he
 
     head = files.read_arrays(options.head, "head", ("kernel", "bias"))
@@ -91,11 +117,15 @@ def _explain(options) -> dict:
         head["bias"],
         samples=options.samples,
         scheme=options.scheme,
+        packing=options.packing,
         sanitized=options.sanitized,
         feature_range=options.feature_range,
         max_error=options.max_error,
     )
-    for line in choice.explain():
+    compared = he.compare_packings(
+        head["kernel"], head["bias"], samples=options.samples, feature_range=options.feature_range
+    )
+    for line in [*choice.explain(), *(f"compared: {cost}" for cost in compared)]:
         options.note(line)
     return {
         "scheme": choice.parameters.name,
@@ -107,6 +137,7 @@ def _explain(options) -> dict:
         "products": choice.products,
         "noise_bits_left": choice.bits_left,
         "reasons": choice.explain(),
+        "packings": [dataclasses.asdict(cost) for cost in compared],
     }
 
 
@@ -173,6 +204,7 @@ def _add_files(group, command) -> None:
         choices=("auto", "coefficient", "batched"),
         help="default: by the size of the query",
     )
+    encrypt.add_argument("--compress", action="store_true", help="query and reply without the zero bits of residues")
     evaluate = command(group, "evaluate", _evaluate, "server: query to reply")
     evaluate.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
     evaluate.add_argument("--query", required=True, metavar="QUERY")
@@ -189,12 +221,23 @@ def _add_files(group, command) -> None:
 
 def _add_explain(group, command, note) -> None:
     """The choice of parameters, in words."""
-    explain = command(group, "explain", _explain, "which parameters and packing a head needs, and why")
-    explain.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    explain = command(group, "explain", _explain, "which parameters and packing a head or network needs, and why")
+    what = explain.add_mutually_exclusive_group(required=True)
+    what.add_argument("--head", metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
+    what.add_argument("--network", metavar="MODEL.keras", help="Dense and Conv2D layers, a Square between each two")
     explain.add_argument("--samples", type=int, default=1, metavar="N", help="of a query (default 1)")
     explain.add_argument("--scheme", choices=_SCHEMES[:2], help="default: whichever sends less")
+    explain.add_argument("--packing", choices=("coefficient", "batched"), help="default: whichever sends less")
     explain.add_argument("--sanitized", action="store_true", help="replies must tell the logits and nothing else")
     explain.add_argument("--feature-range", type=float, default=1.0, metavar="R", help="public bound (default 1)")
+    explain.add_argument(
+        "--input-range",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="of a network's inputs (default 0 1)",
+    )
     explain.add_argument("--max-error", type=float, metavar="X", help="of a logit, for any features in range")
     explain.set_defaults(note=note)
 
@@ -218,6 +261,7 @@ def _add_service(group, command, note) -> None:
     predict.add_argument("--keys", required=True, metavar="KEYS")
     predict.add_argument("--features", required=True, metavar="X.npy")
     predict.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    predict.add_argument("--compress", action="store_true", help="fewer bytes each way, for some time")
     predict.add_argument("--out", required=True, metavar="LOGITS.npy")
     predict.add_argument("--certificate-authority", metavar="PEM", help="trust these instead of the system's")
     predict.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for everything, retries too (60)")

@@ -114,6 +114,19 @@ def test_features_far_below_the_bias_ask_for_a_range(client):
     _check(client, np.ones((3, 2)), [1.0, 0.0], np.full((2, 3), 1e-30), feature_range=1.0)
 
 
+def test_a_refusal_tells_the_client_nothing_of_the_weights(client, sanitized_client):
+    """A step that the head has no room at: the client chooses it, and gets the message."""
+    for one in (client, sanitized_client):
+        query = one.encrypt(np.full((2, 3), 1e-30))
+        told = set()
+        for size in (1.25, 137.5):
+            with pytest.raises(he.client.InputError, match="larger feature_range") as error:
+                he.Server(np.full((3, 2), 0.1875 * size), [size, 0.0]).evaluate(query)
+            assert error.value.__suppress_context__
+            told.add(str(error.value))
+        assert len(told) == 1
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int16])
 def test_number_types_and_strided_features(client, dtype):
     rng = np.random.default_rng(8)

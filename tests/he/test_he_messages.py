@@ -57,9 +57,10 @@ def _with(data, offset, value):
 def test_layout_is_as_documented(exchange, bfv_client, kind):
     data = exchange[kind]
     assert data[:8] == b"TFPLABHE"
-    assert data[8:12] == bytes([2, 0, {"keys": 1, "query": 2, "reply": 3}[kind], 1])
+    assert data[8:12] == bytes([3, 0, {"keys": 1, "query": 2, "reply": 3}[kind], 1])
     pinned = PARAMETERS["bfv"]
     numbers = [(12, 4, 2048), (16, 4, 12), (20, 8, pinned.modulus), (28, 8, pinned.plaintext_modulus)]
+    numbers += [(92, 2, 0), (94, 2, 64)]
     numbers += [(68, 8, 0 if kind == "keys" else 3), (76, 4, {"keys": 0, "query": 4, "reply": 3}[kind])]
     for offset, size, value in numbers:
         assert int.from_bytes(data[offset : offset + size], "little") == value
@@ -106,7 +107,7 @@ def test_private_key_file_offered_as_a_query_is_called_that(exchange, bfv_client
 @pytest.mark.parametrize(
     ("offset", "value", "match"),
     [
-        (8, b"\1\0", "version 1"),
+        (8, b"\2\0", "version 2"),
         (10, b"\x09", "kind 9"),
         (11, b"\7", "scheme number 7"),
         (11, b"\2", "pinned ckks parameter"),
@@ -122,6 +123,9 @@ def test_private_key_file_offered_as_a_query_is_called_that(exchange, bfv_client
         (80, (2000).to_bytes(4, "little", signed=True), "step"),
         (84, np.float64(np.nan).tobytes(), "weight scale"),
         (92, b"\2", "packing 2"),
+        (94, b"\0", "residues of 64 bits, or of 53 if compressed, got 0"),
+        (94, b"\x3f", "residues of 64 bits, or of 53 if compressed, got 63"),
+        (94, b"\x35", "truncated or damaged"),
         (96, (2**31).to_bytes(4, "little"), "features"),
         (HEADER_BYTES, PARAMETERS["bfv"].modulus.to_bytes(8, "little"), "residues"),
         (HEADER_BYTES + 2**15, b"\xff" * 8, "residues"),
@@ -135,7 +139,7 @@ def test_forged_fields_under_a_fitting_digest_are_refused(exchange, bfv_client, 
 def test_forged_key_files_are_refused(exchange, bfv_client):
     keys = exchange["keys"]
     _refused("keys", bfv_client, _with(keys, 68, b"\1"), "no query fields")
-    _refused("keys", bfv_client, _with(keys, HEADER_BYTES + 88, b"\xff" * 8), "keys that fit")
+    _refused("keys", bfv_client, _with(keys, HEADER_BYTES + 88, b"\xff" * 8), "keys that fit: a residue is beyond")
     for offset in (0, 4, 8, 16, 40, 56, 88, 88 + 16384, 88 + 16384 + 8, 88 + 16384 + 48, 88 + 16384 + 113):
         place = HEADER_BYTES + offset
         _refused("keys", bfv_client, _with(keys, place, bytes([keys[place] ^ 1])), "keys that fit")

@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab import he
-from tfprivacy_lab.he import coefficients, messages, sanitize
+from tfprivacy_lab.he import coefficients, limits, messages, sanitize
 from tfprivacy_lab.he.ntt import transform
-from tfprivacy_lab.he.quantize import quantize_features
+from tfprivacy_lab.he.parameters import PARAMETERS
+from tfprivacy_lab.he.quantize import QuantizedHead, quantize_features
 
 D, C = 24, 3
 KERNEL = np.random.default_rng(0).normal(size=(D, C))
@@ -84,6 +85,35 @@ def test_dividing_c1_of_a_sanitised_reply_gives_nothing(sanitized_client):
     assert correlation(found, again) < 0.1
 
 
+def second_polynomial(client, reply):
+    """c1 of a reply as coefficients modulo the first prime, signed."""
+    way = transform(client.parameters.coeff_modulus[0], client.parameters.poly_modulus_degree)
+    return way.centred(way.inverse(np.ascontiguousarray(reply[1, 0])))
+
+
+def test_c1_of_two_replies_to_one_query_is_fresh(sanitized_client):
+    """Small errors alone would hide c1 from a division, and not from an average over replies to the same query."""
+    server, query = he.Server(KERNEL), sanitized_client.encrypt(FEATURES, 1.0, "coefficient")
+    prime = sanitized_client.parameters.coeff_modulus[0]
+    first, second = (
+        second_polynomial(sanitized_client, residues_of(server.evaluate(query), messages.REPLY)[0, 0]) for _ in range(2)
+    )
+    difference = (first - second) % prime / prime
+    assert stats.kstest(difference, "uniform").pvalue > 1e-6
+
+
+def test_c1_has_errors_of_its_own(sanitized_client):
+    """Without them the public a divides out, and what is left of two replies to one query is small: their ternary u."""
+    server, query = he.Server(KERNEL), sanitized_client.encrypt(FEATURES, 1.0, "coefficient")
+    prime, degree = sanitized_client.parameters.coeff_modulus[0], sanitized_client.parameters.poly_modulus_degree
+    way, public = transform(prime, degree), sanitized_client._public_key()[1, 0]
+    first, second = (residues_of(server.evaluate(query), messages.REPLY)[0, 0][1, 0] for _ in range(2))
+    difference = np.ascontiguousarray(way.sum(first, np.uint64(prime) - second))
+    inverse = np.array([pow(int(value), -1, prime) for value in public], np.uint64)
+    left = way.centred(way.inverse(way.multiply(difference, way.factor(inverse))))
+    assert stats.kstest(left / prime + 0.5, "uniform").pvalue > 1e-6
+
+
 def unused(client):
     ends = coefficients.logit_positions(D, C, client.parameters)[0]
     return np.setdiff1d(np.arange(client.parameters.poly_modulus_degree), ends)
@@ -125,72 +155,131 @@ def noise(client, ciphertext, integers):
 
 
 def regressed(client, rounds):
-    """Weights regressed on the noise of logit 0 in many replies, by somebody who knows the queries' own noise."""
+    """All weights of the product regressed on the noise of its logits in many replies.
+
+    The attacker holds the secret key, so it knows the noise of its own queries, and which of it each weight met.
+
+    Returns:
+        The correlation of what is found with the weights, and the p-value of there being nothing to find.
+    """
     server, pinned = he.Server(KERNEL), client.parameters
     integers, _ = quantize_features(FEATURES, pinned, 1.0)
     message = np.zeros(pinned.poly_modulus_degree, np.int64)
     message[:D] = integers[0]
     answer, rows, targets = products(client, server), [], []
-    end = D - 1
+    ends = coefficients.logit_positions(D, C, pinned)[0]
     for _ in range(rounds):
         query, reply = exchange(client, server)
-        fresh = noise(client, query, message).astype(float)
-        rows.append(fresh[end::-1][:D])
-        targets.append(float(noise(client, reply, answer)[end]))
+        fresh, seen = noise(client, query, message).astype(float), noise(client, reply, answer).astype(float)
+        turned = np.concatenate([-fresh, fresh])  # coefficient i of X^N = -1, for i from -N on
+        for end in ends:
+            rows.append(turned[len(fresh) + end - np.arange(D * C)])
+            targets.append(seen[end])
     rows, targets = np.array(rows), np.array(targets)
-    found = np.linalg.lstsq(rows, targets - targets.mean(), rcond=None)[0]
-    return correlation(found, weights_of(client, server)[:D])
+    found, rest = np.linalg.lstsq(rows, targets, rcond=None)[:2]
+    free = len(targets) - D * C
+    ratio = (np.sum(targets**2) - rest[0]) / (D * C) / (rest[0] / free)
+    return correlation(found, weights_of(client, server)[: D * C]), stats.f.sf(ratio, D * C, free)
 
 
 def test_noise_of_plain_replies_gives_the_weights_away(bfv_client):
-    # The other classes' weights act as noise of the regression, which many replies average out.
-    assert regressed(bfv_client, 400) > 0.5
+    found, chance = regressed(bfv_client, 60)
+    assert found > 0.99
+    assert chance < 1e-6
 
 
 def test_noise_of_sanitised_replies_gives_nothing_away(bfv_sanitized_client):
-    assert regressed(bfv_sanitized_client, 150) < 4 / math.sqrt(D)
+    found, chance = regressed(bfv_sanitized_client, 150)
+    assert found < 4.5 / math.sqrt(D * C)
+    assert chance > 1e-6
 
 
-def logit_noise(client, server, rounds):
-    """The noise of the logits in many replies to one and the same features."""
-    answer = products(client, server)
-    ends = coefficients.logit_positions(D, C, client.parameters)[0]
-    return np.concatenate(
-        [noise(client, exchange(client, server)[1], answer)[ends].astype(float) for _ in range(rounds)]
-    )
+def test_without_flooding_the_same_regression_gives_the_weights_away(bfv_sanitized_client, monkeypatch):
+    """The encryption of zero and the masks do not hide what the weights did to the noise: flooding does."""
+    monkeypatch.setattr(sanitize, "flooding", lambda *_: 0)
+    found, chance = regressed(bfv_sanitized_client, 150)
+    assert found > 0.9
+    assert chance < 1e-6
 
 
-def two_heads_of_equal_logits():
-    """The second is far larger, but for a direction in which the features have nothing."""
-    rng = np.random.default_rng(5)
-    away = rng.normal(size=(D, C)) * 20
-    away -= FEATURES.T @ (FEATURES @ away) / np.sum(FEATURES**2)
-    return KERNEL, KERNEL + away
+def two_heads_of_equal_logits(client):
+    """Servers of one scale, and features whose integer logits are the same under both: c of them, exact.
+
+    The features are zero but for one; in the rows of the others the second head is 1.7 times as large.
+    """
+    pinned, features = client.parameters, np.eye(D)[:1]
+    rest = np.random.default_rng(5).choice([-1.0, 1.0], size=(D - 1, C))
+    for size in 2.0 ** np.arange(0, 1, 0.05):
+        kernels = [np.vstack([[0.5, -0.25, 0.125], size * rest * factor]) for factor in (1.0, 1.7)]
+        servers = [he.Server(kernel) for kernel in kernels]
+        heads = [server.quantized_head(pinned.name, -pinned.feature_bits, "coefficient") for server in servers]
+        if heads[0].weight_scale == heads[1].weight_scale:
+            break
+    assert np.array_equal(heads[0].kernel[0], heads[1].kernel[0])
+    assert heads[1].l2_norms.min() > 1.6 * heads[0].l2_norms.max()
+    return servers, features, heads[0].kernel[0].astype(object) * pinned.max_feature
 
 
-def test_replies_of_two_heads_with_equal_logits_look_alike(bfv_sanitized_client):
-    """Same scale of flooding, so the only difference left could be the noise that the weights made."""
-    small, large = (he.Server(kernel / 30) for kernel in two_heads_of_equal_logits())
-    largest = max(
-        server._prepared("bfv-sanitized", -10, "coefficient").sanitizer.flooding[0] for server in (small, large)
-    )
-    for server in (small, large):
-        server._prepared("bfv-sanitized", -10, "coefficient").sanitizer.flooding[0] = largest
-    drawn = [logit_noise(bfv_sanitized_client, server, 60) / largest for server in (small, large)]
-    assert stats.ks_2samp(*drawn).pvalue > 1e-4
-    assert all(stats.kstest(sample / 2 + 0.5, "uniform").pvalue > 1e-4 for sample in drawn)
-    assert max(np.abs(sample).max() for sample in drawn) <= 1 + 2.0**-30
+def logit_noise(client, server, features, logits, rounds):
+    """What the key holder sees beside the logits in many replies to the same features, integers (rounds, C)."""
+    pinned, found = client.parameters, []
+    ends = coefficients.logit_positions(D, C, pinned)[0]
+    for _ in range(rounds):
+        seen = phase(client, exchange(client, server, features)[1])[ends]
+        found.append(
+            seen - logits * pinned.modulus // pinned.plaintext_modulus if client.scheme == "bfv" else seen - logits
+        )
+    return np.array(found, dtype=object)
 
 
-def test_without_flooding_the_same_test_tells_them_apart(bfv_sanitized_client):
-    drawn = []
-    for kernel in two_heads_of_equal_logits():
-        server = he.Server(kernel / 30)
-        prepared = server._prepared("bfv-sanitized", -10, "coefficient")
-        prepared.sanitizer.flooding[0] = 0
-        scale = np.linalg.norm(prepared.head.kernel / prepared.head.weight_scale)
-        drawn.append(logit_noise(bfv_sanitized_client, server, 60) * scale / np.linalg.norm(prepared.head.kernel))
-    assert stats.ks_2samp(*drawn).pvalue < 1e-6
+def test_replies_of_two_heads_with_equal_logits_look_alike(sanitized_client):
+    servers, features, logits = two_heads_of_equal_logits(sanitized_client)
+    magnitude = limits.flooding(sanitized_client.parameters, D, C)
+    drawn = [
+        (logit_noise(sanitized_client, server, features, logits, 100) / magnitude).astype(float) for server in servers
+    ]
+    for one, other in zip(*(sample.T for sample in drawn), strict=True):
+        assert stats.ks_2samp(one, other).pvalue > 1e-6
+        assert stats.ks_2samp(np.abs(one), np.abs(other)).pvalue > 1e-6
+    for sample in drawn:
+        assert stats.kstest(sample.ravel() / 2 + 0.5, "uniform").pvalue > 1e-6
+        assert np.abs(sample).max() <= 1 + 2.0**-30
+
+
+def test_what_flooding_hides_tells_two_heads_apart_and_is_within_the_stated_distance(sanitized_client, monkeypatch):
+    magnitude = limits.flooding(sanitized_client.parameters, D, C)
+    monkeypatch.setattr(sanitize, "flooding", lambda *_: 0)
+    servers, features, logits = two_heads_of_equal_logits(sanitized_client)
+    drawn = [
+        np.abs(logit_noise(sanitized_client, server, features, logits, 100).astype(float)).ravel() for server in servers
+    ]
+    assert stats.ks_2samp(*drawn).pvalue < 1e-4
+    # A shift by s moves a uniform integer of 2 F + 1 values by the statistical distance s / (2 F + 1).
+    furthest = drawn[0].max() + drawn[1].max()
+    assert 0 < C * furthest / (2 * magnitude + 1) <= 2.0**-limits.FLOODING_BITS
+
+
+@pytest.mark.parametrize("name", ["bfv-sanitized", "ckks-sanitized"])
+def test_flooding_and_scale_tell_the_shape_and_a_power_of_two(name):
+    """The flooding's spread, which a key holder sees, is the same for all heads of a shape."""
+    pinned, made = PARAMETERS[name], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        kernel, bias = rng.normal(size=(D, C)) * rng.uniform(0.5, 2), rng.normal(size=C)
+        head = QuantizedHead.from_float(kernel, bias, pinned, -pinned.feature_bits, "coefficient")
+        assert math.frexp(head.weight_scale)[0] == 0.5
+        made.append((sanitize.Sanitizer(coefficients.PreparedHead(head)).flooding, head.weight_scale))
+    assert len({magnitude for magnitude, _ in made}) == 1
+    assert 1 < len({scale for _, scale in made}) <= 5
+
+
+def test_queries_of_the_sanitising_ckks_set_hold_their_integers_and_nothing_else(ckks_sanitized_client):
+    """CKKS' encoder would leave its float64 rounding, 2**20 and more, at every coefficient."""
+    pinned = ckks_sanitized_client.parameters
+    query, _ = exchange(ckks_sanitized_client, he.Server(KERNEL))
+    message = np.zeros(pinned.poly_modulus_degree, object)
+    message[:D] = [int(value) for value in np.rint(np.ldexp(FEATURES[0], pinned.feature_bits))]
+    assert np.abs(phase(ckks_sanitized_client, query) - message).max() <= pinned.coefficient_noise_bound()
 
 
 @pytest.mark.parametrize("prime", [97, 40961, 35184371884033])

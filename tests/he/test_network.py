@@ -71,10 +71,11 @@ def test_networks_that_ciphertexts_cannot_compute_are_refused(layers, reason):
         Network.from_keras(model)
 
 
-def test_square_layer_saves_loads_and_trains_under_dp(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [lambda: models.square_mlp(8), models.cryptonet], ids=["dense", "convolutional"])
+def test_square_networks_save_load_and_train_under_dp(tmp_path, monkeypatch, make):
     # Next to no noise, whose cost no accountant can discretise: the engines draw differently.
     monkeypatch.setattr(training, "epsilon_after", lambda run, steps, delta: float("inf"))
-    model = models.square_mlp(8)
+    model = make()
     model.save(tmp_path / "m.keras")
     images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
     loaded = tf.keras.models.load_model(tmp_path / "m.keras", compile=False, safe_mode=True)
@@ -91,6 +92,10 @@ def test_square_layer_saves_loads_and_trains_under_dp(tmp_path, monkeypatch):
     for reference, fast, start in zip(*ends, model.get_weights(), strict=True):
         assert np.abs(reference - start).max() > 0
         np.testing.assert_allclose(fast, reference, atol=1e-5)
+    # What was trained under DP is what is evaluated under encryption.
+    network = Network.from_keras(trained)
+    np.testing.assert_allclose(network.evaluate(images[:2]), trained(images[:2]), atol=1e-4)
+    assert BatchedPlan.make(network).public.squares == network.squares
 
 
 @pytest.mark.parametrize("pinned", [*BATCHED.values(), SINGLE])

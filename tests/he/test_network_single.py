@@ -14,7 +14,7 @@ from tfprivacy_lab.he import diagonals
 from tfprivacy_lab.he.diagonals import Diagonals
 from tfprivacy_lab.he.layers import Affine, Network
 from tfprivacy_lab.he.single_client import SingleImageClient
-from tfprivacy_lab.he.single_image import SinglePlan
+from tfprivacy_lab.he.single_image import MAX_INPUT_BITS, SinglePlan
 from tfprivacy_lab.he.single_server import SingleImageServer
 
 
@@ -166,3 +166,19 @@ def test_plans_without_room_and_secret_holders_that_travel_are_refused(session):
         SinglePlan.make(dense_network(1, 4, 3, 2), (-1e9, 1e9))
     with pytest.raises(TypeError, match="secret key"):
         pickle.dumps(session[1])
+
+
+@pytest.mark.parametrize("size", [300.0, 5000.0])
+def test_magnitudes_that_fill_the_primes_do_not_wrap(size):
+    """Where the limits bind, the finest scale is taken, and inputs at the ends of their range decrypt right."""
+    plain = dense_network(9, 12, 8, 3)
+    first = plain.layers[0]
+    network = Network((Affine(first.kernel * size, first.bias, first.windows, first.inputs), *plain.layers[1:]))
+    plan, client, server = _session(network)
+    assert plan.public.input_bits < MAX_INPUT_BITS
+    images = aligned_inputs(network, 0.0, 1.0)
+    expected = network.evaluate(images)
+    worst = np.argmax(np.abs(expected).max(axis=1))
+    logits = client.decrypt(server.evaluate(client.encrypt(images[worst])))
+    assert np.abs(logits - expected[worst]).max() <= 1e-3 * np.abs(expected[worst]).max()
+    assert np.abs(expected).max() * plan.public.output_scale * 2 < plan.public.parameters.primes[0]

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import threading
+
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.dp import spending
 from tfprivacy_lab.dp.accounting import check_delta
 
 
 class EpsilonLogger(tf.keras.callbacks.Callback):
-    """Puts ``epsilon`` among the logs of every epoch; ``PrivateModel.fit`` adds it by itself."""
+    """Puts ``epsilon`` among the logs of every epoch; ``PrivateModel.fit`` adds it by itself.
+
+    How many steps an epoch will have taken is known when it begins, so its ε is computed beside it; if it ends
+    otherwise, ε is computed for what was done.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._expected, self._thread, self._found = None, None, {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Begin with the ε of an epoch that runs to its end."""
+        self._expected = tuple(spending.extended(self.model.phases(), self.params["steps"]))
+        self._thread = threading.Thread(target=self._compute, args=(self._expected,), daemon=True)
+        self._thread.start()
 
     def on_epoch_end(self, epoch, logs=None):
         """ε spent so far, at the model's δ."""
+        self._thread.join()
         if logs is not None:
-            logs["epsilon"] = self.model.epsilon()
+            as_expected = tuple(self.model.phases()) == self._expected and self._expected in self._found
+            logs["epsilon"] = self._found[self._expected] if as_expected else self.model.epsilon()
+
+    def _compute(self, phases):
+        self._found = {phases: spending.epsilon_of(list(phases), self.model.delta)}
 
 
 class StopBeforeBudget(tf.keras.callbacks.Callback):

@@ -20,6 +20,8 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.dp import accounting, events
+from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
+from tfprivacy_lab.dp.repetition import self_compose
 
 SEQUENTIAL = "one record may be in the data of every part"
 PARALLEL = "one record is in the data of one part only, by a rule fixed before looking at the data"
@@ -106,7 +108,7 @@ def epsilon_of(event, delta: float) -> float:
         InputError: as :func:`compose`, or if no finite ε can be computed at δ.
     """
     accounting.check_delta(delta)
-    epsilon = float(privacy_loss(event).get_epsilon_for_delta(delta))
+    epsilon = epsilon_for_delta(privacy_loss(event), delta)
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
@@ -259,17 +261,17 @@ def _mechanism_loss(mechanism: tuple, count: int):
     if kind == "gaussian" and numbers[0] == 1.0:
         return accounting.step_privacy_loss(numbers[1] / math.sqrt(count), 1.0)
     if kind == "gaussian":
-        return accounting.step_privacy_loss(numbers[1], numbers[0]).self_compose(count)
+        return self_compose(accounting.step_privacy_loss(numbers[1], numbers[0]), count)
     if kind == "laplace":
         one = privacy_loss_distribution.from_laplace_mechanism(
             numbers[1], sampling_prob=numbers[0], value_discretization_interval=accounting.DISCRETISATION
         )
-        return one.self_compose(count)
+        return self_compose(one, count)
     examples, probability, largest, noise_multiplier = numbers
     one = privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
         examples, probability, largest, noise_multiplier, value_discretization_interval=accounting.DISCRETISATION
     )
-    return one.self_compose(count)
+    return self_compose(one, count)
 
 
 @functools.lru_cache(maxsize=256)

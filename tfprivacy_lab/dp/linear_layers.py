@@ -137,7 +137,9 @@ class LinearUses(Uses):
     def _kernel_norms(self):
         x, g = self._x, self._g
         if x.shape[2] == 1:
-            return tf.reduce_sum(tf.reduce_sum(tf.square(x), [2, 3]) * tf.reduce_sum(tf.square(g), [2, 3]), 1)
+            # Norms, not sums of squares: one pass over the numbers.
+            lengths = [tf.math.reduce_euclidean_norm(a, [2, 3]) for a in (x, g)]
+            return tf.reduce_sum(tf.square(lengths[0] * lengths[1]), 1)
         if self.materialises():
             # As (p, d), not (d, p): the longer rows make the product and the norm quicker.
             self._kernel_gradients = tf.matmul(g, x, transpose_a=True)

@@ -16,8 +16,12 @@ import importlib
 
 _EXPORTS = {
     "Choice": "choice",
+    "NetworkChoice": "network_choice",
     "choose": "choice",
+    "choose_network": "network_choice",
     "Client": "client",
+    "Cost": "costs",
+    "compare_packings": "costs",
     "Parameters": "parameters",
     "PARAMETERS": "parameters",
     "QuantizedHead": "quantize",
@@ -33,10 +37,14 @@ __all__ = [
     "PARAMETERS",
     "Choice",
     "Client",
+    "Cost",
+    "NetworkChoice",
     "Parameters",
     "QuantizedHead",
     "Server",
     "choose",
+    "choose_network",
+    "compare_packings",
     "integer_logits",
     "quantize_features",
 ]

@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.parameters import FLOODING_BITS, MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
+from tfprivacy_lab.he import limits, messages
+from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PACKINGS, PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
 
 SCHEMES = ("bfv", "ckks")
@@ -68,8 +68,9 @@ class Choice:
     def _replies_in_words(self):
         if self.parameters.sanitizes:
             return (
-                f"replies are sanitised: an encryption of zero, uniform masks, and flooding within 2^-{FLOODING_BITS}: "
-                "nothing of the head but its logits"
+                f"replies are sanitised: an encryption of zero, uniform masks, and flooding within "
+                f"2^-{limits.FLOODING_BITS} a sample: nothing of the head but its logits, and its scale, "
+                f"{self.head.weight_scale:g}, a power of two"
             )
         return (
             "replies are not sanitised: whoever holds the key can work out the weights from one; ask for sanitized if "
@@ -83,6 +84,7 @@ def choose(
     *,
     samples: int = 1,
     scheme: str | None = None,
+    packing: str | None = None,
     sanitized: bool = False,
     feature_range: float = 1.0,
     max_error: float | None = None,
@@ -94,6 +96,8 @@ def choose(
         bias: Finite, shape (c,), or None.
         samples: Samples of a query, >= 1.
         scheme: "bfv" (exact), "ckks", or None for either.
+        packing: "coefficient" or "batched", or None for either; those in slots are never cheaper
+            (:func:`tfprivacy_lab.he.costs.compare_packings`).
         sanitized: Whether replies must tell nothing of the head but the logits.
         feature_range: Public bound on the features' magnitudes, > 0.
         max_error: The error of a logit that is wanted, > 0, for all features in range; None for any.
@@ -109,17 +113,21 @@ def choose(
     check_finite_number("feature_range", feature_range, above=0)
     if scheme is not None:
         check_choice("scheme", scheme, SCHEMES)
+    if packing is not None:
+        check_choice("packing", packing, PACKINGS)
     if max_error is not None:
         check_finite_number("max_error", max_error, above=0)
     found, reasons = [], []
     for parameters in PARAMETERS.values():
         if scheme not in (None, parameters.scheme) or parameters.sanitizes != sanitized:
             continue
-        for packing in parameters.packings:
+        for candidate in parameters.packings if packing is None else {packing} & {*parameters.packings}:
             try:
-                found.append(_evaluated(kernel, bias, parameters, packing, samples, feature_range))
+                found.append(_evaluated(kernel, bias, parameters, candidate, samples, feature_range))
             except InputError as error:
                 reasons.append(str(error))
+    if not found and not reasons:
+        raise InputError("Expected packing=coefficient for sanitised replies, got batched.")
     if not found:
         raise InputError(reasons[0])
     fitting = [one for one in found if max_error is None or one.error_bound <= max_error]
@@ -146,7 +154,8 @@ def _evaluated(kernel, bias, parameters, packing, samples, feature_range) -> Cho
         )
         messages.check_size(header, "features")
         sizes.append(header.message_bytes)
-    noise = float(parameters.noise_bound(head.kernel, packing).max()) + 0.5
+    noise = float(limits.noise_bound(parameters, head.kernel, packing).max())
+    noise += limits.flooding(parameters, features, classes)
     room = parameters.modulus / (2 * parameters.plaintext_modulus if parameters.scheme == "bfv" else 2)
     products = parameters.products(features, classes) if packing == "coefficient" else 1
     error = float(np.max(head.error_bound()))

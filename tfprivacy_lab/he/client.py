@@ -8,7 +8,6 @@ library is noticed. Bytes from elsewhere reach SEAL only as residues below q beh
 from __future__ import annotations
 
 import dataclasses
-import math
 import secrets
 
 import numpy as np
@@ -16,8 +15,9 @@ import numpy as np
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he import coefficients, messages
+from tfprivacy_lab.he.key_bytes import key_bytes, make_library, split_keys
 from tfprivacy_lab.he.ntt import transform
-from tfprivacy_lab.he.packing import block_count, block_samples, block_slots
+from tfprivacy_lab.he.packing import add_modular, block_count, block_samples, block_slots
 from tfprivacy_lab.he.parameters import PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import check_features, dequantize_logits, feature_step_exponent
 
@@ -68,13 +68,13 @@ class Client:
             InputError: if the scheme is another.
         """
         parameters = PARAMETERS[check_choice("scheme", scheme, PARAMETERS)]
-        library = _library(parameters)
+        library = make_library(parameters)
         library.keyGen()
         return cls(parameters, secrets.token_bytes(messages.ID_BYTES), library)
 
     def to_bytes(self) -> bytes:
         """The private key file: both keys, **secret**."""
-        body = b"".join(_key_bytes(self._library))
+        body = b"".join(key_bytes(self._library))
         header = messages.Header(messages.KEY, self._parameters, self._key_id)
         if len(body) != header.body_bytes:
             raise RuntimeError(f"SEAL wrote keys of {len(body)} bytes, not {header.body_bytes}: another version?")
@@ -92,11 +92,11 @@ class Client:
             InputError: if they are damaged, no private key file, or not a pair of keys.
         """
         header, body = messages.parse(data, messages.KEY, name)
-        parameters, library = header.parameters, _library(header.parameters)
-        template = _library(parameters)
+        parameters, library = header.parameters, make_library(header.parameters)
+        template = make_library(parameters)
         template.keyGen()
         try:
-            secret, public = _split_keys(bytes(body), _key_bytes(template), parameters)
+            secret, public = split_keys(bytes(body), key_bytes(template), parameters)
             library.from_bytes_secret_key(secret)
             library.from_bytes_public_key(public)
             return cls(parameters, header.key_id, library)
@@ -120,7 +120,9 @@ class Client:
         """
         return cls.from_bytes(files.read_bytes(path, "private key file"), f"private key file {path}")
 
-    def encrypt(self, features, feature_range: float | None = None, packing: str = "auto") -> bytes:
+    def encrypt(
+        self, features, feature_range: float | None = None, packing: str = "auto", compress: bool = False
+    ) -> bytes:
         """Encrypt a batch of feature vectors.
 
         Args:
@@ -130,6 +132,8 @@ class Client:
             packing: "coefficient", a ciphertext a sample; "batched", a ciphertext a feature and 2,048 samples; or
                 "auto", coefficient for up to half as many samples as features: a query is then half the size or
                 less. Replies of many classes count too: :func:`tfprivacy_lab.he.choice.choose` weighs them.
+            compress: Leave out the zero bits of residues, and have the server do so in its reply: a sixth fewer bytes,
+                three tenths under a sanitising set, for some time (:mod:`tfprivacy_lab.he.compression`).
 
         Returns:
             The query.
@@ -148,11 +152,12 @@ class Client:
             samples,
             columns,
             packing=packing,
+            residue_bits=self._parameters.residue_bits if compress else 64,
         )
         messages.check_size(header, "features")
         exponent = feature_step_exponent(features, self._parameters, feature_range)
         header = dataclasses.replace(header, step_exponent=exponent)
-        body, size, start = bytearray(header.body_bytes), self._parameters.ciphertext_bytes, 0
+        body, size, start = bytearray(header.expanded_bytes), self._parameters.ciphertext_bytes, 0
         pieces = self._blocks(features, exponent) if packing == "batched" else self._samples(features, exponent)
         for ciphertext in pieces:
             body[start : start + size] = ciphertext
@@ -228,10 +233,23 @@ class Client:
 
     def _samples(self, features: np.ndarray, exponent: int):
         """The ciphertexts of a query in coefficient packing, transformed."""
+        if self.scheme == "ckks" and self._parameters.sanitizes:
+            yield from self._exact_samples(features, exponent)
+            return
         slots_of = coefficients.bfv_slots if self.scheme == "bfv" else coefficients.ckks_slots
         for row in self._scaled(features, exponent):
             ciphertext = self._encrypt_slots(slots_of(row, self._parameters))
             yield self._transformed(ciphertext, inverse=False).tobytes()
+
+    def _exact_samples(self, features: np.ndarray, exponent: int):
+        """The same with CKKS' integers added to encryptions of zero, past the encoder and its rounding."""
+        zeros = np.zeros(self._parameters.poly_modulus_degree // 2, np.complex128)
+        for row in np.rint(np.ldexp(features, -exponent)):
+            residues = self._transformed(self._encrypt_slots(zeros), inverse=False)
+            polynomial = coefficients.ckks_residues(row, self._parameters)
+            for k, prime in enumerate(self._parameters.coeff_modulus):
+                add_modular(residues[0, k], polynomial[k], prime)
+            yield residues.tobytes()
 
     def _transformed(self, ciphertext, inverse: bool) -> np.ndarray:
         """BFV's residues, from coefficients to transforms or back; CKKS' are transforms anyway."""
@@ -245,7 +263,7 @@ class Client:
 
     def _public_key(self) -> np.ndarray:
         """(b, a) modulo q, transformed, uint64 (2, primes, N): the key as SEAL made it, without the special prime."""
-        residues = np.frombuffer(_key_bytes(self._library)[1][messages.PUBLIC_KEY_PREFIX_BYTES :], "<u8")
+        residues = np.frombuffer(key_bytes(self._library)[1][messages.PUBLIC_KEY_PREFIX_BYTES :], "<u8")
         shape = (2, len(self._parameters.key_primes), self._parameters.poly_modulus_degree)
         return np.ascontiguousarray(residues.reshape(shape)[:, : len(self._parameters.coeff_modulus)])
 
@@ -282,7 +300,7 @@ class Client:
             sent, _ = messages.parse(query, messages.QUERY, "query")
             if any(
                 getattr(sent, field) != getattr(header, field)
-                for field in ("query_id", "samples", "step_exponent", "packing")
+                for field in ("query_id", "samples", "step_exponent", "packing", "residue_bits")
             ):
                 raise InputError(f"Expected {name} to answer this query, got another query's.")
             if header.features != sent.columns:
@@ -314,41 +332,3 @@ class Client:
         if not below or not np.allclose(values, pattern[:, 0], rtol=0, atol=1e-3):
             raise RuntimeError("the keys do not decrypt what they encrypt")
         return self._prefix
-
-
-def _library(parameters: Parameters):
-    """Pyfhel with exactly these parameters, checked afterwards: it replaces some silently."""
-    from Pyfhel import Pyfhel
-
-    library = Pyfhel()
-    chosen = {"scale": math.ldexp(1.0, parameters.feature_bits)}
-    if parameters.scheme == "bfv":
-        chosen = {"t": parameters.plaintext_modulus}
-    status = library.contextGen(
-        scheme=parameters.scheme, n=parameters.poly_modulus_degree, qi=list(parameters.key_primes), **chosen
-    )
-    made = (library.n, tuple(library.qi))
-    if "valid" not in str(status) or made != (parameters.poly_modulus_degree, parameters.key_primes):
-        raise RuntimeError(f"SEAL made another context than asked for: {status}, {made}.")
-    if parameters.scheme == "bfv" and library.t != parameters.plaintext_modulus:
-        raise RuntimeError(f"SEAL made another plaintext_modulus than asked for: {library.t}.")
-    return library
-
-
-def _key_bytes(library) -> tuple[bytes, bytes]:
-    """The secret and the public key as SEAL writes them, uncompressed."""
-    return library.to_bytes_secret_key("none"), library.to_bytes_public_key("none")
-
-
-def _split_keys(body: bytes, template: tuple[bytes, bytes], parameters: Parameters) -> list[bytes]:
-    """The two keys in a key file's body, their prefixes as in other keys of this library, residues below q."""
-    keys = [body[: len(template[0])], body[len(template[0]) :]]
-    primes = parameters.key_primes
-    prefixes = messages.SECRET_KEY_PREFIX_BYTES, messages.PUBLIC_KEY_PREFIX_BYTES
-    for key, other, prefix in zip(keys, template, prefixes, strict=True):
-        if key[:prefix] != other[:prefix] or len(key) != len(other):
-            raise ValueError("written by another version of the library")
-        residues = np.frombuffer(key[prefix:], "<u8").reshape(-1, len(primes), parameters.poly_modulus_degree)
-        if any((residues[:, k] >= prime).any() for k, prime in enumerate(primes)):
-            raise ValueError("a residue is beyond coeff_modulus")
-    return keys

@@ -136,6 +136,25 @@ def ckks_slots(polynomial: np.ndarray, parameters: Parameters) -> np.ndarray:
     return np.fft.ifft(twisted)[_odd_powers(degree)] * degree
 
 
+def ckks_residues(polynomial: np.ndarray, parameters: Parameters) -> list[np.ndarray]:
+    """Transforms of a polynomial of integers, exactly: what to add to an encryption of zero.
+
+    CKKS' encoder works in float64, whose errors at a scale of 70 bits reach every coefficient, and by them a reply
+    would tell sums of weights other than the logits.
+
+    Args:
+        polynomial: Integers in float64, of any size, shape (up to N,).
+        parameters: The set.
+
+    Returns:
+        For every prime, uint64 (N,).
+    """
+    whole = np.zeros(parameters.poly_modulus_degree)
+    whole[: len(polynomial)] = polynomial
+    ways = [transform(prime, parameters.poly_modulus_degree) for prime in parameters.coeff_modulus]
+    return [way.forward(np.mod(whole, float(way.prime)).astype(np.uint64)) for way in ways]  # fmod is exact
+
+
 def ckks_polynomial(slots: np.ndarray, parameters: Parameters) -> np.ndarray:
     """The polynomial whose slots these are, float64 (N,); :func:`ckks_slots` undone."""
     degree = parameters.poly_modulus_degree

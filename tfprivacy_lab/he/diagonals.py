@@ -146,6 +146,31 @@ class Diagonals:
         return slots.reshape(-1, self.rows)[: self.outputs, 0]
 
 
+def evaluate_layer(plan: Diagonals, operations, packed, factors):
+    """The first layer without its bias: baby steps, products, giant steps in Horner's form, and folds.
+
+    Args:
+        plan: Slots and rotations.
+        operations: ``rotate``, ``add``, ``multiply`` and ``rescale`` as in :func:`evaluate`.
+        packed: The input's vector.
+        factors: As :meth:`Diagonals.first_layer` arranges them.
+
+    Returns:
+        The vector with output r in every slot that is r modulo the plan's rows.
+    """
+    turned = [packed]
+    for _ in range(1, plan.baby_steps):
+        turned.append(operations.rotate(turned[-1], 1))
+    total = None
+    for giant in reversed(list(factors)):
+        products = [operations.multiply(v, factor) for v, factor in zip(turned, giant, strict=True)]
+        inner = operations.rescale(functools.reduce(operations.add, products))
+        total = inner if total is None else operations.add(operations.rotate(total, plan.baby_steps), inner)
+    for step in plan.folds[0]:
+        total = operations.add(total, operations.rotate(total, step))
+    return total
+
+
 def evaluate(plan: Diagonals, operations, packed, first, first_bias, second, second_bias) -> list:
     """The plan on any kind of vectors, so that the plain one is the encrypted one's oracle.
 
@@ -159,16 +184,7 @@ def evaluate(plan: Diagonals, operations, packed, first, first_bias, second, sec
     Returns:
         A vector for each reply.
     """
-    turned = [packed]
-    for _ in range(1, plan.baby_steps):
-        turned.append(operations.rotate(turned[-1], 1))
-    total = None
-    for factors in reversed(list(first)):
-        products = [operations.multiply(v, factor) for v, factor in zip(turned, factors, strict=True)]
-        inner = operations.rescale(functools.reduce(operations.add, products))
-        total = inner if total is None else operations.add(operations.rotate(total, plan.baby_steps), inner)
-    for step in plan.folds[0]:
-        total = operations.add(total, operations.rotate(total, step))
+    total = evaluate_layer(plan, operations, packed, first)
     hidden, replies = operations.square(operations.add_bias(total, first_bias)), []
     for factor, bias in zip(second, second_bias, strict=True):
         reply = operations.multiply(hidden, factor)

@@ -6,7 +6,7 @@ All integers little-endian, no padding, no pickle. Byte by byte:
 offset  bytes  field
 ======  =====  ==========================================================================
 0       8      magic, ``TFPLABHE``
-8       2      format version, 2
+8       2      format version, 3
 10      1      kind: 1 private key, 2 query, 3 reply
 11      1      parameter set: 1 bfv, 2 ckks, 3 bfv-sanitized, 4 ckks-sanitized
 12      4      poly_modulus_degree N
@@ -19,13 +19,15 @@ offset  bytes  field
 76      4      columns: features of a query, classes of a reply; 0 in a key
 80      4      step exponent e, signed: an integer feature of 1 stands for 2**e; 0 in a key
 84      8      weight scale s, float64: a reply's integers stand for 2**e / s; 0 in key and query
-92      4      packing: 0 batched, 1 coefficient; 0 in a key
+92      2      packing: 0 batched, 1 coefficient; 0 in a key
+94      2      bits of a residue in the body: 64, or, compressed, those of q's largest prime; 64 in a key
 96      4      features of the query that a reply answers; 0 in key and query
 100     ...    body
 -32     32     SHA-256 of everything before
 ======  =====  ==========================================================================
 
-Body of a query or reply: ciphertexts (c0, c1) of uint64 residues, shape (..., 2, primes of q, N). Batched: one a
+Body of a query or reply: ciphertexts (c0, c1) of residues of 64 bits, or fewer in the order of
+:mod:`~tfprivacy_lab.he.compression`, shape (..., 2, primes of q, N). Batched: one a
 block of N samples and column, ``ceil(samples / N)`` blocks; coefficients for BFV, SEAL's number-theoretic transform
 for CKKS. Coefficient packing: one a sample in a query, one a sample and product in a reply, both transformed. A query
 under a sanitising set ends with the client's public key (b, a), transformed, shape (2, primes of q, N).
@@ -47,12 +49,13 @@ import struct
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.he.compression import compressed, expanded
 from tfprivacy_lab.he.packing import block_count
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, MAX_MESSAGE_BYTES, PACKINGS, PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import MAX_RANGE_EXPONENT
 
 MAGIC = b"TFPLABHE"
-VERSION = 2
+VERSION = 3
 KEY, QUERY, REPLY = 1, 2, 3
 ID_BYTES = 16
 DIGEST_BYTES = 32
@@ -62,7 +65,7 @@ PUBLIC_KEY_PREFIX_BYTES = 113
 
 _KINDS = {KEY: "private key file", QUERY: "query", REPLY: "reply"}
 _SETS = {"bfv": 1, "ckks": 2, "bfv-sanitized": 3, "ckks-sanitized": 4}
-_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidII")
+_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidHHI")
 _NO_ID = bytes(ID_BYTES)
 
 
@@ -80,10 +83,16 @@ class Header:
     weight_scale: float = 0.0
     packing: str = "batched"
     features: int = 0
+    residue_bits: int = 64
 
     @property
     def body_bytes(self) -> int:
         """Length of the body, from the parameters and the shape."""
+        return self.expanded_bytes if self.kind == KEY else self.expanded_bytes // 64 * self.residue_bits
+
+    @property
+    def expanded_bytes(self) -> int:
+        """Length of the body in residues of 64 bits: what it takes in memory."""
         if self.kind == KEY:
             residues = 3 * len(self.parameters.key_primes) * self.parameters.poly_modulus_degree
             return SECRET_KEY_PREFIX_BYTES + PUBLIC_KEY_PREFIX_BYTES + 8 * residues
@@ -114,7 +123,7 @@ def pack(header: Header, body) -> bytes:
 
     Args:
         header: Kind, parameters, ids and shape.
-        body: A contiguous bytes-like object or array of ``header.body_bytes`` bytes.
+        body: A contiguous bytes-like object or array of ``header.expanded_bytes`` bytes.
 
     Returns:
         The bytes.
@@ -136,8 +145,11 @@ def pack(header: Header, body) -> bytes:
         header.step_exponent,
         header.weight_scale,
         PACKINGS.index(header.packing),
+        header.residue_bits,
         header.features,
     )
+    if header.residue_bits != 64:
+        body = compressed(np.frombuffer(body, "<u8"), header.residue_bits)
     view = memoryview(body).cast("B")
     digest = hashlib.sha256(head)
     digest.update(view)
@@ -166,7 +178,7 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
     if fields[14] >= len(PACKINGS):
         raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {fields[14]}.")
     parameters = _check_parameters(fields[3:8], name)
-    header = Header(kind, parameters, *fields[8:14], PACKINGS[fields[14]], fields[15])
+    header = Header(kind, parameters, *fields[8:14], PACKINGS[fields[14]], fields[16], fields[15])
     _check_shape(header, name)
     expected = header.message_bytes
     if len(data) != expected:
@@ -183,13 +195,14 @@ def residues(header: Header, body, name: str) -> tuple[np.ndarray, np.ndarray | 
     """The body as residues, each below its prime.
 
     Returns:
-        uint64, a read-only view of the body, shape (*header.ciphertexts, 2, primes, N); and the public key that a query
-        under a sanitising set ends with, (2, primes, N), or None.
+        uint64, a read-only view of a body that is not compressed, shape (*header.ciphertexts, 2, primes, N); and the
+        public key that a query under a sanitising set ends with, (2, primes, N), or None.
 
     Raises:
         InputError: if a residue is not below its prime.
     """
-    array = np.frombuffer(body, dtype="<u8").reshape(-1, *header.ciphertext_shape)
+    array = np.frombuffer(body, "<u8") if header.residue_bits == 64 else expanded(body, header.residue_bits)
+    array = array.reshape(-1, *header.ciphertext_shape)
     for k, prime in enumerate(header.parameters.coeff_modulus):
         if int(array[:, :, k].max()) >= prime:
             raise InputError(f"Expected the residues of {name} below the coeff_modulus {prime}, got more.")
@@ -200,10 +213,10 @@ def residues(header: Header, body, name: str) -> tuple[np.ndarray, np.ndarray | 
 
 def check_size(header: Header, what: str) -> None:
     """Refuse a query or reply whose body would pass ``MAX_MESSAGE_BYTES``, with the batch that fits."""
-    if header.body_bytes <= MAX_MESSAGE_BYTES:
+    if header.expanded_bytes <= MAX_MESSAGE_BYTES:
         return
     step = header.parameters.samples_per_block if header.packing == "batched" else 1
-    one = dataclasses.replace(header, samples=1).body_bytes
+    one = dataclasses.replace(header, samples=1).expanded_bytes
     raise InputError(
         f"Expected {what} of at most {MAX_MESSAGE_BYTES // one * step} samples for {header.columns} columns, "
         f"got {header.samples}; encrypt in several queries."
@@ -253,6 +266,11 @@ def _check_shape(header: Header, name: str) -> None:
         if header != Header(KEY, header.parameters, header.key_id):
             raise InputError(f"Expected {name} to have no query fields in its header: it is damaged; make it again.")
         return
+    if header.residue_bits not in (64, header.parameters.residue_bits):
+        raise InputError(
+            f"Expected {name} to have residues of 64 bits, or of {header.parameters.residue_bits} if compressed, got "
+            f"{header.residue_bits}."
+        )
     if header.packing not in header.parameters.packings:
         raise InputError(f"Expected {name} under {header.parameters.name} to have coefficient packing, got batched.")
     if not (header.features == 0 if header.kind == QUERY else 1 <= header.features <= MAX_FEATURES):

@@ -170,3 +170,14 @@ than t's 60 bits."""
 SINGLE = _set("ckks", 8192, (288230376150876161, 288230376150712321, 1073692673, 1152921504606830593))
 """One image: two primes of 58 bits hold the squared result, one of 30 is rescaled away after the first layer, and
 the special prime of 60 makes key switching nearly free of noise."""
+
+SLOTS = _set("ckks", 8192, (SINGLE.primes[0], 1099511480321, SINGLE.special_prime))
+"""A dense head on features in slots: one product, whose scale of 40 bits is rescaled away, and rotations."""
+
+DEEP = _set(
+    "ckks",
+    16384,
+    (288230376150630401, 288230376149975041, 288230376147582977, 288230376147386369, 1073643521, 1152921504606748673),
+)
+"""One image and two squares: a prime of 30 bits is rescaled away after the first layer, one of 58 after each of the
+others, and two of 58 hold the result."""

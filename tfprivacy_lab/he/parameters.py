@@ -42,18 +42,7 @@ variance of one coefficient is
 
 .. math:: \big(\tfrac23 \|e\|_2^2 + \sigma^2 + \sigma^2 \|s\|_2^2\big) / p^2 + (1 + \|s\|_2^2) / 12.
 
-**A sum over a whole polynomial** (coefficient packing): a logit's coefficient of the product meets the noise times
-*every* weight of the polynomial, so the norms are those of all classes in it.
-
-**A sanitised reply** gains an encryption of zero, of noise :math:`B_0` (above, fresh and without p), and at the c
-coefficients that carry logits a uniform integer of magnitude up to F. Two heads with the same logits differ there by at
-most :math:`2 (B \|w\|_2 + \tfrac12 \|w\|_1 + B_0)`; with :math:`F = 2^{40} c\,(B \|w\|_2 + \tfrac12 \|w\|_1 + B_0)`
-the c flooded values together are within statistical distance :math:`2^{-40}` of each other.
-
-**Decryption is right** for BFV if the coefficient error, encoding included, stays below half a step:
-:math:`B \|w\|_2 + \tfrac12 \|w\|_1 + \tfrac12 < q / 2t`; the halves are the roundings of
-:math:`q m / t` by the encryption of each feature and of the bias. For CKKS nothing wraps if the
-coefficients of the result, at most the largest slot, stay below :math:`q/2`.
+What a head may use of all this is in :mod:`tfprivacy_lab.he.limits`.
 """
 
 from __future__ import annotations
@@ -61,8 +50,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-
-import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he.ntt import smallest_root
@@ -78,15 +65,12 @@ MAX_MESSAGE_BYTES = 2**30
 LIMB_BITS = 27
 """A residue is two limbs of at most 27 bits: low, and what is above."""
 
-FLOODING_BITS = 40
-"""A sanitised reply tells two heads of equal logits apart with advantage at most 2**-40 (module docstring)."""
-
 PACKINGS = ("batched", "coefficient")
 
 _ERROR_VARIANCE = 10.5
 _TERNARY_VARIANCE = 2 / 3
 _REPLY_COEFFICIENTS_BITS = 26
-_DEVIATIONS = math.sqrt(2 * math.log(2) * (1 + _REPLY_COEFFICIENTS_BITS + 65))
+DEVIATIONS = math.sqrt(2 * math.log(2) * (1 + _REPLY_COEFFICIENTS_BITS + 65))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +154,11 @@ class Parameters:
         return math.prod(self.key_primes).bit_length()
 
     @property
+    def residue_bits(self) -> int:
+        """Bits that hold a residue of any prime of q: what a compressed message spends on one."""
+        return max(prime.bit_length() for prime in self.coeff_modulus)
+
+    @property
     def max_feature(self) -> int:
         """Largest integer a quantised feature may be, ``2**feature_bits``."""
         return 2**self.feature_bits
@@ -200,32 +189,17 @@ class Parameters:
 
         Guarantee: exceeded anywhere in a reply with probability at most 2**-64.
         """
-        variance = self._fresh_variance / self.special_modulus**2
+        variance = self.fresh_variance / self.special_modulus**2
         if self.special_modulus != 1:
             variance += (1 + self.poly_modulus_degree) / 12
-        return _DEVIATIONS * math.sqrt(variance) * l2_norm
+        return DEVIATIONS * math.sqrt(variance) * l2_norm
 
     @property
-    def _fresh_variance(self) -> float:
+    def fresh_variance(self) -> float:
         """Variance of a noise coefficient before any division by p."""
         degree, x = self.poly_modulus_degree, 65 * math.log(2)
         error_norm = _ERROR_VARIANCE * (degree + 2 * math.sqrt(degree * x) + 2 * x)
         return _TERNARY_VARIANCE * error_norm + _ERROR_VARIANCE * (1 + degree)
-
-    def flooding(self, l1_norm: float, l2_norm: float, logits: int) -> int:
-        """F, the magnitude of the uniform integers that hide a reply's noise (module docstring); 0 if none do.
-
-        Args:
-            l1_norm: Sum of the absolute weights of one polynomial.
-            l2_norm: Their L2 norm.
-            logits: c, how many coefficients of a whole reply to one sample carry logits.
-        """
-        return math.ceil(2.0**FLOODING_BITS * logits * self._noise(l1_norm, l2_norm)) if self.sanitizes else 0
-
-    def _noise(self, l1_norm, l2_norm):
-        """Bound on the noise of a reply's coefficient before flooding, an encryption of zero included."""
-        zero = _DEVIATIONS * math.sqrt(self._fresh_variance) if self.sanitizes else 0.0
-        return self.coefficient_noise_bound(l2_norm) + l1_norm / 2 + zero
 
     def slot_noise_bound(self, l2_norm=1.0):
         """Bound on the real and imaginary noise of every CKKS slot of a reply (module docstring).
@@ -242,60 +216,11 @@ class Parameters:
         x = 66 * math.log(2) + math.log(half)
         plane = half * (2 + 2 * math.sqrt(2 * x) + 2 * x)
         variance = half * _ERROR_VARIANCE * (2 * _TERNARY_VARIANCE * plane + 1)
-        return _DEVIATIONS * math.sqrt(variance) * l2_norm
+        return DEVIATIONS * math.sqrt(variance) * l2_norm
 
     def products(self, features: int, classes: int) -> int:
         """Polynomial products that coefficient packing needs for a head: N // d classes share one."""
         return -(-classes // (self.poly_modulus_degree // features))
-
-    def load(self, kernel: np.ndarray, bias: np.ndarray, packing: str = "batched") -> dict[str, np.ndarray]:
-        """How full each proved limit is, by integer weight column; right if all are at most 1.
-
-        Args:
-            kernel: Integer weights, shape (d, c).
-            bias: Integer bias, shape (c,).
-            packing: One of ``packings``.
-
-        Returns:
-            The fraction used of the plaintext range, of the room for noise (BFV), and for batched packing of the 53
-            bits in which float64 products of limbs are exact, each of shape (c,).
-        """
-        magnitudes = np.abs(kernel).astype(np.float64)
-        l1_norm, offsets = magnitudes.sum(axis=0), np.ldexp(np.abs(bias).astype(np.float64), self.bias_shift)
-        noise = self.noise_bound(kernel, packing)
-        # A millionth of q aside covers float64 here and the base conversion in SEAL's decryption.
-        modulus = self.modulus * (1 - 2**-20)
-        limits = {"exact product": l1_norm * 2.0 ** (LIMB_BITS - 53)} if packing == "batched" else {}
-        if self.scheme == "bfv":
-            t = self.plaintext_modulus
-            limits["integer range"] = (l1_norm * self.max_feature + offsets) / ((t - 1) // 2)
-            limits["noise room"] = (noise + 0.5) * 2 * t / modulus
-        else:
-            # Coefficients are at most the largest slot, whose real and imaginary parts are two samples.
-            complex_slots = math.sqrt(2) if packing == "batched" else 1.0
-            limits["integer range"] = (complex_slots * l1_norm * self.max_feature + offsets + noise) * 2 / modulus
-        return limits
-
-    def noise_bound(self, kernel: np.ndarray, packing: str = "batched") -> np.ndarray:
-        """Bound on the noise of the coefficients that carry each class, flooding included; see the module docstring.
-
-        Args:
-            kernel: Integer weights, shape (d, c).
-            packing: One of ``packings``.
-
-        Returns:
-            float64, shape (c,), in units of q's residues.
-        """
-        magnitudes = np.abs(kernel).astype(np.float64)
-        l1_norm, l2_norm = magnitudes.sum(axis=0), np.sqrt(np.square(magnitudes).sum(axis=0))
-        if packing == "batched":
-            return self.coefficient_noise_bound(l2_norm) + l1_norm / 2
-        features, classes = kernel.shape
-        together = np.arange(classes) // (self.poly_modulus_degree // features)
-        l1_norm = np.bincount(together, l1_norm)[together]
-        l2_norm = np.sqrt(np.bincount(together, np.square(l2_norm))[together])
-        flooded = 1 + 2.0**FLOODING_BITS * classes if self.sanitizes else 1
-        return self._noise(l1_norm, l2_norm) * flooded
 
     @functools.cached_property
     def imaginary_unit(self) -> int:

@@ -2,7 +2,8 @@
 
 Features: :math:`X = rint(x / 2^e)`, :math:`|X| \\le 2^{feature\\_bits}`, the step :math:`2^e` public.
 Head: :math:`W = rint(w\\,s)`, :math:`B = rint(b\\,s / 2^e)`, the weight scale :math:`s` as large as the proved
-limits of :class:`~tfprivacy_lab.he.parameters.Parameters` allow for the integer columns as they are.
+limits of :mod:`~tfprivacy_lab.he.limits` allow for the integer columns as they are; under a sanitising set a power of
+two, as the scale travels with the reply and would tell more of the weights' size.
 Result: :math:`Y = X W + B`, logits :math:`Y\\,2^e / s`.
 """
 
@@ -14,6 +15,7 @@ import math
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_matrix
+from tfprivacy_lab.he import limits
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, Parameters
 
 MAX_RANGE_EXPONENT = 256
@@ -153,7 +155,7 @@ class QuantizedHead:
             object.__setattr__(self, name, array)
         check_head(self.kernel, self.bias)
         check_finite_number("weight_scale", self.weight_scale, above=0)
-        load = self.parameters.load(self.kernel, self.bias, self.packing)
+        load = limits.load(self.parameters, self.kernel, self.bias, self.packing)
         for limit, used in load.items():
             if used.max() > 1:
                 column = int(used.argmax())
@@ -244,7 +246,8 @@ class QuantizedHead:
             largest = l1 * self.parameters.max_feature + np.ldexp(np.abs(self.bias), self.parameters.bias_shift)
             rounding = largest * 2.0**-40 + 2.0**self.parameters.bias_shift
             if self.packing == "coefficient":
-                rounding += self.parameters.noise_bound(self.kernel, self.packing)
+                rounding += limits.noise_bound(self.parameters, self.kernel, self.packing)
+                rounding += limits.flooding(self.parameters, *self.kernel.shape)
             else:
                 noise = self.parameters.slot_noise_bound(self.l2_norms)
                 rounding += noise + l1 * self.parameters.poly_modulus_degree / 2
@@ -255,20 +258,22 @@ def _largest_scale(kernel: np.ndarray, bias: np.ndarray, parameters: Parameters,
     """The largest scale, up to rounding, at which all limits hold for the rounded columns."""
 
     def used(weights, offsets):
-        return max(float(part.max()) for part in parameters.load(weights, offsets, packing).values())
+        return {name: float(part.max()) for name, part in limits.load(parameters, weights, offsets, packing).items()}
 
-    # The limits are linear in the scale but for a constant half (the bias's own rounding) and the
-    # rounding of the weights, which the loop meets by shrinking until the integers themselves fit.
-    constant = used(np.zeros_like(kernel), np.zeros_like(bias))
-    full = used(kernel, bias) - constant
-    if full == 0:
+    # Each limit is linear in the scale but for a constant and the rounding of the weights, which the loop meets by
+    # shrinking until the integers themselves fit.
+    constant, full = used(np.zeros_like(kernel), np.zeros_like(bias)), used(kernel, bias)
+    slopes = {name: full[name] - constant[name] for name in full}
+    if not any(slopes.values()):
         return 1.0
-    scale = (1 - constant) / full
+    scale = min((1 - constant[name]) / slope for name, slope in slopes.items() if slope)
+    if parameters.sanitizes and 0 < scale < math.inf:
+        scale = 2.0 ** (math.frexp(scale)[1] - 1)
     while scale > 0:
-        load = used(np.rint(kernel * scale), np.rint(bias * scale))
+        load = max(used(np.rint(kernel * scale), np.rint(bias * scale)).values())
         if load <= 1:
             break
-        scale *= min(1 - 1e-6, 1 / load)
+        scale *= 0.5 if parameters.sanitizes else min(1 - 1e-6, 1 / load)
     return scale
 
 

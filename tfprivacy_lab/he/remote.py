@@ -36,7 +36,9 @@ _SHOWN = 300
 _PART_BYTES = 2**20
 
 
-def predict(client: Client, service: Service, features, feature_range: float | None = None) -> np.ndarray:
+def predict(
+    client: Client, service: Service, features, feature_range: float | None = None, compress: bool = False
+) -> np.ndarray:
     """Logits of features that the service never sees.
 
     Args:
@@ -45,6 +47,7 @@ def predict(client: Client, service: Service, features, feature_range: float | N
         features: Finite real numbers, shape (samples, d).
         feature_range: A public bound on all magnitudes, as in :meth:`Client.encrypt
             <tfprivacy_lab.he.client.Client.encrypt>`.
+        compress: Fewer bytes each way, as there.
 
     Returns:
         float64, shape (samples, classes).
@@ -56,7 +59,7 @@ def predict(client: Client, service: Service, features, feature_range: float | N
 
     Not covered: whether it was computed with the right head, and who computed it, unless TLS says so.
     """
-    query = client.encrypt(features, feature_range)
+    query = client.encrypt(features, feature_range, compress=compress)
     return client.decrypt(service.evaluate(query), query, f"the answer of {service.url}")
 
 

@@ -8,14 +8,19 @@ under the client's public key (b, a),
 
 an encryption of zero with u uniform on {-1, 0, 1} and centred binomial errors as SEAL's, and in m a uniform residue of
 q at every coefficient that carries no logit, and a uniform integer of magnitude up to F at those that do ("noise
-flooding"; F from :meth:`~tfprivacy_lab.he.parameters.Parameters.flooding`).
+flooding"; F from :func:`~tfprivacy_lab.he.limits.flooding`, the same for all heads of a shape).
 
 Guarantee: for a client that made its keys and query as stated, c1 of the reply is indistinguishable from uniform
-(RLWE), the coefficients without a logit are uniform, and the others are the logits' within statistical distance
-:math:`2^{-40}` a reply, whatever the head. All randomness is the operating system's.
+(RLWE), the coefficients without a logit are uniform, and the others are the same for all heads of one shape, weight
+scale and integer logits, within statistical distance :math:`2^{-40}` a sample. All randomness is the operating
+system's.
 
-Not covered: a client that makes its public key otherwise: under a = 0 nothing is hidden; and what the logits themselves
-tell: d + 1 chosen queries give a linear head away exactly.
+What remains: the shape and the weight scale, a power of two, in the reply's header: the size of the head's largest
+column, to a factor of two.
+
+Not covered: a client that makes its public key otherwise: under a = 0 nothing is hidden; a query that holds more than
+features: its "logits" are other sums of the weights, as many a sample; and what the logits themselves tell: d + 1
+chosen queries give a linear head away exactly.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import secrets
 import numpy as np
 
 from tfprivacy_lab.he.coefficients import PreparedHead, logit_positions
+from tfprivacy_lab.he.limits import flooding
 
 _BINOMIAL_BITS = 21
 
@@ -39,14 +45,9 @@ class Sanitizer:
 
     def __init__(self, prepared: PreparedHead):
         head = prepared.head
-        self._prepared, features, classes = prepared, *head.kernel.shape
-        self._positions = logit_positions(features, classes, head.parameters)
-        first, self.flooding = 0, []
-        for ends in self._positions:
-            part = np.abs(head.kernel[:, first : first + len(ends)]).astype(np.float64)
-            norms = float(part.sum()), float(np.sqrt(np.square(part).sum()))
-            self.flooding.append(head.parameters.flooding(*norms, classes))
-            first += len(ends)
+        self._prepared = prepared
+        self._positions = logit_positions(*head.kernel.shape, head.parameters)
+        self.flooding = flooding(head.parameters, *head.kernel.shape)
 
     def add_to(self, products: np.ndarray, public_key: list) -> None:
         """Add bias, masks, flooding and an encryption of zero to products, in place.
@@ -56,10 +57,10 @@ class Sanitizer:
             public_key: For every prime, (b, a) as factors of its transform, each (2, N).
         """
         degree = products.shape[-1]
-        for number, (ends, magnitude) in enumerate(zip(self._positions, self.flooding, strict=True)):
+        for number, ends in enumerate(self._positions):
             chosen = ternary(degree)
             errors = centred_binomial(2 * degree).reshape(2, degree)
-            floods = [secrets.randbelow(2 * magnitude + 1) - magnitude for _ in ends]
+            floods = [secrets.randbelow(2 * self.flooding + 1) - self.flooding for _ in ends]
             for k, way in enumerate(self._prepared.transforms):
                 added = np.empty((3, degree), np.uint64)
                 added[0], added[1:] = way.residues(chosen), way.residues(errors)

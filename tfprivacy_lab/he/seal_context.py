@@ -17,17 +17,26 @@ _SIZE_OFFSET, _PRIMES_OFFSET, _SCALE_OFFSET = 49, 65, 73
 
 
 def seal_context(parameters: NetworkParameters):
-    """Pyfhel with exactly these parameters and no key, checked afterwards: it replaces some silently."""
+    """Pyfhel with exactly these parameters and no key."""
+    pinned = parameters
+    return make_context(pinned.scheme, pinned.poly_modulus_degree, pinned.coeff_modulus, pinned.plaintext_modulus)
+
+
+def make_context(scheme: str, degree: int, primes: tuple[int, ...], plaintext_modulus: int, scale: float = 2.0):
+    """Pyfhel with exactly these moduli, checked afterwards: it replaces some silently.
+
+    Raises:
+        RuntimeError: if the library refuses them, which it only says, or has made others.
+    """
     from Pyfhel import Pyfhel
 
     library = Pyfhel()
-    chosen = {"t": parameters.plaintext_modulus} if parameters.scheme == "bfv" else {"scale": 2.0}
-    status = library.contextGen(
-        scheme=parameters.scheme, n=parameters.poly_modulus_degree, qi=list(parameters.coeff_modulus), **chosen
-    )
-    made = (library.n, tuple(library.qi), library.t if parameters.scheme == "bfv" else 0)
-    wanted = (parameters.poly_modulus_degree, parameters.coeff_modulus, parameters.plaintext_modulus)
-    if "valid" not in str(status) or made != wanted:
+    chosen = {"t": plaintext_modulus} if scheme == "bfv" else {"scale": scale}
+    status = str(library.contextGen(scheme=scheme, n=degree, qi=list(primes), **chosen))
+    if not status.startswith("success"):
+        raise RuntimeError(f"SEAL made another context than asked for: none, but {status}.")
+    made = library.n, tuple(library.qi), library.t if scheme == "bfv" else 0
+    if made != (degree, primes, plaintext_modulus):
         raise RuntimeError(f"SEAL made another context than asked for: {status}, {made}.")
     return library
 

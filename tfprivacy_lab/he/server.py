@@ -83,7 +83,7 @@ class Server:
             name: What to call it in an error.
 
         Returns:
-            The reply, for :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
+            The reply, compressed if the query is, for :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
 
         Raises:
             InputError: if the query is damaged, of another kind, width or parameter set, or the head
@@ -110,16 +110,27 @@ class Server:
             1.0,
             header.packing,
             features,
+            header.residue_bits,
         )
         messages.check_size(answer, name)
         residues, public_key = messages.residues(header, body, name)
-        prepared = self._prepared(parameters.name, header.step_exponent, header.packing)
+        prepared = self._for_query(header, name)
         reply = np.empty((*answer.ciphertexts, *answer.ciphertext_shape), dtype="<u8")
         if header.packing == "batched":
             _answer_batched(residues, prepared, reply)
         else:
             _answer_coefficients(residues, public_key, prepared, reply)
         return messages.pack(dataclasses.replace(answer, weight_scale=prepared.head.weight_scale), reply)
+
+    def _for_query(self, header: messages.Header, name: str):
+        """The head prepared for a query; whoever sent it does not learn the magnitudes that a refusal is about."""
+        try:
+            return self._prepared(header.parameters.name, header.step_exponent, header.packing)
+        except InputError:
+            raise InputError(
+                f"Expected {name} of features in a larger range: at a step of 2**{header.step_exponent} the head could "
+                "overflow; encrypt with a larger feature_range."
+            ) from None
 
     def quantized_head(self, scheme: str, step_exponent: int, packing: str = "batched") -> QuantizedHead:
         """The integer head that answers queries of this parameter set, step and packing, with its error bound."""

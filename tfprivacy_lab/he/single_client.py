@@ -1,4 +1,4 @@
-"""The client of the single-image plan: it holds the secret key and makes the keys that the server works with."""
+"""The client of what is packed into the slots of one ciphertext: it holds the secret key and makes the others."""
 
 from __future__ import annotations
 
@@ -11,55 +11,57 @@ from tfprivacy_lab.he.inputs import check_inputs
 from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
 from tfprivacy_lab.he.single_image import PublicSinglePlan
 from tfprivacy_lab.he.single_keys import EvaluationKeys
+from tfprivacy_lab.he.slot_head import PublicSlotHead
 
 
-class SingleImageClient:
-    """A key pair for one image a query.
+class SlotClient:
+    """A key pair for one sample a query.
 
     Args:
         public: What the server says of its plan; it holds no weights.
 
-    Guarantee: the query hides the image, also from who holds the evaluation keys, at 128-bit security.
+    Guarantee: the query hides the sample, also from who holds the evaluation keys, at 128-bit security.
 
     Not covered: who reads this process's memory; whether the server used the right network; decrypted values that
         are passed on (never send them to the server, Li and Micciancio 2021).
     """
 
-    def __init__(self, public: PublicSinglePlan):
+    def __init__(self, public: PublicSinglePlan | PublicSlotHead):
         self.public = public
         self._library = seal_context(public.parameters)
         self._library.keyGen()
 
     def __repr__(self) -> str:
-        return "SingleImageClient(ckks)"
+        return f"{type(self).__name__}(ckks)"
 
     def __reduce__(self):
-        raise TypeError("A SingleImageClient holds a secret key and is not pickled or copied.")
+        raise TypeError(f"A {type(self).__name__} holds a secret key and is not pickled or copied.")
 
     def evaluation_keys(self) -> EvaluationKeys:
-        """Keys for relinearisation and for the rotations that the plan uses, and no other; not secret."""
-        self._library.relinKeyGen()
-        self._library.rotateKeyGen(rot_steps=list(self.public.diagonals.steps))
-        return EvaluationKeys(
-            self.public.diagonals.steps,
-            self._library.to_bytes_rotate_key("none"),
-            self._library.to_bytes_relin_key("none"),
-        )
+        """Keys for the rotations that the plan uses, and for relinearisation if it squares; no other; not secret."""
+        steps, rotation, relinearisation = self.public.layout.steps, b"", b""
+        if steps:  # the library makes keys for every step where it is asked for none
+            self._library.rotateKeyGen(rot_steps=list(steps))
+            rotation = self._library.to_bytes_rotate_key("none")
+        if self.public.relinearises:
+            self._library.relinKeyGen()
+            relinearisation = self._library.to_bytes_relin_key("none")
+        return EvaluationKeys(steps, rotation, relinearisation)
 
-    def encrypt(self, image) -> np.ndarray:
-        """Encrypt one image.
+    def encrypt(self, sample) -> np.ndarray:
+        """Encrypt one sample.
 
         Args:
-            image: Finite real numbers within ``input_range``, of any shape that flattens to (inputs,).
+            sample: Finite real numbers within ``input_range``, of any shape that flattens to (inputs,).
 
         Returns:
             The query: residues uint64, shape (2, primes, N).
 
         Raises:
-            InputError: naming what is wrong with the image.
+            InputError: naming what is wrong with the sample.
         """
-        values = check_inputs(np.asarray(image)[np.newaxis], self.public)[0]
-        slots = np.ascontiguousarray(self.public.diagonals.pack(values))
+        values = check_inputs(np.asarray(sample)[np.newaxis], self.public)[0]
+        slots = np.ascontiguousarray(self.public.layout.pack(values))
         plain = self._library.encodeFrac(slots, scale=math.ldexp(1.0, self.public.input_bits))
         data = self._library.encryptPtxt(plain).to_bytes("none")
         return np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape)
@@ -68,7 +70,7 @@ class SingleImageClient:
         """The logits of a reply, float64 (outputs,).
 
         Args:
-            reply: Residues uint64 below the first prime, shape (replies, 2, 1, N).
+            reply: Residues uint64 below the primes left, of the plan's ``reply_shape``.
 
         Raises:
             InputError: if the reply is something else.
@@ -76,14 +78,24 @@ class SingleImageClient:
         from Pyfhel import PyCtxt
 
         public = self.public
-        first = public.parameters.primes[0]
         if not isinstance(reply, np.ndarray) or reply.dtype != np.uint64 or reply.shape != public.reply_shape:
             found = f"{getattr(reply, 'dtype', type(reply).__name__)} of shape {np.shape(reply)}"
             raise InputError(f"Expected reply of dtype uint64 and shape {public.reply_shape}, got {found}.")
-        if int(reply.max()) >= first:
-            raise InputError(f"Expected residues of reply below their prime {first}, got {reply.max()}.")
-        prefix, slots = ciphertext_prefix(public.parameters, level=2), []
+        for index, prime in enumerate(public.parameters.primes[: public.reply_shape[2]]):
+            if int(reply[:, :, index].max()) >= prime:
+                raise InputError(
+                    f"Expected residues of reply below their prime {prime}, got {reply[:, :, index].max()}."
+                )
+        prefix, slots = ciphertext_prefix(public.parameters, level=public.levels), []
         for residues in reply:
             data = prefix + np.ascontiguousarray(residues, "<u8").tobytes()
             slots.append(self._library.decryptFrac(PyCtxt(pyfhel=self._library, bytestring=data, scheme="ckks")))
-        return public.diagonals.logits(np.array(slots)) / public.output_scale
+        return public.layout.logits(np.array(slots)) / public.output_scale
+
+
+class SingleImageClient(SlotClient):
+    """The client of a whole network on one image (:mod:`tfprivacy_lab.he.single_image`)."""
+
+
+class SlotHeadClient(SlotClient):
+    """The client of a head in slots (:mod:`tfprivacy_lab.he.slot_head`)."""

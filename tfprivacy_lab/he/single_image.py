@@ -52,6 +52,13 @@ class PublicSinglePlan:
     input_bits: int
     error_bound: float
 
+    levels, relinearises = 2, True
+
+    @property
+    def layout(self) -> Diagonals:
+        """Slots and steps, as the client asks for them."""
+        return self.diagonals
+
     @property
     def inputs(self) -> int:
         """Length of the input vector."""

@@ -1,8 +1,8 @@
 """The server of the single-image plan: rotations, products and one square, with evaluation keys and no secret one.
 
 The library would make keys of a fresh secret where one is missing, and compute garbage. So the keys are held against
-the plan before, each step's key is used once before the first query, and a context that has come to hold a secret key
-is refused.
+the plan before, byte by byte but for their residues, each step's key is used once before the first query, and a context
+that has come to hold a secret key is refused.
 
 Guarantee: the server learns nothing of the image while the encryption stands.
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.diagonals import evaluate
+from tfprivacy_lab.he.evaluation_key_bytes import check_evaluation_keys
 from tfprivacy_lab.he.residues import check_residues
 from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
 from tfprivacy_lab.he.single_image import SECOND_SCALE, SinglePlan
@@ -78,21 +79,26 @@ class CkksOperations:
         parameters: The ring.
         keys: A client's evaluation keys.
         steps: The rotations that will be used.
+        squares: Whether a square will be, which takes the relinearisation key.
 
     Raises:
         InputError: as :class:`SingleImageServer`.
     """
 
-    def __init__(self, parameters, keys: EvaluationKeys, steps):
+    def __init__(self, parameters, keys: EvaluationKeys, steps, squares: bool = True):
         missing = sorted(set(steps) - set(keys.steps))
-        if missing or not keys.relinearisation:
+        self._rotates, self._squares = bool(steps), squares
+        if missing or (squares and not keys.relinearisation):
             what = f"rotation by {missing}" if missing else "relinearisation"
             raise InputError(f"Expected evaluation keys for the plan's steps {tuple(steps)}, got none for {what}.")
         self._parameters, self._library = parameters, seal_context(parameters)
         self._prefix = ciphertext_prefix(parameters)
         try:
-            self._library.from_bytes_rotate_key(keys.rotation)
-            self._library.from_bytes_relin_key(keys.relinearisation)
+            check_evaluation_keys(keys, parameters, steps, squares)
+            if steps:
+                self._library.from_bytes_rotate_key(keys.rotation)
+            if squares:
+                self._library.from_bytes_relin_key(keys.relinearisation)
             self._check_keys(steps)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"Expected evaluation keys of these parameters for the plan's steps: {error}.") from error
@@ -104,12 +110,13 @@ class CkksOperations:
         anything = self.ciphertext(np.ones(shape, np.uint64), 1.0)
         for step in steps:
             self.rotate(anything, step)
-        self.square(anything)
+        if self._squares:
+            self.square(anything)
         self._check_no_key_was_made()
 
     def _check_no_key_was_made(self) -> None:
         library = self._library
-        if library.is_rotate_key_empty() or library.is_relin_key_empty():
+        if (self._rotates and library.is_rotate_key_empty()) or (self._squares and library.is_relin_key_empty()):
             raise ValueError("one is empty")
         if not library.is_secret_key_empty():
             raise RuntimeError("SEAL made a secret key where none should be")

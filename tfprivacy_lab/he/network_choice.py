@@ -1,0 +1,124 @@
+"""Which plan a network needs, by the proofs that keep it from overflowing, in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
+from tfprivacy_lab.he.choice import SCHEMES
+from tfprivacy_lab.he.deep_image import DeepPlan
+from tfprivacy_lab.he.layers import Network
+from tfprivacy_lab.he.network import BatchedPlan
+from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS
+from tfprivacy_lab.he.single_image import SinglePlan
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkChoice:
+    """A plan for one network and a number of samples, and what is proved of it.
+
+    Attributes:
+        plan: A :class:`~tfprivacy_lab.he.network.BatchedPlan`, or for one sample after the other a
+            :class:`~tfprivacy_lab.he.single_image.SinglePlan` or :class:`~tfprivacy_lab.he.deep_image.DeepPlan`.
+        samples: How many.
+        summary: Parameters, levels, keys and bytes of all of them, as numbers and strings.
+    """
+
+    plan: BatchedPlan | SinglePlan | DeepPlan
+    samples: int
+    summary: dict
+
+    @property
+    def bytes(self) -> int:
+        """All that is sent, keys once."""
+        return sum(self.summary[name] for name in ("up_bytes", "down_bytes", "key_bytes"))
+
+    def explain(self) -> list[str]:
+        """The choice in words, a reason a line."""
+        told, public = self.summary, self.plan.public
+        degree = told["poly_modulus_degree"]
+        primes = " x ".join(str(prime.bit_length()) for prime in public.parameters.coeff_modulus)
+        low, high = public.input_range
+        return [
+            f"{told['scheme']}, ring degree N = {degree}, primes of {primes} bits, "
+            f"{told['coeff_modulus_bits']} in all; the 2024 table allows {MAX_COEFF_MODULUS_BITS[degree]} "
+            "for 128-bit security",
+            self._packing_in_words(),
+            f"inputs within {low:g}..{high:g}, an input of 1 encrypted as 2^{public.input_bits}: the finest at which "
+            "none in range overflows, by interval arithmetic through all layers",
+            self._error_in_words(),
+            f"bytes: {told['up_bytes']} up, {told['down_bytes']} down, {told['evaluation_keys']} evaluation keys of "
+            f"{told['key_bytes']} bytes once a client",
+            "replies are not sanitised: whoever holds the key learns of the weights more than the logits",
+        ]
+
+    def _packing_in_words(self) -> str:
+        told = self.summary
+        if told["packing"] == "single":
+            squares = "a square" if told["levels"] == 2 else "two squares"
+            return (
+                f"one sample a ciphertext: {told['plaintext_products']} products with plaintexts, "
+                f"{told['rotations']} rotations and {squares}; keys for steps {told['rotation_steps']}"
+            )
+        size = self.plan.public.parameters.samples_per_block
+        return f"a ciphertext an input, up to {size} samples in each: products of matrices, no rotation and no key"
+
+    def _error_in_words(self) -> str:
+        exact = "; the integer network decrypts exactly" if self.summary["scheme"] == "bfv" else ""
+        return f"error of a logit: at most {self.summary['error_bound']:.3g} for every input in range{exact}"
+
+
+def choose_network(
+    network: Network, *, samples: int = 1, scheme: str | None = None, input_range=(0.0, 1.0), max_error=None
+) -> NetworkChoice:
+    """The plan that sends the fewest bytes among those that do what is asked, by proof.
+
+    Args:
+        network: Layers and squares, float.
+        samples: To be evaluated for one client, >= 1.
+        scheme: "bfv" (exact, one square), "ckks", or None for either.
+        input_range: Lowest and highest value of any input, finite.
+        max_error: The error of a logit that is wanted, > 0, for all inputs in range; None for any.
+
+    Returns:
+        The choice.
+
+    Raises:
+        InputError: if nothing does, with what comes nearest and what would do.
+    """
+    check_positive_int("samples", samples)
+    if scheme is not None:
+        check_choice("scheme", scheme, SCHEMES)
+    if max_error is not None:
+        check_finite_number("max_error", max_error, above=0)
+    found, reasons = [], []
+    for candidate in SCHEMES if scheme is None else (scheme,):
+        for make in (_batched, _single):
+            try:
+                found += make(network, candidate, samples, input_range)
+            except InputError as error:
+                reasons.append(error)
+    if not found:
+        raise reasons[0]
+    fitting = [one for one in found if max_error is None or one.summary["error_bound"] <= max_error]
+    if not fitting:
+        best = min(found, key=lambda one: one.summary["error_bound"])
+        raise InputError(
+            f"Expected max_error={max_error:g}, but the least that is proved is {best.summary['error_bound']:.3g} "
+            f"({best.summary['scheme']}, {best.summary['packing']}); ask for no less, or narrow input_range."
+        )
+    return min(fitting, key=lambda one: one.bytes)
+
+
+def _batched(network, scheme, samples, input_range) -> list[NetworkChoice]:
+    plan = BatchedPlan.make(network, scheme, input_range)
+    return [NetworkChoice(plan, samples, plan.public.summary(samples))]
+
+
+def _single(network, scheme, samples, input_range) -> list[NetworkChoice]:
+    """Nothing for BFV, which has no such plan."""
+    if scheme == "bfv":
+        return []
+    plan = (SinglePlan if network.squares == 1 else DeepPlan).make(network, input_range)
+    summary = plan.public.summary()
+    return [NetworkChoice(plan, samples, {**summary, **{n: samples * summary[n] for n in ("up_bytes", "down_bytes")}})]

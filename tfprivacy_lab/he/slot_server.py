@@ -1,0 +1,62 @@
+"""The server of a head in slots: products and rotations, with a client's rotation keys and no secret one.
+
+Guarantee: the server learns nothing of the features while the encryption stands.
+
+Not covered: the weights' secrecy from the holder of the key: nothing masks what stands beside the logits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tfprivacy_lab.he.residues import check_residues
+from tfprivacy_lab.he.single_keys import EvaluationKeys
+from tfprivacy_lab.he.single_server import CkksOperations
+from tfprivacy_lab.he.slot_head import SlotHead
+
+
+class SlotHeadServer:
+    """Evaluates a head on one encrypted sample at a time, for one client's keys.
+
+    Args:
+        plan: The head with its scale.
+        keys: What the client's ``evaluation_keys`` returned.
+
+    Raises:
+        InputError: if a key that the plan uses is missing or no key of these parameters.
+    """
+
+    def __init__(self, plan: SlotHead, keys: EvaluationKeys):
+        self._public, layout = plan.public, plan.public.layout
+        self._operations = CkksOperations(self._public.parameters, keys, layout.steps, squares=False)
+        scale, prime = math.ldexp(1.0, self._public.input_bits), float(self._public.parameters.primes[1])
+        factors = layout.factors(plan.kernel)
+        encoded = [self._operations.encode(row, prime, 0) for row in factors.reshape(-1, layout.slots)]
+        shape = factors.shape[:-1]
+        self._factors = encoded if len(shape) == 1 else _rows(encoded, shape[1])
+        self._biases = [self._operations.encode(row, scale, 1) for row in layout.biases(plan.bias)]
+
+    def evaluate(self, query: np.ndarray) -> np.ndarray:
+        """The head on a query.
+
+        Args:
+            query: Residues uint64, shape (2, primes, N).
+
+        Returns:
+            The reply's residues, uint64 (replies, 2, 1, N), under the first prime.
+
+        Raises:
+            InputError: if the query is something else.
+        """
+        wrapped = query[np.newaxis, np.newaxis] if isinstance(query, np.ndarray) else query
+        check_residues("query", wrapped, self._public.parameters, (1, 1, *self._public.query_shape))
+        packed = self._operations.ciphertext(query, 2.0**self._public.input_bits)
+        replies = self._public.layout.evaluate(self._operations, packed, self._factors, self._biases)
+        return np.stack([self._operations.residues(reply) for reply in replies]).reshape(self._public.reply_shape)
+
+
+def _rows(items: list, length: int) -> list[list]:
+    """A list cut into rows of a length."""
+    return [items[start : start + length] for start in range(0, len(items), length)]
