@@ -15,8 +15,22 @@ __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
     [
-        *("audit", "checks", "cli", "data", "dp", "files", "he", "models", "mpc", "recipes", "report", "synthetic"),
-        *("shared_noise", "walkthrough"),
+        *(
+            "apps",
+            "audit",
+            "checks",
+            "cli",
+            "data",
+            "dp",
+            "files",
+            "he",
+            "models",
+            "mpc",
+            "recipes",
+            "report",
+            "synthetic",
+        ),
+        *("evaluation", "shared_noise", "walkthrough"),
     ]
 )
 
