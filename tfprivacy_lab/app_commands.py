@@ -86,9 +86,9 @@ def page(metrics: dict) -> str:
     found = metrics["rows"]
     parts = [
         tables.markdown(found),
-        f"Means and 95 % intervals (Student) over seeds: splits, starts and noise, not other people's data. Lost: against "
-        "the model without DP of the same seed. The attack is the best of three; 0.5 is a coin. Settings were chosen on a "
-        f"public pilot. {metrics['hardware']}.",
+        "Means and 95 % intervals (Student) over seeds: splits, starts and noise, not other people's data. Lost: against "
+        "the model without DP of the same seed. The attack is the best of three; 0.5 is a coin. Settings were chosen "
+        f"on a public pilot; noise is seeded, for a table that can be made again. {metrics['hardware']}.",
     ]
     if any(row["gaps"] for row in found):
         parts += ["Gaps, in points: the group's figure less everybody else's.", tables.gaps_markdown(found)]

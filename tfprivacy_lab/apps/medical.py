@@ -33,8 +33,8 @@ CARD = cases.Card(
     positives=212,
     groups=(),
     sha256="28fc6b7cdb8a1824689c926a6004e0800c4032a4ee1db540331d0b293ff2a468",
-    caution="one clinic, three decades ago, no age or sex: no basis for a diagnosis today; who holds which columns, and "
-    "that it is two hospitals, is invented here",
+    caution="one clinic, three decades ago, no age or sex: no basis for a diagnosis today; that two hospitals hold "
+    "half of the columns each is invented here",
 )
 NOT_PROTECTED = (
     "that a patient is in both hospitals' files: rows are matched beforehand, and their number is public",
@@ -88,9 +88,9 @@ def ask_encrypted(weights, patients: np.ndarray, scheme: str = "bfv-sanitized") 
 
 
 def train_on_shares(protocol: str, *, epsilon: float = 3.0, seed: int = 0, run=None) -> dict:
-    """Train with noise from shares, and answer the clinic: what ``mpc train --app medical`` shows."""
+    """Train with secret noise from shares, and answer the clinic: what ``mpc train --app medical`` shows."""
     world, parts = WORLDS[protocol], split(seed)
-    model, weights, figures = sharing.train(parts, pool(epsilon), world, seed=seed, run=run)
+    model, weights, figures = sharing.train(parts, pool(epsilon), world, seed=seed, secret=True, run=run)
     patients = parts.test.x[:5]
     figures["clinic_encrypted"] = ask_encrypted(weights, patients).tolist()
     if "clinic" in world.parties:

@@ -75,14 +75,16 @@ class Pool:
         return choose(CANDIDATES, parts.pilot, probability)
 
 
-def train(parts: Split, pool: Pool, world, *, seed: int, reveal=("alice",), run=None):
+def train(parts: Split, pool: Pool, world, *, seed: int, secret: bool = False, reveal=("alice",), run=None):
     """Train on shares.
 
     Args:
         parts: Whose train rows are pooled.
         pool: How, and under which noise.
         world: Who computes, by which protocol.
-        seed: Of the public start and the noise: repeatable, for teaching; whoever knows it can subtract the noise.
+        seed: Of the public start; and of the noise, unless
+        secret: it comes from the operating system. Seeded noise is for tables that can be made again: whoever knows
+            the seed can subtract it.
         reveal: Who learns the weights, noised if ``pool`` says so.
         run: :func:`tfprivacy_lab.mpc.simulate` or :func:`tfprivacy_lab.mpc.launch`.
 
@@ -95,7 +97,8 @@ def train(parts: Split, pool: Pool, world, *, seed: int, reveal=("alice",), run=
     model.compile("binary_crossentropy", settings.learning_rate, row_norm=1.0)
     noise, drawn = pool.noise(width, settings.steps), None
     if noise is not None:
-        drawn = {who: noise.draw(2 * seed + number) for number, who in enumerate(HOLDERS)}
+        seeds = (None, None) if secret else (2 * seed, 2 * seed + 1)
+        drawn = {who: noise.draw(one) for who, one in zip(HOLDERS, seeds, strict=True)}
     found = model.fit(
         *pool.parts(parts.train),
         steps=settings.steps,

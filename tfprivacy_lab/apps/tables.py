@@ -1,4 +1,4 @@
-"""Result rows of the applications: means and intervals over seeds, DP beside non-DP, as JSON, Markdown and a picture."""
+"""Result rows of the applications, DP beside non-DP: means and intervals over seeds, as JSON, Markdown and picture."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def picture(found: list[dict]):
     axes = figure.subplots(2, len(apps), squeeze=False, sharex="col")
     for column, app in enumerate(apps):
         mine = [row for row in found if row["app"] == app]
-        for line, name, label in ((0, "accuracy", "test accuracy"), (1, "auc", "AUC of membership inference")):
+        for line, label in enumerate(("test accuracy", "AUC of membership inference")):
             for place, row in enumerate(mine):
                 value = row["accuracy"] if line == 0 else row["attack"]["auc"]
                 reach = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
