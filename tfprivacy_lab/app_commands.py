@@ -86,14 +86,15 @@ def page(metrics: dict) -> str:
     found = metrics["rows"]
     parts = [
         tables.markdown(found),
-        "Means and 95 % intervals (Student) over seeds: splits, starts and noise, not other people's data. Lost: against "
+        "Means and 95 % intervals (Student) over seeds: splits, starts, noise, not other people's data. Lost: against "
         "the model without DP of the same seed. The attack is the best of three; 0.5 is a coin. Settings were chosen "
         f"on a public pilot; noise is seeded, for a table that can be made again. {metrics['hardware']}.",
     ]
     if any(row["gaps"] for row in found):
         parts += ["Gaps, in points: the group's figure less everybody else's.", tables.gaps_markdown(found)]
     for app in metrics["apps"].values():
-        parts += [app["table"]] if "table" in app else []
+        parts += [tables.encrypted_line(app["encrypted"])] if "encrypted" in app else []
+        parts += [tables.statistics_markdown(app["statistics"])] if "statistics" in app else []
     return "\n\n".join(parts) + "\n"
 
 

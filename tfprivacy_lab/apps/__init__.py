@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 
 APPS = ("medical", "finance", "education")
-_SUBMODULES = frozenset([*APPS, "cases", "sharing", "tables"])
+_SUBMODULES = frozenset([*APPS, "audits", "cases", "heads", "sharing", "tables"])
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""What every application has: a data card, a split into public pilot, private train and test, and an audit.
+"""What every application has: a data card, and a split into public pilot, private train and test.
 
 The *pilot* stands for records whose people agreed to publication. Scaling and hyperparameters come from it alone, so
 that neither tells anything of the private rows, nor was chosen by looking at the test rows.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 
 import numpy as np
 
-from tfprivacy_lab import audit, evaluation
+from tfprivacy_lab import evaluation
 from tfprivacy_lab.checks import InputError
 
 PILOT_SEED = 2024
@@ -132,26 +131,3 @@ def choose(candidates, pilot: Part, probability, *, halves: int = 4):
             found = evaluation.quality(probability(candidate, half, rest.x, seed), rest.y)
             scores[number] += found["brier"] / halves
     return candidates[int(scores.argmin())]
-
-
-def attack(logits_of, parts: Split, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
-    """Membership inference on a model: training rows against test rows.
-
-    Args:
-        logits_of: Inputs to logits (n, 2).
-        parts: Whose train and test rows are attacked.
-        delta: δ of the bound on ε.
-        seed: Of the attack's folds.
-        epsilon: The accountant's ε, if any.
-
-    Returns:
-        ``auc`` with ``auc_interval``, ``advantage``, ``advantage_without_leak``, ``epsilon_lower_bound``, and
-        ``contradicts_claim``: whether that bound exceeds ``epsilon``.
-    """
-    member, nonmember = (audit.Scores(logits_of(part.x), part.y) for part in (parts.train, parts.test))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", audit.PrivacyViolationWarning)
-        found = audit.membership_inference(member, nonmember, delta, seed, accounted_epsilon=epsilon)
-    best = {name: found["best"][name] for name in ("auc", "auc_interval", "advantage", "epsilon_lower_bound")}
-    best["advantage_without_leak"] = found["advantage_without_leak"]
-    return best | {"contradicts_claim": epsilon is not None and best["epsilon_lower_bound"] > epsilon}

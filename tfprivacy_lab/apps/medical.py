@@ -100,10 +100,4 @@ def train_on_shares(protocol: str, *, epsilon: float = 3.0, seed: int = 0, run=N
 
 def run(seeds=range(5), protocol: str = "aby3", epsilons=EPSILONS) -> dict:
     """All seeds, without and with DP: the runs of the result table, each attacked."""
-    runs = []
-    for seed in seeds:
-        parts = split(seed)
-        for epsilon in epsilons:
-            _, weights, figures = sharing.train(parts, pool(epsilon), WORLDS[protocol], seed=seed)
-            runs.append(sharing.described(figures, weights, parts, DELTA, epsilon, seed))
-    return {"runs": runs}
+    return {"runs": sharing.runs(split, pool, WORLDS[protocol], seeds, epsilons, DELTA)}

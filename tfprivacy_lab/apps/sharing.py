@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy.special import expit
 
 from tfprivacy_lab import evaluation, logistic, mpc
-from tfprivacy_lab.apps.cases import Part, Split, attack, choose
+from tfprivacy_lab.apps import audits
+from tfprivacy_lab.apps.cases import Part, Split, choose
 from tfprivacy_lab.shared_noise import SharedGaussian, gradient_norm
 
 HOLDERS = ("alice", "bob")
@@ -125,19 +127,24 @@ def train(parts: Split, pool: Pool, world, *, seed: int, secret: bool = False, r
     return model, (kernel, bias), figures
 
 
-def described(figures: dict, weights, parts: Split, delta: float, epsilon: float | None, seed: int) -> dict:
-    """A run of :mod:`~tfprivacy_lab.apps.tables`: its figures, the attack on the weights, and gaps between groups."""
-    statement = figures["statement"]
-    probabilities = expit(parts.test.x @ weights[0] + weights[1])[:, 0]
-    spent = None if statement is None else statement["epsilon"]
-    return {
-        "epsilon": epsilon,
-        "epsilon_spent": spent,
-        "delta": delta if epsilon else None,
-        "accountant": statement and statement["accountant"],
-        "seed": seed,
-        "settings": figures["settings"],
-        "quality": figures["quality"],
-        "attack": attack(lambda x: logistic.logits(x, *weights), parts, delta=delta, seed=seed, epsilon=spent),
-        "gaps": {name: evaluation.group_gaps(probabilities, parts.test.y, m) for name, m in parts.test.groups.items()},
-    }
+def runs(split, pool, world, seeds, epsilons, delta: float) -> list[dict]:
+    """Every seed and ε, trained and attacked; see :func:`tfprivacy_lab.apps.audits.described`.
+
+    Args:
+        split: Seed to :class:`~tfprivacy_lab.apps.cases.Split`.
+        pool: ε, or None, to :class:`Pool`.
+        world: Who computes.
+        seeds: Of splits, starts and noise.
+        epsilons: Targets, None for no DP.
+        delta: δ.
+    """
+    result = []
+    for seed in seeds:
+        parts = split(seed)
+        for epsilon in epsilons:
+            _, (kernel, bias), figures = train(parts, pool(epsilon), world, seed=seed)
+            statement = figures["statement"] or {"epsilon": None, "accountant": None}
+            logits_of = functools.partial(logistic.logits, kernel=kernel, bias=bias)
+            spent = statement["epsilon"]
+            result.append(audits.described(logits_of, parts, delta, epsilon, spent, statement["accountant"], seed))
+    return result

@@ -86,6 +86,28 @@ def gaps_markdown(found: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def statistics_markdown(released: dict[str, list[dict]], epsilon: float = 1.0) -> str:
+    """Statistics of both school types, by both mechanisms, with intervals."""
+    lines = ["| schools | statistic | Laplace, a curator sums | Gauss, from shares |", "|---|---|---|---|"]
+    for laplace, gauss in zip(released["laplace"], released["gaussian"], strict=True):
+        digits = 3 if laplace["statistic"] == "graduated" else 1
+        cells = [
+            f"{r['estimate']:.{digits}f} [{r['low']:.{digits}f}, {r['high']:.{digits}f}]" for r in (laplace, gauss)
+        ]
+        lines.append(f"| {laplace['schools']} | {laplace['statistic']} | {' | '.join(cells)} |")
+    note = f"Education: means of all pupils at hand, each column ε = {epsilon:g} in all, with 95 % intervals for the noise."
+    return "\n".join([note, "", *lines])
+
+
+def encrypted_line(found: dict) -> str:
+    """What scoring encrypted applications cost, and whether it decides alike."""
+    return (
+        f"Finance, encrypted ({found['scheme']}): {found['same_decision']:.1%} of {found['applications']} decisions as in "
+        f"the clear, logits within {found['largest_error']:.1g}; an application takes {found['milliseconds']:.0f} ms, "
+        f"{found['bytes_up'] / 1e3:.0f} kB up and {found['bytes_down'] / 1e3:.0f} kB down."
+    )
+
+
 @_png
 def picture(found: list[dict]):
     """Accuracy and the attack's AUC by ε, a panel an application, with intervals over seeds."""

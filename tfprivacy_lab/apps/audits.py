@@ -1,0 +1,60 @@
+"""What every trained model is asked: how good it is, for whom, and whether an attack tells who was in its training set."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.special import softmax
+
+from tfprivacy_lab import audit, evaluation
+from tfprivacy_lab.apps.cases import Split
+
+
+def attack(logits_of, parts: Split, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
+    """Membership inference on a model: training rows against test rows.
+
+    Args:
+        logits_of: Inputs to logits (n, 2).
+        parts: Whose train and test rows are attacked.
+        delta: δ of the bound on ε.
+        seed: Of the attack's folds.
+        epsilon: The accountant's ε, if any.
+
+    Returns:
+        ``auc`` with ``auc_interval``, ``advantage``, ``advantage_without_leak``, ``epsilon_lower_bound``, and
+        ``contradicts_claim``: whether that bound exceeds ``epsilon``.
+    """
+    member, nonmember = (audit.Scores(logits_of(part.x), part.y) for part in (parts.train, parts.test))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", audit.PrivacyViolationWarning)
+        found = audit.membership_inference(member, nonmember, delta, seed, accounted_epsilon=epsilon)
+    best = {name: found["best"][name] for name in ("auc", "auc_interval", "advantage", "epsilon_lower_bound")}
+    best["advantage_without_leak"] = found["advantage_without_leak"]
+    return best | {"contradicts_claim": epsilon is not None and best["epsilon_lower_bound"] > epsilon}
+
+
+def described(logits_of, parts: Split, delta: float, epsilon, spent, accountant: str, seed: int) -> dict:
+    """A run as :func:`tfprivacy_lab.apps.tables.rows` takes it: quality, gaps between groups, and the attack.
+
+    Args:
+        logits_of: The model, inputs to logits (n, 2).
+        parts: What it was trained on and not.
+        delta: δ.
+        epsilon: The target ε, or None without DP.
+        spent: The accountant's ε, or None.
+        accountant: Whose figure that is.
+        seed: Of the run.
+    """
+    probabilities = softmax(np.asarray(logits_of(parts.test.x), np.float64), axis=1)[:, 1]
+    y, groups = parts.test.y, parts.test.groups
+    return {
+        "epsilon": epsilon,
+        "epsilon_spent": spent,
+        "delta": delta if epsilon else None,
+        "accountant": accountant if epsilon else None,
+        "seed": seed,
+        "quality": evaluation.quality(probabilities, y),
+        "attack": attack(logits_of, parts, delta=delta, seed=seed, epsilon=spent),
+        "gaps": {name: evaluation.group_gaps(probabilities, y, member) for name, member in groups.items()},
+    }
