@@ -1,4 +1,4 @@
-"""What every trained model is asked: how good it is, for whom, and whether an attack tells who was in its training set."""
+"""What every trained model is asked: how good it is, for whom, and whether an attack tells its training rows."""
 
 from __future__ import annotations
 

@@ -95,15 +95,15 @@ def statistics_markdown(released: dict[str, list[dict]], epsilon: float = 1.0) -
             f"{r['estimate']:.{digits}f} [{r['low']:.{digits}f}, {r['high']:.{digits}f}]" for r in (laplace, gauss)
         ]
         lines.append(f"| {laplace['schools']} | {laplace['statistic']} | {' | '.join(cells)} |")
-    note = f"Education: means of all pupils at hand, each column ε = {epsilon:g} in all, with 95 % intervals for the noise."
+    note = f"Education: means of the pupils at hand; a column is ε = {epsilon:g} in all; 95 % intervals for the noise."
     return "\n".join([note, "", *lines])
 
 
 def encrypted_line(found: dict) -> str:
     """What scoring encrypted applications cost, and whether it decides alike."""
     return (
-        f"Finance, encrypted ({found['scheme']}): {found['same_decision']:.1%} of {found['applications']} decisions as in "
-        f"the clear, logits within {found['largest_error']:.1g}; an application takes {found['milliseconds']:.0f} ms, "
+        f"Finance, encrypted ({found['scheme']}): {found['same_decision']:.1%} of {found['applications']} decisions as "
+        f"in the clear, logits within {found['largest_error']:.1g}; an application takes {found['milliseconds']:.0f} ms, "
         f"{found['bytes_up'] / 1e3:.0f} kB up and {found['bytes_down'] / 1e3:.0f} kB down."
     )
 
