@@ -103,7 +103,7 @@ def encrypted_line(found: dict) -> str:
     """What scoring encrypted applications cost, and whether it decides alike."""
     return (
         f"Finance, encrypted ({found['scheme']}): {found['same_decision']:.1%} of {found['applications']} decisions as "
-        f"in the clear, logits within {found['largest_error']:.1g}; an application takes {found['milliseconds']:.0f} ms, "
+        f"in the clear, logits within {found['largest_error']:.1g}; an application: {found['milliseconds']:.0f} ms, "
         f"{found['bytes_up'] / 1e3:.0f} kB up and {found['bytes_down'] / 1e3:.0f} kB down."
     )
 
