@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from reproduce_dp import replace_between
 
-from tfprivacy_lab.app_commands import page, run_apps
+from tfprivacy_lab.app_commands import run_apps, summary
 from tfprivacy_lab.apps import APPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ SEEDS = 5
 def main() -> None:
     """Run all, then write the README's table."""
     metrics = run_apps(APPS, RESULTS.parent, SEEDS, lambda line: print(line, file=sys.stderr, flush=True))
-    replace_between(ROOT / "README.md", MARKS, page(metrics).strip())
+    replace_between(ROOT / "README.md", MARKS, summary(metrics))
     print(f"results/apps: {len(metrics['rows'])} rows in {metrics['seconds']:.0f} s")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import apps as bench
 from tfprivacy_lab import app_commands, logistic, mpc
 from tfprivacy_lab.apps import APPS, cases, education, finance, heads, medical, sharing, tables
 from tfprivacy_lab.checks import InputError
@@ -171,6 +172,19 @@ def test_table_pairs_seeds_and_shows_the_loss():
     assert found[1]["accuracy_loss"]["high"] == pytest.approx(0.05 + half)
     assert "| medical | 1 (δ = 1e-05) | 75.0 ± 12.4 | 5.0 ± 12.4 |" in tables.markdown(found)
     assert tables.picture(found)[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_written_tables_are_the_results_files(name):
+    found = json.loads(bench.RESULTS.read_text())
+    written = f"{bench.MARKS[0]}\n{app_commands.summary(found)}\n{bench.MARKS[1]}"
+    assert written in (bench.ROOT / "README.md").read_text()
+    assert (bench.RESULTS.parent / "table.md").read_text() == app_commands.page(found)
+    rows = [row for row in found["rows"] if row["app"] == name]
+    assert [row["epsilon"] for row in rows] == list(MODULES[name].EPSILONS)
+    assert all(row["seeds"] >= 3 and not row["attack"]["contradicts_claim"] for row in rows)
+    assert found["apps"][name]["control"]["auc"] > 0.6  # the attack finds a leak that is there
+    assert found["apps"][name]["card"]["sha256"] == MODULES[name].CARD.sha256
 
 
 def test_apps_need_three_seeds(tmp_path, capsys):
