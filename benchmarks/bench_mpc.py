@@ -1,8 +1,9 @@
 """``make bench-mpc``: a frozen head on shares beside encryption, and training on shares, in one table.
 
 Heads: 128 features, 10 classes, the owner of the features learns the logits. On shares, each party is a process and the
-link is TCP on loopback without TLS; a network adds its latency once a round. Times are of one run, without
-imports and compiling (of encryption: medians of three); bytes are payload of all parties together.
+link is TCP on loopback without TLS; a network adds its latency once a round. Times are of one run, without imports and
+compiling (of encryption: medians of three); bytes are payload of all parties together. An interrupted run goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from tfprivacy_lab.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "mpc" / "metrics.json"
+UNFINISHED = RESULTS.with_name("unfinished.json")
+SCHEMES = ("bfv-sanitized", "ckks-sanitized")
 MARKS = ("<!-- mpc results: written by make bench-mpc -->", "<!-- /mpc results -->")
 FEATURES, CLASSES, ROUNDS = 128, 10, 3
 HE_TRUST = "nobody but the holder of the secret key; the server follows the protocol"
@@ -38,11 +41,20 @@ def main() -> None:
     features = np.maximum(rng.normal(size=(100, FEATURES)), 0)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     worlds = {name: mpc.World(name, *_NAMES[name]) for name in mpc.PROTOCOLS}
-    rows = []
+    cases = []
     for samples in (1, 100):
-        rows += [head_row(world, kernel, bias, features[:samples]) for world in worlds.values()]
-        rows += [he_row(scheme, kernel, bias, features[:samples]) for scheme in ("bfv-sanitized", "ckks-sanitized")]
-    rows += [training_row(world, layers, name) for world in worlds.values() for name, layers in MODELS.items()]
+        part = features[:samples]
+        cases += [(f"head {name} {samples}", head_row, (world, kernel, bias, part)) for name, world in worlds.items()]
+        cases += [(f"head {name} {samples}", he_row, (name, kernel, bias, part)) for name in SCHEMES]
+    for name, world in worlds.items():
+        cases += [(f"{model} {name}", training_row, (world, layers, model)) for model, layers in MODELS.items()]
+    done = files.read_json(UNFINISHED, "unfinished figures") if UNFINISHED.exists() else {}
+    for case, function, arguments in cases:
+        if case not in done:
+            done[case] = function(*arguments)
+            files.write_json(UNFINISHED, done)
+    rows = [done[case] for case, _, _ in cases]
+    UNFINISHED.unlink()
     files.write_json(RESULTS, {"rows": rows, "protocols": mpc.protocol_table(), **provenance()})
     replace_between(ROOT / "README.md", MARKS, table(rows, provenance()["hardware"]))
     for row in rows:

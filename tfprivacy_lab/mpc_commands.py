@@ -16,7 +16,6 @@ PROTOCOL_NAMES = tuple(_NAMES)
 
 def _listing(options) -> dict:
     from tfprivacy_lab import mpc
-    from tfprivacy_lab.mpc import parties
 
     if options.tls and not options.processes:
         raise InputError("Expected --processes with --tls: within one process there is no connection to protect.")
@@ -24,7 +23,7 @@ def _listing(options) -> dict:
     names, dealer = _NAMES[options.protocol]
     world = mpc.World(options.protocol, names, dealer)
     job, data = listing_job(world)
-    run = parties.launch(job, data, tls=options.tls) if options.processes else parties.simulate(job, data)
+    run = mpc.launch(job, data, tls=options.tls) if options.processes else mpc.simulate(job, data)
     alice = run.outcomes["alice"]
     return {
         "kernel": alice.weights[0].tolist(),
@@ -77,7 +76,7 @@ def _certificates(options) -> dict:
 
 def _party(options) -> dict:
     from tfprivacy_lab import files, mpc
-    from tfprivacy_lab.mpc import parties
+    from tfprivacy_lab.mpc import parties, processes
     from tfprivacy_lab.mpc.certificates import Credentials
 
     job = mpc.Job.load(options.job)
@@ -91,7 +90,7 @@ def _party(options) -> dict:
         join_seconds=options.join_seconds,
         on_step=None if options.json else lambda step: options.note(f"step {step} of {job.training.steps}"),
     )
-    parties.write_outcome(options.out, outcome)
+    processes.write_outcome(options.out, outcome)
     return {
         "out": options.out,
         "trust": job.world.trust(tuple(job.features)),

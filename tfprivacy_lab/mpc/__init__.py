@@ -24,7 +24,7 @@ _EXPORTS = {
     "SharedModel": "training",
     "Training": "jobs",
     "World": "protocols",
-    "launch": "parties",
+    "launch": "processes",
     "plan": "ranges",
     "protocol_table": "protocols",
     "run_party": "parties",
@@ -34,7 +34,7 @@ _EXPORTS = {
 _SUBMODULES = frozenset(
     [
         *("beaver", "certificates", "engine", "execution", "fixed_point", "jobs", "links", "parties", "programs"),
-        *("protocols", "ranges", "sigmoid", "training"),
+        *("processes", "protocols", "ranges", "sigmoid", "training"),
     ]
 )
 

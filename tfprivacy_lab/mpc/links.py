@@ -27,6 +27,8 @@ from tfprivacy_lab.mpc.jobs import difference
 MAGIC = "tfprivacy_lab.mpc/1"
 _LARGEST_MESSAGE = 64 << 20
 _BEAT_SECONDS, _SILENCE_SECONDS, _HELLO_SECONDS, _GRACE_SECONDS = 1.0, 8.0, 5.0, 4.0
+# A party that refuses its own data is ready long before the others have compiled.
+_TELLING_SECONDS = 30.0
 
 
 class PartyError(InputError):
@@ -125,7 +127,8 @@ class Control:
             PartyError: naming who is missing or what differs.
         """
         hello = {"magic": MAGIC, "me": self.me, "job": job, "code": code, "engine": engine, "refusal": refusal}
-        self._engines, end = {self.me: engine}, time.monotonic() + (_GRACE_SECONDS if refusal else seconds)
+        self._engines = {self.me: engine}
+        end = time.monotonic() + (min(seconds, _TELLING_SECONDS) if refusal else seconds)
         first: PartyError | None = None
         with contextlib.closing(self._listen()) as listener:
             waiting = [*self._before, *[None] * len(self._after)]

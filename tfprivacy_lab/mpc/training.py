@@ -1,7 +1,8 @@
 """Train and predict on shares the way Keras does it: ``compile``, ``fit``, ``predict``.
 
 A :class:`SharedModel` writes the job that all parties agree on and has it run: by a simulation in this process
-(:func:`tfprivacy_lab.mpc.parties.simulate`, for notebooks), or by processes (:func:`tfprivacy_lab.mpc.parties.launch`).
+(:func:`tfprivacy_lab.mpc.parties.simulate`, for notebooks), or by processes
+(:func:`tfprivacy_lab.mpc.processes.launch`).
 Between ``fit`` and ``predict`` the weights stay where they are: on shares, one a party.
 """
 
@@ -90,7 +91,7 @@ class SharedModel:
             noise_steps: party to whole numbers (steps, parameters), drawn by the caller, see
                 :mod:`tfprivacy_lab.shared_noise`.
             run: :func:`~tfprivacy_lab.mpc.parties.simulate` (default) or
-                :func:`~tfprivacy_lab.mpc.parties.launch`.
+                :func:`~tfprivacy_lab.mpc.processes.launch`.
 
         Returns:
             Outcomes by party, a :class:`~tfprivacy_lab.mpc.parties.Run`.
