@@ -13,7 +13,9 @@ from tfprivacy_lab.apps.cases import Split
 
 
 def attack(logits_of, parts: Split, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
-    """Membership inference on a model: training rows against test rows.
+    """Membership inference on a model: as many training rows as test rows, both in random order.
+
+    Of unequal numbers, the trained attack's scores say which fold a row was in, and its bound on ε does not hold.
 
     Args:
         logits_of: Inputs to logits (n, 2).
@@ -26,7 +28,9 @@ def attack(logits_of, parts: Split, *, delta: float, seed: int, epsilon: float |
         ``auc`` with ``auc_interval``, ``advantage``, ``advantage_without_leak``, ``epsilon_lower_bound``, and
         ``contradicts_claim``: whether that bound exceeds ``epsilon``.
     """
-    member, nonmember = (audit.Scores(logits_of(part.x), part.y) for part in (parts.train, parts.test))
+    rows = min(len(parts.train.y), len(parts.test.y))
+    equal = [part.take(slice(0, rows)) for part in (parts.train, parts.test)]
+    member, nonmember = (audit.Scores(logits_of(part.x), part.y) for part in equal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", audit.PrivacyViolationWarning)
         found = audit.membership_inference(member, nonmember, delta, seed, accounted_epsilon=epsilon)
