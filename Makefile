@@ -12,7 +12,7 @@ OUT ?= runs/walkthrough
 SCHEME ?= bfv
 READY := .venv/.ready
 
-.PHONY: help setup lock data walkthrough train audit encrypt mpc notebooks bench bench-dp bench-he bench-mpc reproduce reproduce-dp test test-slow lint format clean
+.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks bench bench-dp bench-he bench-mpc reproduce reproduce-dp test test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ encrypt: walkthrough ## the walkthrough's head on encrypted features, by the fou
 
 mpc: $(READY) ## the document's listing 4.2 on shares, under three protocols, each party a process
 	@for protocol in semi2k aby3 cheetah; do $(LAB) mpc listing --protocol $$protocol --processes --tls; echo; done
+
+apps: $(READY) ## medicine, finance and education, with and without DP, each attacked (results/apps)
+	@$(RUN) benchmarks/apps.py
 
 notebooks: $(READY) ## execute the notebooks and write them back
 	@$(RUN) notebooks/execute.py notebooks/*.ipynb

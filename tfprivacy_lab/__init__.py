@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
     [
-        *("audit", "checks", "cli", "data", "dp", "files", "he", "models", "mpc", "recipes", "report", "synthetic"),
-        *("shared_noise", "walkthrough"),
+        *("apps", "audit", "checks", "cli", "data", "dp", "evaluation", "files", "he", "models", "mpc", "recipes"),
+        *("report", "shared_noise", "synthetic", "walkthrough"),
     ]
 )
 

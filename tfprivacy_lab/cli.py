@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 
-from tfprivacy_lab import he_commands, mpc_commands
+from tfprivacy_lab import app_commands, he_commands, mpc_commands
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
 
 _DEFAULT_DELTA = 1e-5
@@ -210,7 +210,7 @@ def _build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--data-dir", metavar="DIR")
 
     he_commands.add(commands, _command, _note)
-    mpc_commands.add(commands, _command, _note)
+    app_commands.add(commands, mpc_commands.add(commands, _command, _note), _command, _note)
     _add_ledger(commands)
 
     walk = _command(commands, "walkthrough", _walkthrough, "the whole path on MNIST, ending in report.html")

@@ -11,6 +11,7 @@ _NAMES = {
     "aby3": (("alice", "bob", "carol"), None),
     "cheetah": (("alice", "bob"), None),
 }
+PROTOCOL_NAMES = tuple(_NAMES)
 
 
 def _listing(options) -> dict:
@@ -113,8 +114,8 @@ def _addresses(text: str) -> dict[str, tuple[str, int]]:
     return found
 
 
-def add(commands, command, note) -> None:
-    """Register the subcommands.
+def add(commands, command, note):
+    """Register the subcommands; returns the group, for those of the applications.
 
     Args:
         commands: What argparse's ``add_subparsers`` returned.
@@ -141,3 +142,4 @@ def add(commands, command, note) -> None:
     party.add_argument("--join-seconds", type=float, default=60.0, metavar="S", help="wait so long for others (60)")
     party.add_argument("--out", required=True, metavar="OUT.npz", help="what it learns, and its shares; mode 0600")
     party.set_defaults(note=note)
+    return group

@@ -70,6 +70,23 @@ class SharedGaussian:
         if self.sigma > 2**40:
             raise InputError("Expected noise of at most 2^40 grid steps; lower fraction_bits.")
 
+    @classmethod
+    def calibrated(cls, parties, l2_norm_clip: float, dimension: int, *, epsilon: float, delta: float, **options):
+        """The noise whose claim is (ε, δ), with the least noise multiplier to a part in a thousand.
+
+        Raises:
+            InputError: naming the argument, or if no noise within the arithmetic meets the claim.
+        """
+        check_finite_number("epsilon", epsilon, above=0)
+        low, high = 0.0, 1.0
+        while cls(parties, l2_norm_clip, dimension, high, **options).epsilon(delta) > epsilon:
+            low, high = high, 2 * high
+        while high - low > 1e-3 * high:
+            middle = (low + high) / 2
+            enough = cls(parties, l2_norm_clip, dimension, middle, **options).epsilon(delta) <= epsilon
+            low, high = (low, middle) if enough else (middle, high)
+        return cls(parties, l2_norm_clip, dimension, high, **options)
+
     @property
     def sensitivity(self) -> float:
         """L2 sensitivity Δ of the sum on the grid, in its unit."""
@@ -108,9 +125,13 @@ class SharedGaussian:
         """What the job says about the noise."""
         return NoiseShares(self.parties, self.sigma * 2.0**-self.fraction_bits, self.fraction_bits)
 
-    def draw(self) -> np.ndarray:
-        """One party's contribution, in grid steps: int64, (releases, dimension), from the operating system."""
-        return discrete_gaussian(self.releases * self.dimension, self.sigma**2).reshape(self.releases, self.dimension)
+    def draw(self, seed: int | None = None) -> np.ndarray:
+        """One party's contribution, in grid steps: int64, (releases, dimension), from the operating system.
+
+        A seed is for tests and teaching: whoever knows it can subtract the noise.
+        """
+        drawn = discrete_gaussian(self.releases * self.dimension, self.sigma**2, seed)
+        return drawn.reshape(self.releases, self.dimension)
 
     def statement(self, delta: float) -> dict:
         """ε with nobody's, one's, … contributions known, and under which assumptions."""

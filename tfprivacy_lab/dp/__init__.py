@@ -35,6 +35,8 @@ _EXPORTS = {
     "GaussianMechanism": "mechanisms",
     "GridGaussian": "discrete",
     "check_neighbours": "neighbours",
+    "noise_quantile": "intervals",
+    "ratio_interval": "intervals",
     "QuantileClip": "quantile",
     "LaplacePlan": "laplace_accounting",
     "LaplaceRun": "laplace_accounting",
@@ -45,7 +47,7 @@ _MODULES = {
     *("adjacency", "allowance", "events", "composition", "group", "tuning", "ledger", "ledger_file"),
     *("callbacks", "charged", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
     *("accounting", "plan", "sampling", "training", "statement"),
-    *("mechanisms", "noise", "discrete", "neighbours", "quantile"),
+    *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile"),
     *("laplace", "laplace_accounting", "laplace_statement"),
 }
 

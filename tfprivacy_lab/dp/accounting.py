@@ -10,6 +10,7 @@ No TensorFlow is imported here, but for :func:`tensorflow_privacy_figures`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -255,7 +256,9 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
 
     def excess_by_rdp(noise_multiplier: float) -> float:
         run = DpSgdRun(examples, batch_size, noise_multiplier, steps)
-        return float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)) - epsilon
+        # At large sampling rates some orders do not converge and are left out, which is told as a warning each time.
+        with _errors_only():
+            return float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)) - epsilon
 
     def excess(noise_multiplier: float) -> float:
         return epsilon_after(DpSgdRun(examples, batch_size, noise_multiplier, steps), steps, delta) - epsilon
@@ -298,7 +301,6 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
         ``statement_default``: with its default ``used_microbatching=True``, which doubles the
         sensitivity, wrong for one microbatch an example.
     """
-    from absl import logging
     from tensorflow_privacy.privacy.analysis import compute_dp_sgd_privacy_lib as tfp
 
     # Whole epochs if they give the same steps: the statement rounds them up to count passes.
@@ -306,14 +308,23 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
     same = whole > 0 and steps_for(run.examples, run.batch_size, whole) == run.steps
     arguments = (run.examples, run.batch_size, whole if same else run.epochs, run.noise_multiplier, delta)
     n, batch_size, epochs, noise_multiplier, _ = arguments
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # the deprecation is told beside the figure
-    try:
+    with _errors_only():  # the deprecation is told beside the figure
         epsilon, _ = tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)
-    finally:
-        logging.set_verbosity(verbosity)
     return {
         "compute_dp_sgd_privacy": float(epsilon),
         "statement": tfp.compute_dp_sgd_privacy_statement(*arguments, used_microbatching=False),
         "statement_default": tfp.compute_dp_sgd_privacy_statement(*arguments),
     }
+
+
+@contextlib.contextmanager
+def _errors_only():
+    """Keep the libraries' warnings from the user."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -107,7 +107,7 @@ def check_nothing_was_restored(model: tf.keras.Model, before: tuple, callbacks) 
     if any(isinstance(callback, tf.keras.callbacks.BackupAndRestore) for callback in callbacks or []):
         raise InputError(
             "BackupAndRestore would bring back the weights without what they cost, and draw the same noise again; "
-            "leave it out, and register runs with a Ledger."
+            "leave it out, and charge runs to a ledger by ChargedTo(ledger, name) among the callbacks."
         )
     *trainable, steps = training_state(model)
     if trainable != list(before[:-1]):
