@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import dp_accounting
 import numpy as np
@@ -179,3 +181,11 @@ def test_bad_epsilon_is_refused(epsilon):
 def test_delta_warning_at_one_over_n():
     assert accounting.delta_warning(1e-5, 60_000) is None
     assert "1/examples" in accounting.delta_warning(1 / 60_000, 60_000)
+
+
+def test_calibrating_at_a_large_sampling_rate_is_quiet():
+    """RDP drops orders there, and said so on stderr at every step of the search."""
+    code = "from tfprivacy_lab.dp.accounting import calibrate_noise_multiplier as c; print(c(1170, 128, 92, 3.0, 1e-4))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert 0.5 < float(found.stdout) < 3
