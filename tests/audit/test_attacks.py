@@ -64,6 +64,18 @@ def test_no_separation_is_told_apart_from_a_leak(alike):
     assert alike["accounted"]["violation"] is False
 
 
+@pytest.mark.parametrize("sides", [(3000, 1000), (1000, 3000)])
+def test_unequal_sides_bound_nothing_where_nothing_leaks(sides):
+    """TFP scores what it did not train on by another model: of unequal sides that alone gave bounds above zero."""
+    found = []
+    for seed in range(6):
+        pair = [Scores(*ten_classes(size, 10 * seed + place)) for place, size in enumerate(sides)]
+        attacks = membership_inference(*pair, DELTA, seed=seed)["attacks"]
+        found.append(attacks["logistic_regression"]["epsilon_lower_bound"])
+    assert sum(bound > 0 for bound in found) <= 1
+    assert max(found) < 0.1
+
+
 def test_few_memorised_examples_show_at_the_low_end_and_break_the_claim():
     logits, labels = ten_classes(3000, 3)
     logits[:300, :] = 0

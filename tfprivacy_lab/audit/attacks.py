@@ -16,14 +16,11 @@ released model. A weak attack shows little: no leak found is not no leak.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import warnings
 
 import numpy as np
 
-from tfprivacy_lab.audit import bounds, roc
+from tfprivacy_lab.audit import bounds, roc, tfp_attacks
 from tfprivacy_lab.checks import (
     InputError,
     check_finite_number,
@@ -31,11 +28,6 @@ from tfprivacy_lab.checks import (
     check_positive_int,
 )
 
-ATTACKS = {
-    "loss_threshold": "THRESHOLD_ATTACK",
-    "entropy_threshold": "THRESHOLD_ENTROPY_ATTACK",
-    "logistic_regression": "LOGISTIC_REGRESSION",
-}
 FPR_LEVELS = (0.001, 0.01)
 # TFP splits in 2 folds, then in 3 to choose the regularisation; below this a fold has hardly anyone.
 FEWEST_EXAMPLES = 20
@@ -124,7 +116,8 @@ def membership_inference(
 
     Args:
         member: Of examples that the model was trained on, at least 20.
-        nonmember: Of examples it never saw, same distribution, at least 20.
+        nonmember: Of examples it never saw, same distribution, at least 20. The trained attack uses as many of
+            either side, chosen at random.
         delta: The δ at which ε is bounded, in [0, 1).
         seed: Whole number >= 0. Same seed, same numbers, whatever the order of the examples.
         accounted_epsilon: The ε claimed at ``delta``, to be held against the attack; None if none is.
@@ -160,10 +153,8 @@ def membership_inference(
     if accounted_epsilon is not None:
         accounted_epsilon = check_finite_number("accounted_epsilon", accounted_epsilon, above=0)
 
-    attacks = {
-        name: _measure(result, delta, seed, confidence)
-        for name, result in _run_tfp_attacks(_ordered(member), _ordered(nonmember), seed).items()
-    }
+    results = tfp_attacks.run(_ordered(member), _ordered(nonmember), seed)
+    attacks = {name: _measure(result, delta, seed, confidence) for name, result in results.items()}
     best = _best(attacks)
     accounted = bounds.compare_with_accounted(best["epsilon_lower_bound"], accounted_epsilon, delta, confidence)
     return {
@@ -200,40 +191,6 @@ def _ordered(scores: Scores) -> Scores:
     """In an order that depends only on the values, so that random folds do too."""
     order = np.lexsort([scores.labels, *scores.logits.T])
     return Scores(scores.logits[order], scores.labels[order])
-
-
-def _run_tfp_attacks(member: Scores, nonmember: Scores, seed: int) -> dict:
-    """TFP's result object for each attack, by our name."""
-    with _quiet(), _numpy_seed(seed):
-        from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import (
-            membership_inference_attack,
-        )
-        from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_structures import (
-            AttackInputData,
-            AttackType,
-        )
-
-        # Only the trained attack reads the logits, as features: at one scale its solver converges.
-        both = np.concatenate([member.logits, nonmember.logits])
-        centre, scale = both.mean(axis=0), both.std(axis=0)
-        scale[scale == 0] = 1
-        # Losses and entropies are handed over because TFP's own clip probabilities at 1e-8 and 1e-30,
-        # and take logits whose rows happen to sum to 1 for probabilities.
-        data = AttackInputData(
-            logits_train=(member.logits - centre) / scale,
-            logits_test=(nonmember.logits - centre) / scale,
-            labels_train=member.labels,
-            labels_test=nonmember.labels,
-            loss_train=member.losses(),
-            loss_test=nonmember.losses(),
-            entropy_train=member.entropies(),
-            entropy_test=nonmember.entropies(),
-            loss_function_using_logits=True,
-        )
-        kinds = [AttackType[kind] for kind in ATTACKS.values()]
-        results = membership_inference_attack.run_attacks(data, attack_types=kinds).single_attack_results
-    by_kind = {result.attack_type.name: result for result in results}
-    return {name: by_kind[kind] for name, kind in ATTACKS.items()}
 
 
 def _measure(result, delta, seed, confidence) -> dict:
@@ -291,27 +248,3 @@ def _log_sum_exp_without(logits, column):
     np.put_along_axis(rest, column[:, None], -np.inf, axis=1)
     highest = rest.max(axis=1, keepdims=True)
     return (highest + np.log(np.exp(rest - highest).sum(axis=1, keepdims=True)))[:, 0]
-
-
-@contextlib.contextmanager
-def _numpy_seed(seed):
-    """Seed NumPy's global generator, which TFP's attacks draw folds from, and give it back as it was."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keep the libraries' import notices and solver remarks from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
