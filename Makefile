@@ -63,8 +63,11 @@ bench-dp: $(READY) ## time and memory of a DP step, ours and others' (results/be
 bench-he: results/he_networks/metrics.json ## encrypted heads and networks, ours and TenSEAL's (results/bench_he)
 	@$(RUN) benchmarks/bench_he.py
 
-bench-mpc: $(READY) ## a head, a regression and a network on shares, beside encryption (results/mpc)
+bench-mpc: runs/walkthrough/head.npz ## a head, a regression and a network on shares, beside encryption (results/mpc)
 	@$(RUN) benchmarks/bench_mpc.py
+
+runs/walkthrough/head.npz: | $(READY)
+	@$(LAB) walkthrough --out runs/walkthrough --seed $(SEED)
 
 results/he_networks/metrics.json: benchmarks/he_networks.py | $(READY)
 	@$(RUN) benchmarks/he_networks.py --out results/he_networks
