@@ -91,4 +91,5 @@ def privacy_statement(
 
 
 def row(name: str, text: str) -> str:
+    """A line of the statement, wrapped under its name."""
     return textwrap.fill(text, 98, initial_indent=f"{name:<24}", subsequent_indent=" " * 24)
