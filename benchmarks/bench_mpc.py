@@ -62,13 +62,15 @@ def main() -> None:
 
 def walkthrough_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Kernel (128, 10), bias (10,) and features (100, 128) of the walkthrough."""
-    missing = [name for name in ("head.npz", "examples.npy") if not (WALKTHROUGH / name).exists()]
+    from tfprivacy_lab import data, models, runs
+
+    missing = [name for name in ("head.npz", "backbone.keras") if not (WALKTHROUGH / name).exists()]
     if missing:
         raise SystemExit(f"{WALKTHROUGH / missing[0]} is not there; make it by: make walkthrough")
     with np.load(WALKTHROUGH / "head.npz", allow_pickle=False) as head:
         kernel, bias = head["kernel"].astype(float), head["bias"].astype(float)
-    features = np.load(WALKTHROUGH / "examples.npy", allow_pickle=False)[:100].astype(float)
-    return kernel, bias, features
+    features = models.embed(runs.load_model(WALKTHROUGH / "backbone.keras"), data.load_test().images[:100])
+    return kernel, bias, features.astype(float)
 
 
 MODELS = {
