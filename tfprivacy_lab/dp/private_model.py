@@ -314,6 +314,6 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
 def _rounding(batch_size: int) -> int:
     """Rows to whose multiples a batch is padded: few shapes, each of which TensorFlow prepares for once.
 
-    A Poisson batch spreads by about the root of its size; steps of half of that make a dozen shapes.
+    A Poisson batch spreads by about the root of its size; steps of that make a handful of shapes.
     """
-    return 2 ** max(0, round(math.log2(math.sqrt(batch_size))) - 1)
+    return 2 ** max(0, round(math.log2(math.sqrt(batch_size))))
