@@ -57,7 +57,7 @@ notebooks: $(READY) ## execute the notebooks and write them back
 
 bench: bench-dp bench-he bench-mpc ## every benchmark
 
-bench-dp: $(READY) ## time and memory of a DP step, ours and others' (results/bench_dp; 20 minutes on an idle machine)
+bench-dp: $(READY) ## time and memory of a DP step, ours and others' (results/bench_dp; half an hour)
 	@PYTHON="$(PYTHON)" $(RUN) benchmarks/bench_dp.py
 
 bench-he: results/he_networks/metrics.json ## encrypted heads and networks, ours and TenSEAL's (results/bench_he)
@@ -78,7 +78,7 @@ reproduce: $(READY) ## the figures of the README: accuracy table and a walkthrou
 reproduce-dp: $(READY) ## accuracy at epsilon 1, 2, 3 and 8, every recipe, three seeds (REPRODUCTION.md; hours, resumes)
 	@$(RUN) benchmarks/reproduce_dp.py
 
-test: $(READY) ## the test-suite, a quarter of an hour on two cores
+test: $(READY) ## the test-suite, some twenty minutes on two cores
 	@$(RUN) -m pytest
 
 test-slow: $(READY) ## the tests that take minutes

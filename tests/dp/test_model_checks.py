@@ -36,7 +36,11 @@ def test_convolutions_with_channels_first(layer):
 
 def test_a_model_with_channels_first_is_fitted():
     model = tf.keras.Sequential(head(layers.Input((1, 5, 5)), layers.Conv2D(4, 3, data_format="channels_first")))
-    private(model).fit(images(N, 1, 5, 5), np.arange(N) % CLASSES, B, steps_per_epoch=1, verbose=0)
+    wrapped, before = private(model), weights_of(model)
+    wrapped.fit(images(N, 1, 5, 5), np.arange(N) % CLASSES, B, steps_per_epoch=1, verbose=0)
+    assert wrapped.phases()[0].steps == 1
+    assert np.isfinite(weights_of(model)).all()
+    assert not np.array_equal(weights_of(model), before)
 
 
 LABELS = {
@@ -75,7 +79,10 @@ def test_labels_that_the_loss_ignores_and_whole_floats_are_taken():
     x, y = dataset(N)
     y = np.where(np.arange(N) % 5 == 0, -1, y).astype(np.float32)
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
-    private(loss=loss).fit(x, y, B, steps_per_epoch=1, verbose=0)
+    wrapped = private(loss=loss)
+    history = wrapped.fit(x, y, B, steps_per_epoch=1, verbose=0)
+    assert wrapped.phases()[0].steps == 1
+    assert np.isfinite(history.history["loss"]).all()
 
 
 SGD = tf.keras.optimizers.SGD

@@ -15,7 +15,7 @@ from tfprivacy_lab.apps.cases import Split
 def attack(logits_of, parts: Split, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
     """Membership inference on a model: as many training rows as test rows, both in random order.
 
-    Of unequal numbers, the trained attack's scores say which fold a row was in, and its bound on ε does not hold.
+    The trained attack takes equal numbers in any case, for its bound on ε to hold; here all attacks see the same rows.
 
     Args:
         logits_of: Inputs to logits (n, 2).
