@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.dp.linear_layers import LinearUses
+from tfprivacy_lab.dp.products import CompiledConvolutionProducts, worth_compiling
 
 # tf.gather copies runs of this many channels faster than a convolution with the identity moves them.
 _CHANNELS_WORTH_A_GATHER = 8
@@ -19,9 +20,35 @@ class ConvolutionUses(LinearUses):
     def _groups(self, inputs):
         return self.layer.groups
 
-    def as_matrices(self, inputs, gradients):
+    def _make_products(self):
+        (inputs, *more), gradients = self.inputs, self.gradients[0]
+        if more or self._groups(inputs) > 1:
+            return super()._make_products()
+        inputs, gradients = self._channels_last(inputs, gradients)
+        size, (*output_size, filters) = inputs.shape[1:3], gradients.shape[1:]
+        positions, depth = math.prod(output_size), math.prod(self.layer.kernel_size) * inputs.shape[3]
+        if not worth_compiling(positions, depth, filters):
+            return super()._make_products()
+        return CompiledConvolutionProducts(
+            inputs,
+            gradients,
+            kernel_size=self.layer.kernel_size,
+            strides=self.layer.strides,
+            dilations=self.layer.dilation_rate,
+            padding=[before for before, _ in self._padding(size, output_size)],
+        )
+
+    def _channels_last(self, *arrays):
         if self.layer.data_format == "channels_first":
-            inputs, gradients = (tf.transpose(a, (0, 2, 3, 1)) for a in (inputs, gradients))
+            return [tf.transpose(a, (0, 2, 3, 1)) for a in arrays]
+        return arrays
+
+    def _per_example_bias(self):
+        products = self.products()
+        return super()._per_example_bias() if products.sums is None else products.sums
+
+    def as_matrices(self, inputs, gradients):
+        inputs, gradients = self._channels_last(inputs, gradients)
         batch, groups = tf.shape(inputs)[0], self._groups(inputs)
         patches = self._patches(inputs, gradients.shape[1:3])
         rows, area, channels = gradients.shape[1] * gradients.shape[2], patches.shape[2], patches.shape[3]

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import check_choice
+from tfprivacy_lab.dp import native
 
 GENERATORS = ("philox", "secure")
 
@@ -39,16 +40,36 @@ class GaussianNoise:
             step: Number of the logical step, an int64 scalar tensor; a step's draw is always the same.
             replica: Number of the replica, below 2^32.
         """
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
         if self.generator == "secure":
             flat = self._secure(sum(sizes))
         else:
-            blocks = tf.cast(step, tf.uint64) * tf.constant(2 * sum(sizes) + 8, tf.uint64)
-            high = tf.cast(replica, tf.uint64) + tf.constant(self._high, tf.uint64)
-            counter = tf.stack([tf.constant(self._low, tf.uint64) + blocks, high])
-            flat = standard_normal(sum(sizes), self._key, counter)
+            flat = standard_normal(sum(sizes), self._key, self._counter(sum(sizes), step, replica))
         parts = tf.split(flat, sizes) if len(sizes) > 1 else [flat]
         return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def add(self, values: list[tf.Tensor], stddevs: list, step: tf.Tensor, replica: tf.Tensor | int = 0):
+        """``values``, each under noise of its standard deviation: those of :meth:`draw`, made where they are added.
+
+        Args:
+            values: float32 tensors of static shapes.
+            stddevs: A standard deviation >= 0 each, number or scalar tensor, in the unit of the value.
+            step: As for :meth:`draw`.
+            replica: As for :meth:`draw`.
+        """
+        shapes, compiled = [value.shape for value in values], native.operations()
+        if self.generator == "secure" or compiled is None:
+            drawn = self.draw(shapes, step, replica)
+            return [value + stddev * one for value, stddev, one in zip(values, stddevs, drawn, strict=True)]
+        counter = self._counter(sum(map(math.prod, shapes)), step, replica)
+        scales = tf.stack([tf.cast(stddev, tf.float32) for stddev in stddevs])
+        return compiled.tfprivacy_lab_add_normal_noise(values, scales, self._key, counter)
+
+    def _counter(self, size, step, replica):
+        """Where the draw of so many begins: no other step or replica comes near."""
+        blocks = tf.cast(step, tf.uint64) * tf.constant(2 * size + 8, tf.uint64)
+        high = tf.cast(replica, tf.uint64) + tf.constant(self._high, tf.uint64)
+        return tf.stack([tf.constant(self._low, tf.uint64) + blocks, high])
 
     @staticmethod
     def _secure(size):

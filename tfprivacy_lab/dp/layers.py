@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.convolutions import ConvolutionUses, DepthwiseConvolutionUses
-from tfprivacy_lab.dp.linear_layers import DenseUses, EinsumDenseUses, Uses, ghost_norms
+from tfprivacy_lab.dp.linear_layers import DenseUses, EinsumDenseUses, Uses
+from tfprivacy_lab.dp.products import ghost_norms
 
 _layers = tf.keras.layers
 

@@ -2,31 +2,19 @@ r"""What each Keras layer's per-example gradient is made of: its input, and the 
 
 For every layer whose output before the activation is linear in its kernel, the gradient of example b is
 :math:`J_b = \sum_t x_{bt} g_{bt}^\top` over positions t (pixels, time steps, uses of the layer). Its norm
-follows from either side of
-
-.. math:: \|J_b\|^2 = \sum_{t,s} (x_{bt} \cdot x_{bs})(g_{bt} \cdot g_{bs})
-
-whichever is cheaper: the left one makes J (small kernels, many positions), the right one never does
-("ghost norm": Goodfellow 2015; Li et al. 2022; Bu, Mao and Xu 2022).
+and weighted sum are taken whichever way is cheapest (:mod:`tfprivacy_lab.dp.products`).
 """
 
 from __future__ import annotations
 
 import abc
-import copy
 import math
 import string
 
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-
-# Above this many weights a layer's per-example gradients are never made, whatever it costs otherwise.
-LARGEST_MATERIALISED = 2**16
-
-# Rounding of a float32 sum over positions, relative to the sum of its terms' norms.
-GHOST_ROUNDING = 2.0**-22
-
+from tfprivacy_lab.dp.products import Products, cleared, products_of
 
 class Uses(abc.ABC):
     """The uses of one layer in one forward pass, and what its per-example gradients are.
@@ -67,16 +55,7 @@ class Uses(abc.ABC):
 
     def keeping(self, rows: tf.Tensor) -> Uses:
         """A copy in which the examples that ``rows`` (batch,) says no to are zero; call after squared_norms."""
-
-        def cleared(value):
-            mask = tf.reshape(rows, (-1, *[1] * (len(value.shape) - 1)))
-            return tf.where(mask, value, tf.zeros_like(value))
-
-        other = copy.copy(self)
-        for name, value in vars(self).items():
-            if name not in ("layer", "outputs"):
-                setattr(other, name, tf.nest.map_structure(lambda a: cleared(a) if tf.is_tensor(a) else a, value))
-        return other
+        return cleared(self, rows, but=("layer", "outputs"))
 
     def _in_order(self, **by_name) -> list[tf.Tensor]:
         """The gradients named as the layer's attributes, in the order of its trainable weights."""
@@ -89,7 +68,8 @@ class LinearUses(Uses):
 
     def __init__(self, layer):
         super().__init__(layer)
-        self._x = self._g = self._kernel_gradients = self._bias_gradients = None
+        self._products: Products | None = None
+        self._bias_gradients = None
 
     @property
     def kernel(self) -> tf.Variable:
@@ -109,58 +89,34 @@ class LinearUses(Uses):
     def kernel_shaped(self, summed: tf.Tensor) -> tf.Tensor:
         """A gradient (groups, d, p) in the kernel's shape."""
 
-    def prepare(self) -> None:
-        """Lay inputs and gradients out as matrices; once, as squared_norms and weighted_sum share them."""
-        if self._x is None:
-            pairs = [self.as_matrices(x, g) for x, g in zip(self.inputs, self.gradients, strict=True)]
-            columns = zip(*pairs, strict=True)
-            self._x, self._g = (parts[0] if len(parts) == 1 else tf.concat(parts, 2) for parts in columns)
+    def products(self) -> Products:
+        """The products of inputs and gradients; made once, as squared_norms and weighted_sum share them."""
+        if self._products is None:
+            self._products = self._make_products()
+        return self._products
 
-    def materialises(self) -> bool:
-        """Whether per-example gradients are made: cheaper than comparing positions, and small enough."""
-        groups, positions, d = self._x.shape[1:]
-        p = self._g.shape[3]
-        if groups * d * p > LARGEST_MATERIALISED or positions is None or positions == 1:
-            return False
-        # In multiply-adds an example; the ghost norm pays the weighted product on top.
-        return positions * d * p + 3 * d * p < positions**2 * (d + p + 2) + positions * d * p
+    def _make_products(self):
+        pairs = [self.as_matrices(x, g) for x, g in zip(self.inputs, self.gradients, strict=True)]
+        columns = zip(*pairs, strict=True)
+        return products_of(*(parts[0] if len(parts) == 1 else tf.concat(parts, 2) for parts in columns))
 
     def squared_norms(self) -> tf.Tensor:
-        self.prepare()
-        if self.layer.bias is not None:
-            self._bias_gradients = self._per_example_bias()
-            bias = tf.reduce_sum(tf.square(self._bias_gradients), list(range(1, len(self._bias_gradients.shape))))
-        else:
-            bias = 0.0
-        return bias + self._kernel_norms()
-
-    def _kernel_norms(self):
-        x, g = self._x, self._g
-        if x.shape[2] == 1:
-            # Norms, not sums of squares: one pass over the numbers.
-            lengths = [tf.math.reduce_euclidean_norm(a, [2, 3]) for a in (x, g)]
-            return tf.reduce_sum(tf.square(lengths[0] * lengths[1]), 1)
-        if self.materialises():
-            # As (p, d), not (d, p): the longer rows make the product and the norm quicker.
-            self._kernel_gradients = tf.matmul(g, x, transpose_a=True)
-            return _squared_norms(self._kernel_gradients)
-        grams = [tf.matmul(a, a, transpose_b=True) for a in (tf.cast(x, tf.float64), tf.cast(g, tf.float64))]
-        largest = tf.reduce_sum(tf.norm(x, axis=3) * tf.norm(g, axis=3), [1, 2])
-        return ghost_norms(tf.reduce_sum(grams[0] * grams[1], [1, 2, 3]), largest)
+        norms = self.products().squared_norms()
+        if self.layer.bias is None:
+            return norms
+        self._bias_gradients = self._per_example_bias()
+        return norms + tf.reduce_sum(tf.square(self._bias_gradients), list(range(1, len(self._bias_gradients.shape))))
 
     def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
-        groups, _, d = self._x.shape[1:]
-        p = self._g.shape[3]
-        if self._kernel_gradients is not None:
-            flat = tf.reshape(self._kernel_gradients, (-1, groups * p * d))
-            kernel = tf.transpose(tf.reshape(tf.matmul(factors[tf.newaxis], flat), (groups, p, d)), (0, 2, 1))
-        else:
-            scaled = self._g * factors[:, tf.newaxis, tf.newaxis, tf.newaxis]
-            kernel = _summed_products(self._x, scaled, groups, d, p)
-        named = {self.kernel_name: self.kernel_shaped(kernel)}
+        named = {self.kernel_name: self.kernel_shaped(self.products().weighted_sum(factors))}
         if self._bias_gradients is not None:
             named["bias"] = tf.tensordot(factors, self._bias_gradients, 1)
         return self._in_order(**named)
+
+    def keeping(self, rows):
+        other = cleared(self, rows, but=("layer", "outputs", "_products"))
+        other._products = self.products().keeping(rows)
+        return other
 
     def _per_example_bias(self):
         """(batch, *bias.shape): the output's gradient summed over all axes along which the bias repeats."""
@@ -174,39 +130,7 @@ class LinearUses(Uses):
         return total
 
     def floats_per_example(self) -> int:
-        self.prepare()
-        groups, positions, d = self._x.shape[1:]
-        p = self._g.shape[3]
-        work = groups * d * p if self.materialises() else 2 * groups * positions**2 if positions > 1 else 0
-        return work + groups * positions * (d + p)
-
-
-def ghost_norms(squared: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
-    r"""Squared norms from sums of products that may cancel, never too small for what float32 makes of the sum.
-
-    Args:
-        squared: :math:`\sum_{t,s} (x_t \cdot x_s)(g_t \cdot g_s)`, (batch,), float64: where positions cancel,
-            float32 would leave nothing but rounding, and a norm of zero for a gradient of any size.
-        largest: :math:`\sum_t \|x_t\| \|g_t\|`, (batch,), float32. The weighted sum is rounded relative to this,
-            whatever cancels, so a share of it counts as norm.
-
-    Returns:
-        float32, (batch,).
-    """
-    norms = tf.cast(tf.sqrt(tf.maximum(squared, 0.0)), tf.float32)
-    return tf.square(norms + GHOST_ROUNDING * largest)
-
-
-def _squared_norms(gradients):
-    """Squared norms over all axes but the first."""
-    return tf.square(tf.math.reduce_euclidean_norm(tf.reshape(gradients, (tf.shape(gradients)[0], -1)), 1))
-
-
-def _summed_products(x, g, groups, d, p):
-    """Σ over examples and positions of x g, (groups, d, p)."""
-    if groups > 1:
-        return tf.einsum("bgtd,bgtp->gdp", x, g)
-    return tf.matmul(tf.reshape(x, (-1, d)), tf.reshape(g, (-1, p)), transpose_a=True)[tf.newaxis]
+        return self.products().floats_per_example()
 
 
 class DenseUses(LinearUses):

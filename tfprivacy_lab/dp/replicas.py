@@ -56,9 +56,8 @@ class Replicas:
         """The sums over replicas, each under noise of its standard deviation in all."""
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
-        drawn = noise.draw([part.shape for part in total], step, replica)
         share = 1 / math.sqrt(self.count)
-        noisy = [part + share * stddev * one for part, stddev, one in zip(total, stddevs, drawn, strict=True)]
+        noisy = noise.add(total, [share * stddev for stddev in stddevs], step, replica)
         return noisy if self.count == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, noisy)
 
     def apply(self, optimizer, gradients: list[tf.Tensor], variables) -> None:

@@ -1,0 +1,82 @@
+"""Operations compiled for this machine, for what TensorFlow's own are slow at; without them, DP training is slower.
+
+``python -m tfprivacy_lab.dp.native`` compiles them with the system's C++ compiler against TensorFlow's headers, in
+seconds, into the Python environment; ``make setup`` does. What they compute, TensorFlow's operations compute too,
+to rounding: no guarantee depends on which.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-DNDEBUG"]
+# Set to anything, it leaves the compiled operations out.
+SWITCH = "TFPRIVACY_LAB_NO_NATIVE"
+
+
+@functools.cache
+def operations():
+    """The compiled operations as a module, or None where there are none.
+
+    They are for processors alone: where TensorFlow sees an accelerator, its own operations are used. A library
+    that was compiled from other sources, for another TensorFlow or on another kind of processor is not loaded.
+    """
+    import tensorflow as tf
+
+    if os.environ.get(SWITCH) or not library().is_file() or tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.load_op_library(str(library()))
+
+
+def library() -> Path:
+    """Where the compiled operations are, or would be; sources, TensorFlow and processor are in the name."""
+    import tensorflow as tf
+
+    digest = hashlib.sha256("\n".join([tf.version.GIT_VERSION, *_FLAGS, _processor()]).encode())
+    for source in _sources():
+        digest.update(source.read_bytes())
+    return Path(sysconfig.get_path("platlib")) / "tfprivacy_lab_native" / f"operations-{digest.hexdigest()[:20]}.so"
+
+
+def compile_operations() -> Path:
+    """Compile them, unless that is done; returns the library.
+
+    Raises:
+        OSError: without a compiler, or where the environment cannot be written.
+        subprocess.CalledProcessError: if it fails; ``stderr`` says why.
+    """
+    import tensorflow as tf
+
+    target = library()
+    if target.is_file():
+        return target
+    target.parent.mkdir(exist_ok=True)
+    # TensorFlow's headers are no matter of ours to warn about.
+    include = [flag.replace("-I", "-isystem", 1) for flag in tf.sysconfig.get_compile_flags()]
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / target.name
+        command = [os.environ.get("CXX", "c++"), *_FLAGS, *include, *map(str, _sources()), "-o", str(built)]
+        subprocess.run([*command, *tf.sysconfig.get_link_flags()], check=True, capture_output=True, text=True)
+        built.replace(target)
+    return target
+
+
+def _sources() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("*.cc"))
+
+
+def _processor() -> str:
+    """What the compiler may use: a library for more than a processor has would end the process."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    found = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return "\n".join(sorted(found))

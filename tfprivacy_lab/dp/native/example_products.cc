@@ -1,0 +1,429 @@
+// Norms and weighted sums of per-example gradients of a kernel, without a gradient leaving the cache.
+//
+// The gradient of example b is J_b = sum_t x_bt g_bt^T over output pixels t: x_bt is the patch of the input under
+// the pixel, (d), g_bt the gradient at it, (p). Each thread lays out the patches of one example at a time, and
+// multiplies tile by tile in registers. A dense layer on a sequence is a convolution of 1 x 1.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "tensorflow/core/framework/common_shape_fns.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/util/work_sharder.h"
+
+namespace {
+
+using tensorflow::DEVICE_CPU;
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Status;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::errors::InvalidArgument;
+using tensorflow::shape_inference::InferenceContext;
+
+// A tile has kRows x 2 vectors, or 2 kRows x 1, as many as keep the multipliers busy and fit the registers.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 8;
+#else
+constexpr int kLanes = 8, kRows = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
+constexpr int kSpill = 8;     // Runs of floats are copied eight at a time and may read and write so far beyond.
+constexpr int kBlocks = 32;   // A sum is made of so many parts at most, in one order, whatever the number of threads.
+constexpr int kSmallest = 8;  // Examples of a part, at least.
+constexpr int64_t kPartFloats = 1 << 23;  // Numbers in all parts together, or two parts.
+
+int RoundUp(int value, int unit) { return (value + unit - 1) / unit * unit; }
+
+double Total(const Vector& values) {
+  double total = 0.0;
+  for (int i = 0; i < kLanes; ++i) total += values[i];
+  return total;
+}
+
+// What a convolution looks at. Sizes in elements.
+struct Geometry {
+  int height, width, channels;               // Of the input.
+  int rows, columns, filters;                // Of the output.
+  std::vector<int> kernel, strides, dilations, padding;  // padding: zeros above and on the left.
+
+  int area() const { return kernel[0] * kernel[1]; }
+  int positions() const { return rows * columns; }
+  int depth() const { return area() * channels; }
+  int padded_height() const { return (rows - 1) * strides[0] + (kernel[0] - 1) * dilations[0] + 1; }
+  int padded_width() const { return (columns - 1) * strides[1] + (kernel[1] - 1) * dilations[1] + 1; }
+  bool plain() const { return area() == 1 && strides[0] == 1 && strides[1] == 1 && padding[0] == 0 && padding[1] == 0; }
+};
+
+// One example's operands: patches (positions, depth) and gradients (positions, filters), columns padded by zeros.
+class Operands {
+ public:
+  explicit Operands(const Geometry& geometry)
+      : g_(geometry),
+        ldx_(RoundUp(geometry.depth(), 2 * kRows)),
+        ldg_(RoundUp(geometry.filters, kLanes)),
+        image_(static_cast<size_t>(geometry.padded_height()) * geometry.padded_width() * geometry.channels + kSpill),
+        patches_(static_cast<size_t>(geometry.positions()) * ldx_ + kSpill),
+        scaled_(static_cast<size_t>(geometry.positions()) * ldg_) {}
+
+  void Load(const float* input, const float* gradients, float factor) {
+    x_ = input;
+    if (!g_.plain() || ldx_ != g_.channels) {
+      Pad(input);
+      LayOut();
+      x_ = patches_.data();
+    }
+    gradients_ = gradients;
+    if (ldg_ != g_.filters || factor != 1.0f) {
+      const int filters = g_.filters, positions = g_.positions();
+      for (int t = 0; t < positions; ++t) {
+        float* to = scaled_.data() + static_cast<size_t>(t) * ldg_;
+        const float* from = gradients + static_cast<size_t>(t) * filters;
+        for (int p = 0; p < filters; ++p) to[p] = factor * from[p];
+      }
+      gradients_ = scaled_.data();
+    }
+  }
+
+  // Calls found(row, column, vector) for each vector of J: column, column + 1, ... of one row; rows and columns
+  // beyond J's are zeros.
+  template <typename Found>
+  void Multiply(Found found) const {
+    int p = 0;
+    for (; p + kLanes < ldg_; p += 2 * kLanes) Column<kRows, 2>(p, found);
+    if (p < ldg_) Column<2 * kRows, 1>(p, found);
+  }
+
+  // sum_t |x_t| |g_t|, to which any sum of the products is rounded.
+  double Largest() const {
+    double total = 0.0;
+    for (int t = 0; t < g_.positions(); ++t)
+      total += std::sqrt(SquaredNorm(x_ + static_cast<size_t>(t) * ldx_, ldx_) *
+                         SquaredNorm(gradients_ + static_cast<size_t>(t) * ldg_, ldg_));
+    return total;
+  }
+
+  // The gradients summed over positions, (filters); as they came, not scaled.
+  void Sum(const float* gradients, float* sums) const {
+    const int filters = g_.filters, positions = g_.positions();
+    std::fill(sums, sums + filters, 0.0f);
+    for (int t = 0; t < positions; ++t, gradients += filters)
+      for (int p = 0; p < filters; ++p) sums[p] += gradients[p];
+  }
+
+ private:
+  static double SquaredNorm(const float* values, int count) {
+    Vector squares = {};
+    for (int i = 0; i < count; i += kLanes) {
+      const Vector value = *reinterpret_cast<const Vector*>(values + i);
+      squares += value * value;
+    }
+    return Total(squares);
+  }
+
+  void Pad(const float* input) {
+    const int width = g_.padded_width(), above = g_.padding[0], left = g_.padding[1];
+    const int rows = std::min(g_.padded_height() - above, g_.height);
+    const int run = std::min(width - left, g_.width) * g_.channels;
+    for (int y = 0; y < rows; ++y)
+      std::memcpy(&image_[(static_cast<size_t>(y + above) * width + left) * g_.channels],
+                  input + static_cast<size_t>(y) * g_.width * g_.channels, sizeof(float) * run);
+  }
+
+  void LayOut() {
+    const bool whole = g_.dilations[1] == 1;
+    const int run = whole ? g_.kernel[1] * g_.channels : g_.channels;
+    if (run <= kSpill)
+      LayOut<true>(run, whole ? 1 : g_.kernel[1]);
+    else
+      LayOut<false>(run, whole ? 1 : g_.kernel[1]);
+  }
+
+  template <bool kShort>
+  void LayOut(const int run, const int runs) {
+    const int lines = g_.kernel[0], depth = g_.depth(), ldx = ldx_, rows = g_.rows, columns = g_.columns;
+    const size_t width = static_cast<size_t>(g_.padded_width()) * g_.channels;
+    const size_t down = g_.strides[0] * width, right = static_cast<size_t>(g_.strides[1]) * g_.channels;
+    const size_t line_step = g_.dilations[0] * width, run_step = static_cast<size_t>(g_.dilations[1]) * g_.channels;
+    float* patch = patches_.data();
+    for (int y = 0; y < rows; ++y)
+      for (int x = 0; x < columns; ++x, patch += ldx) {
+        const float* line = image_.data() + y * down + x * right;
+        float* to = patch;
+        for (int i = 0; i < lines; ++i, line += line_step) {
+          const float* from = line;
+          for (int j = 0; j < runs; ++j, from += run_step, to += run) {
+            if (kShort) {
+              *reinterpret_cast<Eight*>(to) = *reinterpret_cast<const Eight*>(from);
+            } else {
+              for (int k = 0; k < run; k += kSpill)
+                *reinterpret_cast<Eight*>(to + k) = *reinterpret_cast<const Eight*>(from + k);
+            }
+          }
+        }
+        for (int d = depth; d < ldx; ++d) patch[d] = 0.0f;
+      }
+  }
+
+  template <int R, int V, typename Found>
+  void Column(int p, Found found) const {
+    const int positions = g_.positions(), depth = g_.depth(), ldx = ldx_, ldg = ldg_;
+    for (int d = 0; d < depth; d += R) {
+      Vector sums[R][V] = {};
+      const float *x = x_ + d, *g = gradients_ + p;
+      for (int t = 0; t < positions; ++t, x += ldx, g += ldg) {
+        Vector columns[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) columns[v] = *reinterpret_cast<const Vector*>(g + v * kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vector row = x[r] - Vector{};
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v) sums[r][v] += row * columns[v];
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) found(d + r, p + v * kLanes, sums[r][v]);
+    }
+  }
+
+  const Geometry g_;
+  const int ldx_, ldg_;
+  std::vector<float> image_, patches_, scaled_;
+  const float *x_ = nullptr, *gradients_ = nullptr;
+};
+
+// What both operations share: attributes, and inputs (batch, height, width, channels), (batch, rows, columns, filters).
+class ProductsOp : public OpKernel {
+ public:
+  explicit ProductsOp(OpKernelConstruction* context) : OpKernel(context) {
+    for (auto [name, to] : {std::make_pair("kernel_size", &kernel_), std::make_pair("strides", &strides_),
+                            std::make_pair("dilations", &dilations_), std::make_pair("padding", &padding_)}) {
+      OP_REQUIRES_OK(context, context->GetAttr(name, to));
+      const int least = to == &padding_ ? 0 : 1;
+      OP_REQUIRES(context, to->size() == 2 && (*to)[0] >= least && (*to)[1] >= least,
+                  InvalidArgument("Expected ", name, " to be two whole numbers >= ", least, "."));
+    }
+  }
+
+ protected:
+  bool Check(OpKernelContext* context, Geometry* geometry) const {
+    const Tensor &x = context->input(0), &g = context->input(1);
+    const bool fits = x.dims() == 4 && g.dims() == 4 && x.dim_size(0) == g.dim_size(0);
+    if (fits) {
+      auto size = [](const Tensor& tensor, int axis) { return static_cast<int>(tensor.dim_size(axis)); };
+      *geometry = {size(x, 1), size(x, 2), size(x, 3), size(g, 1), size(g, 2), size(g, 3),
+                   kernel_,    strides_,   dilations_, padding_};
+      const bool reaches = geometry->padded_height() - padding_[0] >= 0 && geometry->padded_width() - padding_[1] >= 0;
+      if (reaches && x.NumElements() > 0 && g.NumElements() > 0) return true;
+      if (reaches && x.dim_size(0) == 0) return true;
+    }
+    context->CtxFailure(InvalidArgument("Expected inputs (batch, height, width, channels) and gradients (batch, rows, ",
+                                        "columns, filters), got ", x.shape().DebugString(), " and ",
+                                        g.shape().DebugString(), "."));
+    return false;
+  }
+
+  // work(first, last) over so many units of work, on TensorFlow's threads.
+  template <typename Work>
+  static void Share(OpKernelContext* context, int64_t units, int64_t examples_each, const Geometry& geometry,
+                    Work work) {
+    const int64_t multiplications =
+        static_cast<int64_t>(geometry.positions()) * geometry.depth() * RoundUp(geometry.filters, kLanes);
+    auto workers = *context->device()->tensorflow_cpu_worker_threads();
+    tensorflow::Shard(workers.num_threads, workers.workers, units, examples_each * (multiplications / kLanes + 1), work);
+  }
+
+ private:
+  std::vector<int> kernel_, strides_, dilations_, padding_;
+};
+
+class ExampleProductsOp : public ProductsOp {
+ public:
+  explicit ExampleProductsOp(OpKernelConstruction* context) : ProductsOp(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("keep", &keep_));
+    OP_REQUIRES_OK(context, context->GetAttr("rounding", &rounding_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    Geometry geometry;
+    if (!Check(context, &geometry)) return;
+    const int64_t batch = context->input(0).dim_size(0);
+    const int depth = geometry.depth(), filters = geometry.filters;
+    Tensor *norms, *sums, *products;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {batch}, &norms));
+    OP_REQUIRES_OK(context, context->allocate_output(1, {batch, filters}, &sums));
+    OP_REQUIRES_OK(context, context->allocate_output(2, {keep_ ? batch : 0, depth, filters}, &products));
+    const float *inputs = context->input(0).flat<float>().data(), *gradients = context->input(1).flat<float>().data();
+    float *norm = norms->flat<float>().data(), *sum = sums->flat<float>().data(),
+          *product = products->flat<float>().data();
+    const int64_t input_size = static_cast<int64_t>(geometry.height) * geometry.width * geometry.channels;
+    const int64_t gradient_size = static_cast<int64_t>(geometry.positions()) * filters;
+
+    Share(context, batch, 1, geometry, [&, this](int64_t first, int64_t last) {
+      Operands operands(geometry);
+      for (int64_t b = first; b < last; ++b) {
+        const float* g = gradients + b * gradient_size;
+        operands.Load(inputs + b * input_size, g, 1.0f);
+        operands.Sum(g, sum + b * filters);
+        Vector squares = {};
+        double total = 0.0;
+        int added = 0;
+        // Floats add up few squares, a double the rest.
+        auto add_square = [&](const Vector& value) {
+          squares += value * value;
+          if (++added % 64 == 0) {
+            total += Total(squares);
+            squares = Vector{};
+          }
+        };
+        if (keep_) {
+          float* to = product + b * depth * filters;
+          operands.Multiply([&](int row, int column, const Vector& value) {
+            add_square(value);
+            const int columns = std::min(kLanes, filters - column);
+            float* place = to + static_cast<int64_t>(row) * filters + column;
+            if (row >= depth || columns <= 0) return;
+            if (columns == kLanes)
+              *reinterpret_cast<Vector*>(place) = value;
+            else
+              for (int i = 0; i < columns; ++i) place[i] = value[i];
+          });
+        } else {
+          operands.Multiply([&](int, int, const Vector& value) { add_square(value); });
+        }
+        total += Total(squares);
+        if (rounding_ > 0.0f) {
+          const double longer = std::sqrt(total) + rounding_ * operands.Largest();
+          total = longer * longer;
+        }
+        norm[b] = static_cast<float>(total);
+      }
+    });
+  }
+
+ private:
+  bool keep_;
+  float rounding_;
+};
+
+class WeightedProductsOp : public ProductsOp {
+ public:
+  using ProductsOp::ProductsOp;
+
+  void Compute(OpKernelContext* context) override {
+    Geometry geometry;
+    if (!Check(context, &geometry)) return;
+    const int64_t batch = context->input(0).dim_size(0);
+    const Tensor& factors = context->input(2);
+    OP_REQUIRES(context, factors.dims() == 1 && factors.dim_size(0) == batch,
+                InvalidArgument("Expected factors to have shape (", batch, "), got ", factors.shape().DebugString()));
+    const int depth = geometry.depth(), filters = geometry.filters;
+    Tensor* output;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {depth, filters}, &output));
+    const float *inputs = context->input(0).flat<float>().data(), *gradients = context->input(1).flat<float>().data(),
+                *factor = factors.flat<float>().data();
+    const int64_t input_size = static_cast<int64_t>(geometry.height) * geometry.width * geometry.channels;
+    const int64_t gradient_size = static_cast<int64_t>(geometry.positions()) * filters;
+    const int64_t lda = RoundUp(filters, kLanes), padded = RoundUp(depth, 2 * kRows);
+    const int64_t most = std::clamp<int64_t>(kPartFloats / (padded * lda), 2, kBlocks);
+    const int64_t examples = std::max<int64_t>(kSmallest, (batch + most - 1) / most);
+    const int64_t blocks = (batch + examples - 1) / examples;
+    std::vector<float> parts(blocks * padded * lda);
+
+    Share(context, blocks, examples, geometry, [&](int64_t first, int64_t last) {
+      Operands operands(geometry);
+      for (int64_t block = first; block < last; ++block) {
+        float* part = parts.data() + block * padded * lda;
+        for (int64_t b = block * examples; b < std::min(batch, (block + 1) * examples); ++b) {
+          if (factor[b] == 0.0f) continue;
+          operands.Load(inputs + b * input_size, gradients + b * gradient_size, factor[b]);
+          operands.Multiply([&](int row, int column, const Vector& value) {
+            *reinterpret_cast<Vector*>(part + row * lda + column) += value;
+          });
+        }
+      }
+    });
+    float* to = output->flat<float>().data();
+    for (int d = 0; d < depth; ++d)
+      for (int p = 0; p < filters; ++p) {
+        float total = 0.0f;
+        for (int64_t block = 0; block < blocks; ++block) total += parts[(block * padded + d) * lda + p];
+        to[static_cast<int64_t>(d) * filters + p] = total;
+      }
+  }
+};
+
+// (depth, filters), as far as the graph knows.
+Status Sizes(InferenceContext* context, tensorflow::shape_inference::ShapeHandle* inputs,
+             tensorflow::shape_inference::DimensionHandle* depth, tensorflow::shape_inference::DimensionHandle* filters) {
+  tensorflow::shape_inference::ShapeHandle gradients;
+  std::vector<int> kernel;
+  TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 4, inputs));
+  TF_RETURN_IF_ERROR(context->WithRank(context->input(1), 4, &gradients));
+  TF_RETURN_IF_ERROR(context->GetAttr("kernel_size", &kernel));
+  if (kernel.size() != 2) return InvalidArgument("Expected kernel_size to be two whole numbers.");
+  TF_RETURN_IF_ERROR(
+      context->Multiply(context->Dim(*inputs, 3), static_cast<int64_t>(kernel[0]) * kernel[1], depth));
+  *filters = context->Dim(gradients, 3);
+  return tensorflow::OkStatus();
+}
+
+}  // namespace
+
+REGISTER_OP("TfprivacyLab>ExampleProducts")
+    .Input("inputs: float")
+    .Input("gradients: float")
+    .Attr("kernel_size: list(int)")
+    .Attr("strides: list(int)")
+    .Attr("dilations: list(int)")
+    .Attr("padding: list(int)")
+    .Attr("keep: bool")
+    .Attr("rounding: float")
+    .Output("squared_norms: float")
+    .Output("sums: float")
+    .Output("products: float")
+    .SetShapeFn([](InferenceContext* context) {
+      tensorflow::shape_inference::ShapeHandle inputs;
+      tensorflow::shape_inference::DimensionHandle depth, filters;
+      bool keep;
+      TF_RETURN_IF_ERROR(Sizes(context, &inputs, &depth, &filters));
+      TF_RETURN_IF_ERROR(context->GetAttr("keep", &keep));
+      const auto batch = context->Dim(inputs, 0);
+      context->set_output(0, context->Vector(batch));
+      context->set_output(1, context->Matrix(batch, filters));
+      context->set_output(2, context->MakeShape({keep ? batch : context->MakeDim(0), depth, filters}));
+      return tensorflow::OkStatus();
+    })
+    .Doc("Per example: the squared norm of J = sum_t x_t g_t^T, the sum of g_t, and, to keep, J itself. A share "
+         "rounding of sum_t |x_t| |g_t| is added to the norm.");
+
+REGISTER_OP("TfprivacyLab>WeightedProducts")
+    .Input("inputs: float")
+    .Input("gradients: float")
+    .Input("factors: float")
+    .Attr("kernel_size: list(int)")
+    .Attr("strides: list(int)")
+    .Attr("dilations: list(int)")
+    .Attr("padding: list(int)")
+    .Output("sum: float")
+    .SetShapeFn([](InferenceContext* context) {
+      tensorflow::shape_inference::ShapeHandle inputs;
+      tensorflow::shape_inference::DimensionHandle depth, filters;
+      TF_RETURN_IF_ERROR(Sizes(context, &inputs, &depth, &filters));
+      context->set_output(0, context->Matrix(depth, filters));
+      return tensorflow::OkStatus();
+    })
+    .Doc("sum_b factors_b sum_t x_bt g_bt^T; the same bits whatever the number of threads.");
+
+REGISTER_KERNEL_BUILDER(Name("TfprivacyLab>ExampleProducts").Device(DEVICE_CPU), ExampleProductsOp);
+REGISTER_KERNEL_BUILDER(Name("TfprivacyLab>WeightedProducts").Device(DEVICE_CPU), WeightedProductsOp);

@@ -1,0 +1,204 @@
+r"""Σ over positions of products :math:`x_t g_t^\top`, one an example: their norms, and their weighted sum.
+
+Each class is one way to it, for X (batch, groups, positions, d) and G (batch, groups, positions, p):
+
+.. math:: \|J_b\|^2 = \Big\|\sum_t x_{bt} g_{bt}^\top\Big\|^2 = \sum_{t,s} (x_{bt} \cdot x_{bs})(g_{bt} \cdot g_{bs})
+
+The left side makes J (small kernels, many positions), the right one never does ("ghost norm": Goodfellow 2015; Li
+et al. 2022; Bu, Mao and Xu 2022).
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+
+import tensorflow as tf
+
+from tfprivacy_lab.dp import native
+
+# Above this many weights a layer's per-example gradients are never kept, whatever it costs otherwise.
+LARGEST_MATERIALISED = 2**16
+# From so many positions on, keeping a gradient costs less than summing over them once more.
+_POSITIONS_WORTH_KEEPING = 64
+# Rounding of a float32 sum over positions, relative to the sum of its terms' norms.
+GHOST_ROUNDING = 2.0**-22
+
+
+class Products(abc.ABC):
+    """J of every example of a batch, unformed.
+
+    Attributes:
+        sums: Σ_t g_bt, (batch, p), if squared_norms found it along the way.
+    """
+
+    sums: tf.Tensor | None = None
+
+    @abc.abstractmethod
+    def squared_norms(self) -> tf.Tensor:
+        """(batch,)."""
+
+    @abc.abstractmethod
+    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+        """Σ_b factors_b J_b, (groups, d, p); call after squared_norms."""
+
+    @abc.abstractmethod
+    def floats_per_example(self) -> int:
+        """Numbers an example needs beyond what back-propagation holds anyway."""
+
+    def keeping(self, rows: tf.Tensor) -> Products:
+        """A copy in which the examples that ``rows`` (batch,) says no to are zero."""
+        return cleared(self, rows)
+
+
+def cleared(one, rows: tf.Tensor, but: tuple[str, ...] = ()):
+    """A copy whose tensors, all (batch, ...), are zero for the examples that ``rows`` says no to."""
+
+    def zeroed(value):
+        mask = tf.reshape(rows, (-1, *[1] * (len(value.shape) - 1)))
+        return tf.where(mask, value, tf.zeros_like(value))
+
+    other = copy.copy(one)
+    for name, value in vars(one).items():
+        if name not in but:
+            setattr(other, name, tf.nest.map_structure(lambda a: zeroed(a) if tf.is_tensor(a) else a, value))
+    return other
+
+
+def products_of(x: tf.Tensor, g: tf.Tensor) -> Products:
+    """The cheapest way for matrices X (batch, groups, positions, d) and G (batch, groups, positions, p)."""
+    groups, positions, d = x.shape[1:]
+    p = g.shape[3]
+    if positions == 1:
+        return OuterProducts(x, g)
+    if positions is not None and groups == 1 and worth_compiling(positions, d, p):
+        return CompiledMatrixProducts(x, g)
+    # In multiply-adds an example; the ghost norm pays the weighted product on top.
+    if positions is not None and groups * d * p <= LARGEST_MATERIALISED and 3 * d * p < positions**2 * (d + p + 2):
+        return KeptProducts(x, g)
+    return GhostProducts(x, g)
+
+
+def worth_compiling(positions: int, d: int, p: int) -> bool:
+    """Whether compiled operations are there, and quicker than comparing positions, which takes doubles."""
+    return native.operations() is not None and positions > 1 and d * p <= 2 * positions * (d + p)
+
+
+class MatrixProducts(Products):
+    """J of operands laid out as matrices."""
+
+    def __init__(self, x: tf.Tensor, g: tf.Tensor):
+        self._x, self._g = x, g
+        self._groups, self._positions, self._d = x.shape[1:]
+        self._p = g.shape[3]
+
+    def weighted_sum(self, factors):
+        scaled = self._g * factors[:, tf.newaxis, tf.newaxis, tf.newaxis]
+        if self._groups > 1:
+            return tf.einsum("bgtd,bgtp->gdp", self._x, scaled)
+        x, g = tf.reshape(self._x, (-1, self._d)), tf.reshape(scaled, (-1, self._p))
+        return tf.matmul(x, g, transpose_a=True)[tf.newaxis]
+
+    def floats_per_example(self):
+        return self._groups * self._positions * (self._d + self._p)
+
+
+class OuterProducts(MatrixProducts):
+    """One position: the norm of an outer product is the product of norms."""
+
+    def squared_norms(self):
+        # Norms, not sums of squares: one pass over the numbers.
+        lengths = [tf.math.reduce_euclidean_norm(a, [2, 3]) for a in (self._x, self._g)]
+        return tf.reduce_sum(tf.square(lengths[0] * lengths[1]), 1)
+
+
+class GhostProducts(MatrixProducts):
+    """Positions compared with each other."""
+
+    def squared_norms(self):
+        grams = [tf.matmul(a, a, transpose_b=True) for a in (tf.cast(self._x, tf.float64), tf.cast(self._g, tf.float64))]
+        largest = tf.reduce_sum(tf.norm(self._x, axis=3) * tf.norm(self._g, axis=3), [1, 2])
+        return ghost_norms(tf.reduce_sum(grams[0] * grams[1], [1, 2, 3]), largest)
+
+    def floats_per_example(self):
+        return super().floats_per_example() + 2 * self._groups * self._positions**2
+
+
+class KeptProducts(MatrixProducts):
+    """J made and kept, as (p, d): the longer rows make the product and the norm quicker."""
+
+    def squared_norms(self):
+        self._kept = tf.matmul(self._g, self._x, transpose_a=True)
+        flat = tf.reshape(self._kept, (tf.shape(self._kept)[0], -1))
+        return tf.square(tf.math.reduce_euclidean_norm(flat, 1))
+
+    def weighted_sum(self, factors):
+        flat = tf.reshape(self._kept, (-1, self._groups * self._p * self._d))
+        summed = tf.reshape(tf.matmul(factors[tf.newaxis], flat), (self._groups, self._p, self._d))
+        return tf.transpose(summed, (0, 2, 1))
+
+    def floats_per_example(self):
+        return super().floats_per_example() + self._groups * self._d * self._p
+
+
+class CompiledMatrixProducts(MatrixProducts):
+    """J made in the processor's cache, and not kept."""
+
+    def squared_norms(self):
+        x, g = (tf.reshape(a, (-1, self._positions, 1, a.shape[3])) for a in (self._x, self._g))
+        window = {"kernel_size": [1, 1], "strides": [1, 1], "dilations": [1, 1], "padding": [0, 0]}
+        return native.operations().tfprivacy_lab_example_products(x, g, keep=False, rounding=GHOST_ROUNDING, **window).squared_norms
+
+
+class CompiledConvolutionProducts(Products):
+    """J of a convolution made in the processor's cache, from patches that are laid out there too.
+
+    Args:
+        inputs: (batch, height, width, channels).
+        gradients: At the output, (batch, rows, columns, filters).
+        kernel_size, strides, dilations, padding: Two numbers each; padding is that above and on the left.
+    """
+
+    def __init__(self, inputs, gradients, *, kernel_size, strides, dilations, padding):
+        self._inputs, self._gradients = inputs, gradients
+        sizes = {"kernel_size": kernel_size, "strides": strides, "dilations": dilations, "padding": padding}
+        self._window = {name: list(size) for name, size in sizes.items()}
+        self._weights = kernel_size[0] * kernel_size[1] * inputs.shape[3] * gradients.shape[3]
+        positions = gradients.shape[1] * gradients.shape[2]
+        self._keep = positions >= _POSITIONS_WORTH_KEEPING and self._weights <= LARGEST_MATERIALISED
+        self._kept = None
+
+    def squared_norms(self):
+        found = native.operations().tfprivacy_lab_example_products(
+            self._inputs, self._gradients, keep=self._keep, rounding=0 if self._keep else GHOST_ROUNDING, **self._window
+        )
+        self.sums, self._kept = found.sums, found.products if self._keep else None
+        return found.squared_norms
+
+    def weighted_sum(self, factors):
+        p = self._gradients.shape[3]
+        if self._keep:
+            flat = tf.reshape(self._kept, (-1, self._weights))
+            return tf.reshape(tf.matmul(factors[tf.newaxis], flat), (1, -1, p))
+        return native.operations().tfprivacy_lab_weighted_products(
+            self._inputs, self._gradients, factors, **self._window
+        )[tf.newaxis]
+
+    def floats_per_example(self):
+        return self._gradients.shape[3] + (self._weights if self._keep else 0)
+
+
+def ghost_norms(squared: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
+    r"""Squared norms from sums of products that may cancel, never too small for what float32 makes of the sum.
+
+    Args:
+        squared: :math:`\sum_{t,s} (x_t \cdot x_s)(g_t \cdot g_s)`, (batch,), float64: where positions cancel,
+            float32 would leave nothing but rounding, and a norm of zero for a gradient of any size.
+        largest: :math:`\sum_t \|x_t\| \|g_t\|`, (batch,), float32. The weighted sum is rounded relative to this,
+            whatever cancels, so a share of it counts as norm.
+
+    Returns:
+        float32, (batch,).
+    """
+    norms = tf.cast(tf.sqrt(tf.maximum(squared, 0.0)), tf.float32)
+    return tf.square(norms + GHOST_ROUNDING * largest)
