@@ -32,6 +32,7 @@ class ConvolutionUses(LinearUses):
         return CompiledConvolutionProducts(
             inputs,
             gradients,
+            bias=self._has_simple_bias(),
             kernel_size=self.layer.kernel_size,
             strides=self.layer.strides,
             dilations=self.layer.dilation_rate,
@@ -42,10 +43,6 @@ class ConvolutionUses(LinearUses):
         if self.layer.data_format == "channels_first":
             return [tf.transpose(a, (0, 2, 3, 1)) for a in arrays]
         return arrays
-
-    def _per_example_bias(self):
-        products = self.products()
-        return super()._per_example_bias() if products.sums is None else products.sums
 
     def as_matrices(self, inputs, gradients):
         inputs, gradients = self._channels_last(inputs, gradients)

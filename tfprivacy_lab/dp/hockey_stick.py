@@ -7,6 +7,9 @@ import math
 import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 
+# A divergence of δ is nearly always reached before the mass above a loss is so many times δ.
+_SOON = 1000.0
+
 
 def epsilon_for_delta(loss: privacy_loss_distribution.PrivacyLossDistribution, delta: float) -> float:
     r"""Smallest ε >= 0 at which the divergence of either direction is at most δ; infinite if there is none.
@@ -28,20 +31,33 @@ def _epsilon_of_direction(pmf, delta: float) -> float:
     """ε of one direction; losses at or below zero have no say, as ε is not below zero."""
     if pmf._infinity_mass > delta:
         return math.inf
-    losses = (np.arange(pmf.size) + pmf._lower_loss) * pmf._discretization
-    first = int(np.searchsorted(losses, 0.0, side="right"))
-    # From the largest loss down, as the masses above a loss are what its divergence is made of.
-    losses, probs = losses[first:][::-1], np.asarray(pmf._probs)[first:][::-1]
+    # Probabilities of losses above zero, from the largest down: a divergence is made of the masses above a loss.
+    top, interval = pmf._lower_loss + pmf.size - 1, pmf._discretization
+    probs = np.asarray(pmf._probs)[max(0, 1 - pmf._lower_loss) :][::-1]
     above = pmf._infinity_mass + np.cumsum(probs)
-    below = np.cumsum(np.exp(-losses) * probs)
-    if above.size == 0 or above[-1] - below[-1] <= delta:
+    # The divergence is less than the mass: where that has not reached δ it has not, and soon after it has.
+    first, soon = (int(np.searchsorted(above, level, side="right")) for level in (delta, _SOON * delta))
+    if first == probs.size:
         return 0.0
-    # The divergence at a loss counts only what is above it; the first loss at which it passes δ ends the search.
-    divergence = np.concatenate([[pmf._infinity_mass], above[:-1]])
-    with np.errstate(divide="ignore"):  # by logarithms, as neither factor need be a float
-        divergence -= np.exp(losses + np.log(np.maximum(np.concatenate([[0.0], below[:-1]]), 0.0)))
-    passed = np.flatnonzero(divergence > delta)
-    end = int(passed[0]) if passed.size else above.size
-    if below[end - 1] == 0.0:  # losses so large that their mass under the other data set is no float
-        return float(losses[end - 1])
-    return float(math.log((above[end - 1] - delta) / below[end - 1]))
+    below = float(np.exp(-_losses(top, 0, first, interval)) @ probs[:first])
+    for last in (soon, probs.size):
+        losses, mass = _losses(top, first, last, interval), above[first:last]
+        lower = below + np.cumsum(np.exp(-losses) * probs[first:last])
+        # At the next loss, only what is above it counts; the first one at which that passes δ ends the search.
+        with np.errstate(divide="ignore"):  # by logarithms, as neither factor need be a float
+            divergence = mass - np.exp(losses - interval + np.log(lower))
+        passed = np.flatnonzero(divergence > delta)
+        if passed.size:
+            break
+    else:
+        if mass[-1] - lower[-1] <= delta:
+            return 0.0
+        passed = [-1]
+    if lower[passed[0]] == 0.0:  # losses so large that their mass under the other data set is no float
+        return float(losses[passed[0]])
+    return float(math.log((mass[passed[0]] - delta) / lower[passed[0]]))
+
+
+def _losses(top: int, first: int, last: int, interval: float) -> np.ndarray:
+    """Losses number first..last-1, counted from the largest down."""
+    return (top - np.arange(first, last)) * interval

@@ -98,11 +98,19 @@ class LinearUses(Uses):
     def _make_products(self):
         pairs = [self.as_matrices(x, g) for x, g in zip(self.inputs, self.gradients, strict=True)]
         columns = zip(*pairs, strict=True)
-        return products_of(*(parts[0] if len(parts) == 1 else tf.concat(parts, 2) for parts in columns))
+        x, g = (parts[0] if len(parts) == 1 else tf.concat(parts, 2) for parts in columns)
+        return products_of(x, g, bias=self._has_simple_bias())
+
+    def _has_simple_bias(self) -> bool:
+        """Whether there is a bias whose gradient is G's sum over positions."""
+        return self.layer.bias is not None
 
     def squared_norms(self) -> tf.Tensor:
         norms = self.products().squared_norms()
         if self.layer.bias is None:
+            return norms
+        if self.products().sums is not None:
+            self._bias_gradients = self.products().sums
             return norms
         self._bias_gradients = self._per_example_bias()
         return norms + tf.reduce_sum(tf.square(self._bias_gradients), list(range(1, len(self._bias_gradients.shape))))
@@ -172,6 +180,9 @@ class EinsumDenseUses(LinearUses):
             tf.reshape(tf.transpose(a, to), (tf.shape(a)[0], *shape, math.prod(sizes[c] for c in last)))
             for a, to, last in zip((inputs, gradients), order, (d, p), strict=True)
         )
+
+    def _has_simple_bias(self):
+        return False  # It may vary along positions.
 
     def _letters(self, x_rank, y_rank):
         """The equation's letters for input, kernel and output, with an ellipsis spelled out."""

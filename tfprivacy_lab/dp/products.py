@@ -29,7 +29,7 @@ class Products(abc.ABC):
     """J of every example of a batch, unformed.
 
     Attributes:
-        sums: Σ_t g_bt, (batch, p), if squared_norms found it along the way.
+        sums: Σ_t g_bt, (batch, p), the gradient of a bias, if squared_norms counted it in; None if not.
     """
 
     sums: tf.Tensor | None = None
@@ -65,14 +65,17 @@ def cleared(one, rows: tf.Tensor, but: tuple[str, ...] = ()):
     return other
 
 
-def products_of(x: tf.Tensor, g: tf.Tensor) -> Products:
-    """The cheapest way for matrices X (batch, groups, positions, d) and G (batch, groups, positions, p)."""
+def products_of(x: tf.Tensor, g: tf.Tensor, *, bias: bool) -> Products:
+    """The cheapest way for matrices X (batch, groups, positions, d) and G (batch, groups, positions, p).
+
+    With ``bias``, the gradients' sum over positions is that of a bias; compiled operations count it in.
+    """
     groups, positions, d = x.shape[1:]
     p = g.shape[3]
     if positions == 1:
-        return OuterProducts(x, g)
+        return CompiledOuterProducts(x, g, bias) if groups == 1 and native.operations() else OuterProducts(x, g)
     if positions is not None and groups == 1 and worth_compiling(positions, d, p):
-        return CompiledMatrixProducts(x, g)
+        return CompiledMatrixProducts(x, g, bias)
     # In multiply-adds an example; the ghost norm pays the weighted product on top.
     if positions is not None and groups * d * p <= LARGEST_MATERIALISED and 3 * d * p < positions**2 * (d + p + 2):
         return KeptProducts(x, g)
@@ -141,13 +144,34 @@ class KeptProducts(MatrixProducts):
         return super().floats_per_example() + self._groups * self._d * self._p
 
 
+class CompiledOuterProducts(MatrixProducts):
+    """One position, and the bias along with it."""
+
+    def __init__(self, x, g, bias: bool):
+        super().__init__(x, g)
+        self._bias = bias
+
+    def squared_norms(self):
+        x, g = (tf.reshape(a, (-1, a.shape[3])) for a in (self._x, self._g))
+        self.sums = g if self._bias else None
+        return native.operations().tfprivacy_lab_outer_product_norms(x, g, bias=self._bias)
+
+
 class CompiledMatrixProducts(MatrixProducts):
     """J made in the processor's cache, and not kept."""
+
+    def __init__(self, x, g, bias: bool):
+        super().__init__(x, g)
+        self._bias = bias
 
     def squared_norms(self):
         x, g = (tf.reshape(a, (-1, self._positions, 1, a.shape[3])) for a in (self._x, self._g))
         window = {"kernel_size": [1, 1], "strides": [1, 1], "dilations": [1, 1], "padding": [0, 0]}
-        return native.operations().tfprivacy_lab_example_products(x, g, keep=False, rounding=GHOST_ROUNDING, **window).squared_norms
+        found = native.operations().tfprivacy_lab_example_products(
+            x, g, keep=False, rounding=GHOST_ROUNDING, bias=self._bias, **window
+        )
+        self.sums = found.sums if self._bias else None
+        return found.squared_norms
 
 
 class CompiledConvolutionProducts(Products):
@@ -156,11 +180,12 @@ class CompiledConvolutionProducts(Products):
     Args:
         inputs: (batch, height, width, channels).
         gradients: At the output, (batch, rows, columns, filters).
+        bias: Whether the gradients' sum over positions counts in.
         kernel_size, strides, dilations, padding: Two numbers each; padding is that above and on the left.
     """
 
-    def __init__(self, inputs, gradients, *, kernel_size, strides, dilations, padding):
-        self._inputs, self._gradients = inputs, gradients
+    def __init__(self, inputs, gradients, *, bias, kernel_size, strides, dilations, padding):
+        self._inputs, self._gradients, self._bias = inputs, gradients, bias
         sizes = {"kernel_size": kernel_size, "strides": strides, "dilations": dilations, "padding": padding}
         self._window = {name: list(size) for name, size in sizes.items()}
         self._weights = kernel_size[0] * kernel_size[1] * inputs.shape[3] * gradients.shape[3]
@@ -170,9 +195,14 @@ class CompiledConvolutionProducts(Products):
 
     def squared_norms(self):
         found = native.operations().tfprivacy_lab_example_products(
-            self._inputs, self._gradients, keep=self._keep, rounding=0 if self._keep else GHOST_ROUNDING, **self._window
+            self._inputs,
+            self._gradients,
+            keep=self._keep,
+            rounding=0 if self._keep else GHOST_ROUNDING,
+            bias=self._bias,
+            **self._window,
         )
-        self.sums, self._kept = found.sums, found.products if self._keep else None
+        self.sums, self._kept = found.sums if self._bias else None, found.products if self._keep else None
         return found.squared_norms
 
     def weighted_sum(self, factors):

@@ -13,6 +13,8 @@ from scipy import fft, special
 _TAIL_MASS = 1e-15
 # Up to so many uses at once.
 _AT_ONCE = 100_000
+# Logarithm of a Fourier coefficient that is lost in the rounding of the transform, whose total mass is 1.
+_LOG_NEGLIGIBLE = math.log(1e-30)
 
 
 def self_compose(
@@ -57,13 +59,35 @@ def _self_compose(pmf, count: int, tail_mass: float) -> pld_pmf.DensePLDPmf:
     probs, orders, log_moments = _moments(pmf)
     dense = pmf.to_dense_pmf()
     low, high = _support(len(probs), orders, log_moments, count, tail_mass)
-    length = fft.next_fast_len(max(high - low + 1, len(probs)), real=True)
-    composed = fft.irfft(fft.rfft(probs, length) ** count, length)
-    # The transform wraps around; what is left of the support is at its end.
-    composed = np.roll(composed, -low)[: high - low + 1]
+    length = _length(max(high - low + 1, len(probs)))
+    composed = fft.irfft(_power(_transform(pmf, length), count, low / length), length)[: high - low + 1]
     lost = tail_mass - math.expm1(count * math.log1p(-dense._infinity_mass))
     lowest = dense._lower_loss * count + low
     return pld_pmf.DensePLDPmf(dense._discretization, lowest, composed, lost, dense._pessimistic_estimate)
+
+
+def _length(least: int) -> int:
+    """A length that the transform is quick at, one of few, so that transforms of one loss serve many counts."""
+    step = 2 ** max(0, math.floor(math.log2(least)) - 3)
+    return fft.next_fast_len(math.ceil(least / step) * step, real=True)
+
+
+@functools.lru_cache(maxsize=4)
+def _transform(pmf, length: int) -> np.ndarray:
+    """Fourier transform of the probabilities, padded by zeros."""
+    return fft.rfft(_moments(pmf)[0], length)
+
+
+def _power(spectrum: np.ndarray, count: int, shift: float) -> np.ndarray:
+    """``spectrum`` to the power of ``count``, zero where that is too small to move any sum of doubles.
+
+    What it is the transform of begins at ``shift``, a share of its length, and goes around.
+    """
+    size = spectrum.real**2 + spectrum.imag**2
+    matter = np.flatnonzero(size > math.exp(2 * _LOG_NEGLIGIBLE / count))
+    power = np.zeros_like(spectrum)
+    power[matter] = spectrum[matter] ** count * np.exp(2j * math.pi * shift * matter)
+    return power
 
 
 @functools.lru_cache(maxsize=64)

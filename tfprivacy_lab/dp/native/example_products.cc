@@ -48,6 +48,23 @@ double Total(const Vector& values) {
   return total;
 }
 
+double SquaredNorm(const float* values, int64_t count) {
+  Vector squares = {};
+  double total = 0.0;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vector value = *reinterpret_cast<const Vector*>(values + i);
+    squares += value * value;
+    // Floats add up few squares, a double the rest.
+    if (i % (64 * kLanes) == 63 * kLanes) {
+      total += Total(squares);
+      squares = Vector{};
+    }
+  }
+  for (; i < count; ++i) total += static_cast<double>(values[i]) * values[i];
+  return total + Total(squares);
+}
+
 // What a convolution looks at. Sizes in elements.
 struct Geometry {
   int height, width, channels;               // Of the input.
@@ -119,15 +136,6 @@ class Operands {
   }
 
  private:
-  static double SquaredNorm(const float* values, int count) {
-    Vector squares = {};
-    for (int i = 0; i < count; i += kLanes) {
-      const Vector value = *reinterpret_cast<const Vector*>(values + i);
-      squares += value * value;
-    }
-    return Total(squares);
-  }
-
   void Pad(const float* input) {
     const int width = g_.padded_width(), above = g_.padding[0], left = g_.padding[1];
     const int rows = std::min(g_.padded_height() - above, g_.height);
@@ -252,6 +260,7 @@ class ExampleProductsOp : public ProductsOp {
   explicit ExampleProductsOp(OpKernelConstruction* context) : ProductsOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("keep", &keep_));
     OP_REQUIRES_OK(context, context->GetAttr("rounding", &rounding_));
+    OP_REQUIRES_OK(context, context->GetAttr("bias", &bias_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -306,14 +315,42 @@ class ExampleProductsOp : public ProductsOp {
           const double longer = std::sqrt(total) + rounding_ * operands.Largest();
           total = longer * longer;
         }
+        if (bias_) total += SquaredNorm(sum + b * filters, filters);
         norm[b] = static_cast<float>(total);
       }
     });
   }
 
  private:
-  bool keep_;
+  bool keep_, bias_;
   float rounding_;
+};
+
+class OuterProductNormsOp : public OpKernel {
+ public:
+  explicit OuterProductNormsOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("bias", &bias_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor &x = context->input(0), &g = context->input(1);
+    OP_REQUIRES(context, x.dims() == 2 && g.dims() == 2 && x.dim_size(0) == g.dim_size(0),
+                InvalidArgument("Expected inputs (batch, d) and gradients (batch, p), got ", x.shape().DebugString(),
+                                " and ", g.shape().DebugString(), "."));
+    const int64_t batch = x.dim_size(0), d = x.dim_size(1), p = g.dim_size(1);
+    Tensor* norms;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {batch}, &norms));
+    const float *inputs = x.flat<float>().data(), *gradients = g.flat<float>().data();
+    float* norm = norms->flat<float>().data();
+    auto workers = *context->device()->tensorflow_cpu_worker_threads();
+    tensorflow::Shard(workers.num_threads, workers.workers, batch, (d + p) / 8 + 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b)
+        norm[b] = static_cast<float>((SquaredNorm(inputs + b * d, d) + bias_) * SquaredNorm(gradients + b * p, p));
+    });
+  }
+
+ private:
+  bool bias_;
 };
 
 class WeightedProductsOp : public ProductsOp {
@@ -389,6 +426,7 @@ REGISTER_OP("TfprivacyLab>ExampleProducts")
     .Attr("padding: list(int)")
     .Attr("keep: bool")
     .Attr("rounding: float")
+    .Attr("bias: bool")
     .Output("squared_norms: float")
     .Output("sums: float")
     .Output("products: float")
@@ -405,7 +443,20 @@ REGISTER_OP("TfprivacyLab>ExampleProducts")
       return tensorflow::OkStatus();
     })
     .Doc("Per example: the squared norm of J = sum_t x_t g_t^T, the sum of g_t, and, to keep, J itself. A share "
-         "rounding of sum_t |x_t| |g_t| is added to the norm.");
+         "rounding of sum_t |x_t| |g_t| is added to the norm; with bias, that of the sum of g_t counts too.");
+
+REGISTER_OP("TfprivacyLab>OuterProductNorms")
+    .Input("inputs: float")
+    .Input("gradients: float")
+    .Attr("bias: bool")
+    .Output("squared_norms: float")
+    .SetShapeFn([](InferenceContext* context) {
+      tensorflow::shape_inference::ShapeHandle inputs;
+      TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 2, &inputs));
+      context->set_output(0, context->Vector(context->Dim(inputs, 0)));
+      return tensorflow::OkStatus();
+    })
+    .Doc("Per example: the squared norm of x g^T, with bias that of (x, 1) g^T.");
 
 REGISTER_OP("TfprivacyLab>WeightedProducts")
     .Input("inputs: float")
@@ -426,4 +477,5 @@ REGISTER_OP("TfprivacyLab>WeightedProducts")
     .Doc("sum_b factors_b sum_t x_bt g_bt^T; the same bits whatever the number of threads.");
 
 REGISTER_KERNEL_BUILDER(Name("TfprivacyLab>ExampleProducts").Device(DEVICE_CPU), ExampleProductsOp);
+REGISTER_KERNEL_BUILDER(Name("TfprivacyLab>OuterProductNorms").Device(DEVICE_CPU), OuterProductNormsOp);
 REGISTER_KERNEL_BUILDER(Name("TfprivacyLab>WeightedProducts").Device(DEVICE_CPU), WeightedProductsOp);
