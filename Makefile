@@ -10,6 +10,7 @@ RUN := .venv/bin/python
 SEED ?= 0
 OUT ?= runs/walkthrough
 SCHEME ?= bfv
+INSTALLED := .venv/.installed
 READY := .venv/.ready
 
 .PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks bench bench-dp bench-he bench-mpc reproduce reproduce-dp test test-slow lint format clean
@@ -19,8 +20,12 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv from the lock (nothing happens if it is up to date)
 
-$(READY): $(wildcard requirements/*) setup.cfg setup.py
+$(INSTALLED): $(wildcard requirements/*) setup.cfg setup.py
 	@PYTHON="$(PYTHON)" bash requirements/setup.sh
+
+$(READY): $(INSTALLED) $(wildcard tfprivacy_lab/dp/native/*)
+	@$(RUN) -m tfprivacy_lab.dp.native
+	@touch $@
 
 lock: ## regenerate requirements/lock.txt from setup.cfg and requirements/overrides.txt
 	@PYTHON="$(PYTHON)" bash requirements/lock.sh

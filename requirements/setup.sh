@@ -25,7 +25,7 @@ fi
 mkdir -p runs
 log=runs/setup.log
 build=.venv-build
-rm -rf .venv/.ready "$build"
+rm -rf .venv/.installed .venv/.ready "$build"
 { "$PYTHON" -m venv .venv && "$PYTHON" -m venv "$build"; } >"$log" 2>&1 || stop "cannot make .venv: $(tail -n 1 "$log")"
 
 pip() { # pip ENVIRONMENT ARGUMENT...
@@ -49,5 +49,5 @@ pip .venv install "$build"/wheels/*.whl
 pip .venv install --progress-bar off --only-binary :all: --require-hashes -r requirements/lock.txt
 pip .venv install --no-build-isolation -e .
 rm -rf "$build"
-touch .venv/.ready
-echo "make setup: done" >&2
+touch .venv/.installed
+echo "make setup: installed" >&2

@@ -15,6 +15,8 @@ from tfprivacy_lab.dp.sampling import PoissonBatches
 from .test_clipping import BATCH, CLASSES, QUICK, by_book_keeping, convolutions, cross_entropy, flat
 from .test_training import NO_NOISE
 
+pytestmark = pytest.mark.usefixtures("operations")
+
 layers = tf.keras.layers
 
 

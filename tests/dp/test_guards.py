@@ -13,6 +13,8 @@ from .test_ledger import STEP
 from .test_private_model import LOSS, B, N, dataset, linear, private, weights_of
 from .test_training import CLASSES, WIDTH
 
+pytestmark = pytest.mark.usefixtures("operations")
+
 layers = tf.keras.layers
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.products import Products, cleared, products_of
 
+
 class Uses(abc.ABC):
     """The uses of one layer in one forward pass, and what its per-example gradients are.
 

@@ -119,7 +119,9 @@ class GhostProducts(MatrixProducts):
     """Positions compared with each other."""
 
     def squared_norms(self):
-        grams = [tf.matmul(a, a, transpose_b=True) for a in (tf.cast(self._x, tf.float64), tf.cast(self._g, tf.float64))]
+        grams = [
+            tf.matmul(a, a, transpose_b=True) for a in (tf.cast(self._x, tf.float64), tf.cast(self._g, tf.float64))
+        ]
         largest = tf.reduce_sum(tf.norm(self._x, axis=3) * tf.norm(self._g, axis=3), [1, 2])
         return ghost_norms(tf.reduce_sum(grams[0] * grams[1], [1, 2, 3]), largest)
 

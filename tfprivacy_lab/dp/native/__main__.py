@@ -1,13 +1,13 @@
-"""Compiles the operations, and says where to."""
+"""Compiles the operations; where that fails, says what is lost, and that nothing else is."""
 
 import subprocess
 import sys
 
-from tfprivacy_lab.dp.native import compile_operations
+from tfprivacy_lab.dp.native import SLOWER, compile_operations
 
 try:
-    print(compile_operations())
+    compile_operations()
 except subprocess.CalledProcessError as error:
-    sys.exit(f"the C++ compiler failed: {' '.join(error.cmd)}\n{error.stderr}")
+    sys.stderr.write(f"{error.stderr}\nThe C++ compiler failed ({' '.join(error.cmd)}). {SLOWER}\n")
 except OSError as error:
-    sys.exit(f"cannot compile: {error}")
+    sys.stderr.write(f"No operations were compiled: {error}. {SLOWER}\n")

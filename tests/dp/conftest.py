@@ -1,0 +1,15 @@
+"""Tests of per-example gradients run twice: on the compiled operations, and on TensorFlow's."""
+
+import pytest
+import tensorflow as tf
+
+from tfprivacy_lab.dp import native
+
+
+@pytest.fixture(scope="module", params=["compiled", "TensorFlow"])
+def operations(request):
+    """What the engine computes with while a module's tests run; compiled here if it is not yet."""
+    found = tf.load_op_library(str(native.compile_operations())) if request.param == "compiled" else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "operations", lambda: found)
+        yield found
