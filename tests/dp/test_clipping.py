@@ -66,7 +66,9 @@ def assert_same(model, x, seed=0, loss=cross_entropy, y=None):
         expected, norms = one_by_one(model, x, y, weights, l2_norm_clip, loss)
         found, found_norms = by_book_keeping(model, x, y, weights, l2_norm_clip, loss)
         np.testing.assert_allclose(found_norms, norms, rtol=1e-5, atol=1e-6 * norms.max())
-        assert np.linalg.norm(flat(found) - flat(expected)) < 1e-5 * np.linalg.norm(flat(expected))
+        # Clipping keeps a millionth inside the bound, which shows where examples all but cancel.
+        inside = 1e-6 * np.minimum(norms, l2_norm_clip).sum()
+        assert np.linalg.norm(flat(found) - flat(expected)) < 1e-5 * np.linalg.norm(flat(expected)) + inside
         assert [part.shape for part in found] == [variable.shape for variable in model.trainable_variables]
     assert norms[0] == 0 < norms[1:].min()
 

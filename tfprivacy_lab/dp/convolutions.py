@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.dp.linear_layers import LinearUses
-from tfprivacy_lab.dp.products import CompiledConvolutionProducts, worth_compiling
+from tfprivacy_lab.dp.products import CompiledProducts, worth_compiling
 
 # tf.gather copies runs of this many channels faster than a convolution with the identity moves them.
 _CHANNELS_WORTH_A_GATHER = 8
@@ -29,7 +29,7 @@ class ConvolutionUses(LinearUses):
         positions, depth = math.prod(output_size), math.prod(self.layer.kernel_size) * inputs.shape[3]
         if not worth_compiling(positions, depth, filters):
             return super()._make_products()
-        return CompiledConvolutionProducts(
+        return CompiledProducts(
             inputs,
             gradients,
             bias=self._has_simple_bias(),

@@ -34,8 +34,12 @@ class EmbeddingUses(Uses):
         tokens, gradients = self._tokens()
         same = tf.cast(tokens[:, :, tf.newaxis] == tokens[:, tf.newaxis, :], tf.float64)
         exact = tf.cast(gradients, tf.float64)
-        gram = tf.matmul(exact, exact, transpose_b=True)
-        return ghost_norms(tf.reduce_sum(same * gram, [1, 2]), tf.reduce_sum(tf.norm(gradients, axis=2), 1))
+        squared = tf.reduce_sum(same * tf.matmul(exact, exact, transpose_b=True), [1, 2])
+        # A row is rounded relative to what is added up in it, and one that a single token fills is not rounded.
+        lengths = tf.norm(exact, axis=2)[:, :, tf.newaxis]
+        repeated = tf.where(tf.reduce_sum(same, 2, keepdims=True) > 1, lengths, 0.0)
+        rounded = tf.reduce_sum(same * tf.matmul(repeated, repeated, transpose_b=True), [1, 2])
+        return ghost_norms(squared, tf.cast(tf.sqrt(rounded), tf.float32))
 
     def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
         tokens, gradients = self._tokens()

@@ -19,8 +19,9 @@ from tfprivacy_lab.dp import native
 
 # Above this many weights a layer's per-example gradients are never kept, whatever it costs otherwise.
 LARGEST_MATERIALISED = 2**16
-# From so many positions on, keeping a gradient costs less than summing over them once more.
+# From so many positions on, or up to so many weights, keeping a gradient costs less than making it once more.
 _POSITIONS_WORTH_KEEPING = 64
+_WEIGHTS_WORTH_KEEPING = 1024
 # Rounding of a float32 sum over positions, relative to the sum of its terms' norms.
 GHOST_ROUNDING = 2.0**-22
 
@@ -75,7 +76,8 @@ def products_of(x: tf.Tensor, g: tf.Tensor, *, bias: bool) -> Products:
     if positions == 1:
         return CompiledOuterProducts(x, g, bias) if groups == 1 and native.operations() else OuterProducts(x, g)
     if positions is not None and groups == 1 and worth_compiling(positions, d, p):
-        return CompiledMatrixProducts(x, g, bias)
+        x, g = (tf.reshape(a, (-1, positions, 1, a.shape[3])) for a in (x, g))
+        return CompiledProducts(x, g, bias=bias, kernel_size=(1, 1), strides=(1, 1), dilations=(1, 1), padding=(0, 0))
     # In multiply-adds an example; the ghost norm pays the weighted product on top.
     if positions is not None and groups * d * p <= LARGEST_MATERIALISED and 3 * d * p < positions**2 * (d + p + 2):
         return KeptProducts(x, g)
@@ -159,24 +161,7 @@ class CompiledOuterProducts(MatrixProducts):
         return native.operations().tfprivacy_lab_outer_product_norms(x, g, bias=self._bias)
 
 
-class CompiledMatrixProducts(MatrixProducts):
-    """J made in the processor's cache, and not kept."""
-
-    def __init__(self, x, g, bias: bool):
-        super().__init__(x, g)
-        self._bias = bias
-
-    def squared_norms(self):
-        x, g = (tf.reshape(a, (-1, self._positions, 1, a.shape[3])) for a in (self._x, self._g))
-        window = {"kernel_size": [1, 1], "strides": [1, 1], "dilations": [1, 1], "padding": [0, 0]}
-        found = native.operations().tfprivacy_lab_example_products(
-            x, g, keep=False, rounding=GHOST_ROUNDING, bias=self._bias, **window
-        )
-        self.sums = found.sums if self._bias else None
-        return found.squared_norms
-
-
-class CompiledConvolutionProducts(Products):
+class CompiledProducts(Products):
     """J of a convolution made in the processor's cache, from patches that are laid out there too.
 
     Args:
@@ -192,7 +177,9 @@ class CompiledConvolutionProducts(Products):
         self._window = {name: list(size) for name, size in sizes.items()}
         self._weights = kernel_size[0] * kernel_size[1] * inputs.shape[3] * gradients.shape[3]
         positions = gradients.shape[1] * gradients.shape[2]
-        self._keep = positions >= _POSITIONS_WORTH_KEEPING and self._weights <= LARGEST_MATERIALISED
+        self._keep = self._weights <= _WEIGHTS_WORTH_KEEPING or (
+            positions >= _POSITIONS_WORTH_KEEPING and self._weights <= LARGEST_MATERIALISED
+        )
         self._kept = None
 
     def squared_norms(self):
