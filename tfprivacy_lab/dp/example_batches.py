@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
@@ -98,31 +96,34 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         the number of rows that hold an example, first in order.
     """
 
-    def layouts(steps):
-        for step in steps:
-            drawn = sampler.indices(step)
-            for part in range(parts):
-                mine = drawn[part::parts]
-                size = max(1, math.ceil(mine.size / rows)) * rows
-                yield np.pad(mine, (0, size - mine.size)), mine.size
+    *examples, weights = examples
+    weights = weights.numpy()
 
     def blocks():
         for start in range(first, last, _STEPS_AT_ONCE):
-            padded, counts = zip(*layouts(range(start, min(start + _STEPS_AT_ONCE, last))), strict=True)
-            ends = np.cumsum([0, *(one.size for one in padded)])
-            yield np.concatenate(padded), ends, np.array(counts)
+            steps = range(start, min(start + _STEPS_AT_ONCE, last))
+            drawn = [indices[part::parts] for indices in map(sampler.indices, steps) for part in range(parts)]
+            counts = np.array([one.size for one in drawn])
+            ends = np.append(0, np.cumsum(np.maximum(1, -(-counts // rows)) * rows))
+            places, held = np.zeros(ends[-1], np.int64), np.zeros(ends[-1], np.float32)
+            for one, begin in zip(drawn, ends[:-1], strict=True):
+                places[begin : begin + one.size] = one
+                held[begin : begin + one.size] = weights[one]
+            yield places, held, ends, counts
 
-    def batches(flat, ends, counts):
+    def batches(places, held, ends, counts):
         @tf.function
-        def gather(step):
-            indices, count = flat[ends[step] : ends[step + 1]], counts[step]
-            x, y, weights = tf.nest.map_structure(lambda a: tf.gather(a, indices), examples)
-            held = tf.range(ends[step + 1] - ends[step]) < count
-            return x, y, tf.where(held, weights, 0.0), count
+        def gather(number):
+            begin, end = ends[number], ends[number + 1]
+            x, y = tf.nest.map_structure(lambda a: tf.gather(a, places[begin:end]), examples)
+            return x, y, held[begin:end], counts[number]
 
         return tf.data.Dataset.range(tf.shape(counts, tf.int64)[0]).map(gather)
 
-    drawn = tf.data.Dataset.from_generator(blocks, output_signature=(tf.TensorSpec((None,), tf.int64),) * 3)
+    kinds = (tf.int64, tf.float32, tf.int64, tf.int64)
+    drawn = tf.data.Dataset.from_generator(
+        blocks, output_signature=tuple(tf.TensorSpec((None,), kind) for kind in kinds)
+    )
     drawn = drawn.prefetch(1).flat_map(batches)
     drawn = drawn.apply(tf.data.experimental.assert_cardinality((last - first) * parts))
     options = tf.data.Options()
