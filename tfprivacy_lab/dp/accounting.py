@@ -22,8 +22,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from scipy import optimize, special
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
-from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
-from tfprivacy_lab.dp.repetition import self_compose
+from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
 
 SAMPLING = "poisson"
 ADJACENCY = "add_or_remove_one"
@@ -149,7 +148,7 @@ def step_privacy_loss(noise_multiplier: float, sampling_probability: float):
 def _epsilon_by_pld(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
     """ε of so many Poisson-sampled Gaussian steps; kept, because training and its callbacks ask again and again."""
     one = step_privacy_loss(noise_multiplier, sampling_probability)
-    return epsilon_for_delta(self_compose(one, steps), delta)
+    return epsilon_of_uses(one, steps, delta)
 
 
 def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:

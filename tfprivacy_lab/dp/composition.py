@@ -20,6 +20,7 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.dp import accounting, adjacency, events
+from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
 from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
 from tfprivacy_lab.dp.repetition import self_compose
 
@@ -131,7 +132,11 @@ def epsilon_of_mechanisms(counts: dict[tuple, int], delta: float) -> float:
         InputError: as :func:`epsilon_of_all`.
     """
     accounting.check_delta(delta)
-    epsilon = epsilon_for_delta(_loss_of_mechanisms(counts), delta)
+    if len(counts) == 1:
+        _check_is_not_too_much(counts)
+        epsilon = epsilon_of_uses(*_uses(*next(iter(counts.items()))), delta)
+    else:
+        epsilon = epsilon_for_delta(_loss_of_mechanisms(counts), delta)
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
@@ -252,34 +257,42 @@ def expected_loss(mechanisms: dict[tuple, int]) -> float:
 @functools.lru_cache(maxsize=16)
 def _composed(counts: tuple) -> privacy_loss_distribution.PrivacyLossDistribution:
     """Privacy loss of a multiset of mechanisms."""
-    if expected_loss(dict(counts)) > LARGEST_LOSS:
+    _check_is_not_too_much(dict(counts))
+    losses = [self_compose(*_uses(mechanism, count)) for mechanism, count in counts]
+    return functools.reduce(lambda one, other: one.compose(other), losses)
+
+
+def _check_is_not_too_much(counts):
+    if expected_loss(counts) > LARGEST_LOSS:
         raise InputError(
             f"The events cost an epsilon near or beyond {LARGEST_LOSS:g}, too much to compute; use more noise or "
             "fewer steps."
         )
-    losses = [_mechanism_loss(mechanism, count) for mechanism, count in counts]
-    return functools.reduce(lambda one, other: one.compose(other), losses)
 
 
-@functools.lru_cache(maxsize=64)
-def _mechanism_loss(mechanism: tuple, count: int):
-    """Privacy loss of ``count`` uses of one mechanism."""
+def _uses(mechanism: tuple, count: int):
+    """``count`` uses of one mechanism as the privacy loss of one use and a number of uses."""
     kind, *numbers = mechanism
     check_finite_number("noise_multiplier", numbers[-1], at_least=accounting.SMALLEST_NOISE)
     if kind == "gaussian" and numbers[0] == 1.0:
-        return accounting.step_privacy_loss(numbers[1] / math.sqrt(count), 1.0)
+        return accounting.step_privacy_loss(numbers[1] / math.sqrt(count), 1.0), 1
     if kind == "gaussian":
-        return self_compose(accounting.step_privacy_loss(numbers[1], numbers[0]), count)
+        return accounting.step_privacy_loss(numbers[1], numbers[0]), count
+    return _loss_of_one(mechanism), count
+
+
+@functools.lru_cache(maxsize=64)
+def _loss_of_one(mechanism: tuple) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """Privacy loss of one use of Laplace noise, or of a Gaussian step whose batches are cut."""
+    kind, *numbers = mechanism
     if kind == "laplace":
-        one = privacy_loss_distribution.from_laplace_mechanism(
+        return privacy_loss_distribution.from_laplace_mechanism(
             numbers[1], sampling_prob=numbers[0], value_discretization_interval=accounting.DISCRETISATION
         )
-        return self_compose(one, count)
     examples, probability, largest, noise_multiplier = numbers
-    one = privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+    return privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
         examples, probability, largest, noise_multiplier, value_discretization_interval=accounting.DISCRETISATION
     )
-    return self_compose(one, count)
 
 
 @functools.lru_cache(maxsize=256)

@@ -41,21 +41,44 @@ def _epsilon_of_direction(pmf, delta: float) -> float:
         return 0.0
     below = float(np.exp(-_losses(top, 0, first, interval)) @ probs[:first])
     for last in (soon, probs.size):
-        losses, mass = _losses(top, first, last, interval), above[first:last]
-        lower = below + np.cumsum(np.exp(-losses) * probs[first:last])
-        # At the next loss, only what is above it counts; the first one at which that passes δ ends the search.
-        with np.errstate(divide="ignore"):  # by logarithms, as neither factor need be a float
-            divergence = mass - np.exp(losses - interval + np.log(lower))
-        passed = np.flatnonzero(divergence > delta)
-        if passed.size:
-            break
-    else:
-        if mass[-1] - lower[-1] <= delta:
-            return 0.0
-        passed = [-1]
-    if lower[passed[0]] == 0.0:  # losses so large that their mass under the other data set is no float
-        return float(losses[passed[0]])
-    return float(math.log((mass[passed[0]] - delta) / lower[passed[0]]))
+        losses = _losses(top, first, last, interval)
+        before = float(above[first - 1]) if first else pmf._infinity_mass
+        found = crossing(losses, probs[first:last], interval, above=before, below=below, delta=delta)
+        if found is not None:
+            return found
+    mass, lower = float(above[-1]), below + float(np.exp(-losses) @ probs[first:])
+    if mass - lower <= delta:
+        return 0.0
+    return math.log((mass - delta) / lower) if lower else float(losses[-1])
+
+
+def crossing(
+    losses: np.ndarray, probs: np.ndarray, interval: float, *, above: float, below: float, delta: float
+) -> float | None:
+    r"""Where the divergence reaches δ among some losses, from the largest down; None if it does not.
+
+    Args:
+        losses: Each ``interval`` below the one before it.
+        probs: Their probabilities.
+        interval: > 0.
+        above: Mass of what is above them, infinite losses included.
+        below: The same under the other data set.
+        delta: δ.
+
+    Returns:
+        The ε at which :math:`\delta(\epsilon) = \delta`, whatever its sign.
+    """
+    mass, lower = above + np.cumsum(probs), below + np.cumsum(np.exp(-losses) * probs)
+    # At the next loss, only what is above it counts; the first one at which that passes δ ends the search.
+    with np.errstate(divide="ignore", invalid="ignore"):  # by logarithms, as neither factor need be a float
+        divergence = mass - np.exp(losses - interval + np.log(lower))
+    passed = np.flatnonzero(divergence > delta)
+    if not passed.size:
+        return None
+    place = passed[0]
+    if lower[place] == 0.0:  # losses so large that their mass under the other data set is no float
+        return float(losses[place])
+    return float(math.log((mass[place] - delta) / lower[place]))
 
 
 def _losses(top: int, first: int, last: int, interval: float) -> np.ndarray:

@@ -16,8 +16,7 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.dp.accounting import ADJACENCY, SAMPLING, accountant_name, check_delta, steps_for
-from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
-from tfprivacy_lab.dp.repetition import self_compose
+from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
 
 # Within these the discretised privacy loss has at most some 10^5 points a step.
 _SMALLEST_NOISE, _LARGEST_NOISE = 0.05, 1e7
@@ -177,7 +176,7 @@ def laplace_epsilon_after(run: LaplaceRun, steps: int, delta: float) -> float:
     interval = min(1e-4, run.step_epsilon / 100)
     interval = max(interval, 2 * pure / 2**24)
     one = _step_privacy_loss(run.noise_multiplier, run.sampling_probability, interval)
-    return min(pure, epsilon_for_delta(self_compose(one, steps), delta))
+    return min(pure, epsilon_of_uses(one, steps, delta))
 
 
 def account_laplace(run: LaplaceRun, delta: float) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -10,9 +11,9 @@ from dp_accounting.pld import pld_pmf, privacy_loss_distribution
 from scipy import fft, special
 
 # Mass that each tail may lose to infinity, as in dp_accounting.
-_TAIL_MASS = 1e-15
+TAIL_MASS = 1e-15
 # Up to so many uses at once.
-_AT_ONCE = 100_000
+AT_ONCE = 100_000
 # Logarithm of a Fourier coefficient that is lost in the rounding of the transform, whose total mass is 1.
 _LOG_NEGLIGIBLE = math.log(1e-30)
 
@@ -37,12 +38,12 @@ def self_compose(
     Returns:
         The distribution of the sum of ``count`` losses, rounded upwards; the same to rounding of the transform.
     """
-    if count <= _AT_ONCE:
-        return _uses(loss, count, _TAIL_MASS)
+    if count <= AT_ONCE:
+        return _uses(loss, count, TAIL_MASS)
     inner = math.isqrt(count)
     outer, rest = divmod(count, inner)
-    whole = _uses(_uses(loss, inner, _TAIL_MASS / outer), outer, _TAIL_MASS)
-    return whole.compose(_uses(loss, rest, _TAIL_MASS)) if rest else whole
+    whole = _uses(_uses(loss, inner, TAIL_MASS / outer), outer, TAIL_MASS)
+    return whole.compose(_uses(loss, rest, TAIL_MASS)) if rest else whole
 
 
 def _uses(loss, count: int, tail_mass: float) -> privacy_loss_distribution.PrivacyLossDistribution:
@@ -56,38 +57,65 @@ def _uses(loss, count: int, tail_mass: float) -> privacy_loss_distribution.Priva
 
 def _self_compose(pmf, count: int, tail_mass: float) -> pld_pmf.DensePLDPmf:
     """One direction."""
+    found = spectrum(pmf, count, tail_mass)
+    power = np.zeros(found.length // 2 + 1, np.complex128)
+    power[found.places] = found.coefficients
+    composed = fft.irfft(power, found.length)[: found.size]
+    return pld_pmf.DensePLDPmf(
+        found.interval, found.lowest, composed, found.infinity_mass, pmf.to_dense_pmf()._pessimistic_estimate
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """Fourier transform of the probabilities of a sum of losses; what is left out of it is negligible.
+
+    Attributes:
+        places: Frequencies, ascending, of at most half the length.
+        coefficients: Complex, one a frequency.
+        length: Of the transform; a small number times a power of two.
+        size: Number of losses; beyond them the probabilities are none but what the tail mass stands for.
+        lowest: The smallest loss, in intervals.
+        interval: Between two losses.
+        infinity_mass: Probability of an infinite loss, tail mass included.
+    """
+
+    places: np.ndarray
+    coefficients: np.ndarray
+    length: int
+    size: int
+    lowest: int
+    interval: float
+    infinity_mass: float
+
+
+def spectrum(pmf, count: int, tail_mass: float = TAIL_MASS) -> Spectrum:
+    """That of ``count`` uses of one direction of a loss."""
     probs, orders, log_moments = _moments(pmf)
     dense = pmf.to_dense_pmf()
     low, high = _support(len(probs), orders, log_moments, count, tail_mass)
     length = _length(max(high - low + 1, len(probs)))
-    composed = fft.irfft(_power(_transform(pmf, length), count, low / length), length)[: high - low + 1]
+    one, squares = _transform(pmf, length)
+    # Less than this moves no sum of doubles whose total is 1.
+    places = np.flatnonzero(squares > math.exp(2 * _LOG_NEGLIGIBLE / count))
+    # The losses begin at the lowest, and what is below it comes around at the end.
+    coefficients = one[places] ** count * np.exp(2j * math.pi * (low / length) * places)
     lost = tail_mass - math.expm1(count * math.log1p(-dense._infinity_mass))
     lowest = dense._lower_loss * count + low
-    return pld_pmf.DensePLDPmf(dense._discretization, lowest, composed, lost, dense._pessimistic_estimate)
+    return Spectrum(places, coefficients, length, high - low + 1, lowest, dense._discretization, lost)
 
 
 def _length(least: int) -> int:
     """A length that the transform is quick at, one of few, so that transforms of one loss serve many counts."""
     step = 2 ** max(0, math.floor(math.log2(least)) - 3)
-    return fft.next_fast_len(math.ceil(least / step) * step, real=True)
+    return next(parts for parts in (8, 9, 10, 12, 15, 16) if parts * step >= least) * step
 
 
 @functools.lru_cache(maxsize=4)
-def _transform(pmf, length: int) -> np.ndarray:
-    """Fourier transform of the probabilities, padded by zeros."""
-    return fft.rfft(_moments(pmf)[0], length)
-
-
-def _power(spectrum: np.ndarray, count: int, shift: float) -> np.ndarray:
-    """``spectrum`` to the power of ``count``, zero where that is too small to move any sum of doubles.
-
-    What it is the transform of begins at ``shift``, a share of its length, and goes around.
-    """
-    size = spectrum.real**2 + spectrum.imag**2
-    matter = np.flatnonzero(size > math.exp(2 * _LOG_NEGLIGIBLE / count))
-    power = np.zeros_like(spectrum)
-    power[matter] = spectrum[matter] ** count * np.exp(2j * math.pi * shift * matter)
-    return power
+def _transform(pmf, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fourier transform of the probabilities of one use, padded by zeros, and its absolute squares."""
+    found = fft.rfft(_moments(pmf)[0], length)
+    return found, found.real**2 + found.imag**2
 
 
 @functools.lru_cache(maxsize=64)
