@@ -36,7 +36,7 @@ constexpr int kLanes = 8, kRows = 4;
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
 constexpr int kSpill = 8;     // Runs of floats are copied eight at a time and may read and write so far beyond.
-constexpr int kBlocks = 32;   // A sum is made of so many parts at most, in one order, whatever the number of threads.
+constexpr int kBlocks = 16;   // A sum is made of so many parts at most, in one order, whatever the number of threads.
 constexpr int kSmallest = 8;  // Examples of a part, at least.
 constexpr int64_t kPartFloats = 1 << 23;  // Numbers in all parts together, or two parts.
 
@@ -80,21 +80,45 @@ struct Geometry {
 };
 
 // One example's operands: patches (positions, depth) and gradients (positions, filters), columns padded by zeros.
+// Where a patch is made of whole groups of kRows numbers, it is read from the image; otherwise it is laid out first.
 class Operands {
  public:
   explicit Operands(const Geometry& geometry)
       : g_(geometry),
-        ldx_(RoundUp(geometry.depth(), 2 * kRows)),
+        width_(static_cast<int64_t>(geometry.padded_width()) * geometry.channels),
+        whole_(geometry.dilations[1] == 1),
+        run_(whole_ ? geometry.kernel[1] * geometry.channels : geometry.channels),
+        runs_(whole_ ? 1 : geometry.kernel[1]),
+        line_step_(geometry.dilations[0] * width_),
+        run_step_(static_cast<int64_t>(geometry.dilations[1]) * geometry.channels),
+        depth_(RoundUp(geometry.depth(), 2 * kRows)),
+        in_place_(run_ % kRows == 0 && depth_ == geometry.depth()),
         ldg_(RoundUp(geometry.filters, kLanes)),
-        image_(static_cast<size_t>(geometry.padded_height()) * geometry.padded_width() * geometry.channels + kSpill),
-        patches_(static_cast<size_t>(geometry.positions()) * ldx_ + kSpill),
-        scaled_(static_cast<size_t>(geometry.positions()) * ldg_) {}
+        image_(static_cast<size_t>(geometry.padded_height()) * width_ + kSpill),
+        patches_(in_place_ ? 0 : static_cast<size_t>(geometry.positions()) * depth_ + kSpill),
+        scaled_(static_cast<size_t>(geometry.positions()) * ldg_) {
+    for (int d = 0; d < depth_; d += kRows) {
+      const int number = d / run_;
+      groups_.push_back(in_place_ ? number / runs_ * line_step_ + number % runs_ * run_step_ + d % run_ : d);
+    }
+    rows_ = in_place_ ? g_.rows : 1;
+    columns_ = in_place_ ? g_.columns : g_.positions();
+    right_ = in_place_ ? static_cast<int64_t>(g_.strides[1]) * g_.channels : depth_;
+    down_ = g_.strides[0] * width_;
+  }
 
   void Load(const float* input, const float* gradients, float factor) {
-    x_ = input;
-    if (!g_.plain() || ldx_ != g_.channels) {
+    if (in_place_ && g_.plain()) {
+      x_ = input;
+    } else {
       Pad(input);
-      LayOut();
+      x_ = image_.data();
+    }
+    if (!in_place_) {
+      if (run_ <= kSpill)
+        LayOut<true>();
+      else
+        LayOut<false>();
       x_ = patches_.data();
     }
     gradients_ = gradients;
@@ -118,13 +142,15 @@ class Operands {
     if (p < ldg_) Column<2 * kRows, 1>(p, found);
   }
 
-  // sum_t |x_t| |g_t|, to which any sum of the products is rounded.
+  // At least sum_t |x_t| |g_t|, to which any sum of the products is rounded: by Cauchy and Schwarz, from the norm of
+  // the image, each pixel of which is in so many patches at most.
   double Largest() const {
-    double total = 0.0;
-    for (int t = 0; t < g_.positions(); ++t)
-      total += std::sqrt(SquaredNorm(x_ + static_cast<size_t>(t) * ldx_, ldx_) *
-                         SquaredNorm(gradients_ + static_cast<size_t>(t) * ldg_, ldg_));
-    return total;
+    double patches = 1.0;
+    for (int i = 0; i < 2; ++i)
+      patches *= g_.dilations[i] == 1 ? (g_.kernel[i] + g_.strides[i] - 1) / g_.strides[i] : g_.kernel[i];
+    const double image = in_place_ && g_.plain() ? SquaredNorm(x_, static_cast<int64_t>(g_.positions()) * depth_)
+                                                 : SquaredNorm(image_.data(), image_.size());
+    return std::sqrt(patches * image * SquaredNorm(gradients_, static_cast<int64_t>(g_.positions()) * ldg_));
   }
 
   // The gradients summed over positions, (filters); as they came, not scaled.
@@ -145,24 +171,15 @@ class Operands {
                   input + static_cast<size_t>(y) * g_.width * g_.channels, sizeof(float) * run);
   }
 
-  void LayOut() {
-    const bool whole = g_.dilations[1] == 1;
-    const int run = whole ? g_.kernel[1] * g_.channels : g_.channels;
-    if (run <= kSpill)
-      LayOut<true>(run, whole ? 1 : g_.kernel[1]);
-    else
-      LayOut<false>(run, whole ? 1 : g_.kernel[1]);
-  }
-
   template <bool kShort>
-  void LayOut(const int run, const int runs) {
-    const int lines = g_.kernel[0], depth = g_.depth(), ldx = ldx_, rows = g_.rows, columns = g_.columns;
-    const size_t width = static_cast<size_t>(g_.padded_width()) * g_.channels;
-    const size_t down = g_.strides[0] * width, right = static_cast<size_t>(g_.strides[1]) * g_.channels;
-    const size_t line_step = g_.dilations[0] * width, run_step = static_cast<size_t>(g_.dilations[1]) * g_.channels;
+  void LayOut() {
+    const int lines = g_.kernel[0], depth = g_.depth(), padded = depth_, rows = g_.rows, columns = g_.columns;
+    const int run = run_, runs = runs_;
+    const int64_t line_step = line_step_, run_step = run_step_, down = down_;
+    const int64_t right = static_cast<int64_t>(g_.strides[1]) * g_.channels;
     float* patch = patches_.data();
     for (int y = 0; y < rows; ++y)
-      for (int x = 0; x < columns; ++x, patch += ldx) {
+      for (int x = 0; x < columns; ++x, patch += padded) {
         const float* line = image_.data() + y * down + x * right;
         float* to = patch;
         for (int i = 0; i < lines; ++i, line += line_step) {
@@ -176,26 +193,34 @@ class Operands {
             }
           }
         }
-        for (int d = depth; d < ldx; ++d) patch[d] = 0.0f;
+        for (int d = depth; d < padded; ++d) patch[d] = 0.0f;
       }
   }
 
+  // R rows of J at a time, in groups of kRows, and V vectors of columns.
   template <int R, int V, typename Found>
   void Column(int p, Found found) const {
-    const int positions = g_.positions(), depth = g_.depth(), ldx = ldx_, ldg = ldg_;
+    const int rows = rows_, columns = columns_, ldg = ldg_, depth = g_.depth();
+    const int64_t right = right_, next_row = down_ - columns * right_;
     for (int d = 0; d < depth; d += R) {
       Vector sums[R][V] = {};
-      const float *x = x_ + d, *g = gradients_ + p;
-      for (int t = 0; t < positions; ++t, x += ldx, g += ldg) {
-        Vector columns[V];
+      const float* x[R / kRows];
+      for (int i = 0; i < R / kRows; ++i) x[i] = x_ + groups_[d / kRows + i];
+      const float* g = gradients_ + p;
+      for (int row = 0; row < rows; ++row) {
+        for (int column = 0; column < columns; ++column, g += ldg) {
+          Vector vectors[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) columns[v] = *reinterpret_cast<const Vector*>(g + v * kLanes);
+          for (int v = 0; v < V; ++v) vectors[v] = *reinterpret_cast<const Vector*>(g + v * kLanes);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const Vector row = x[r] - Vector{};
+          for (int r = 0; r < R; ++r) {
+            const Vector one = x[r / kRows][r % kRows] - Vector{};
 #pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) sums[r][v] += row * columns[v];
+            for (int v = 0; v < V; ++v) sums[r][v] += one * vectors[v];
+          }
+          for (int i = 0; i < R / kRows; ++i) x[i] += right;
         }
+        for (int i = 0; i < R / kRows; ++i) x[i] += next_row;
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
@@ -205,8 +230,17 @@ class Operands {
   }
 
   const Geometry g_;
-  const int ldx_, ldg_;
+  const int64_t width_;           // Numbers in a line of the padded image.
+  const bool whole_;              // A line of a patch is one run of the image.
+  const int run_, runs_;          // Numbers in a run, and runs in a line.
+  const int64_t line_step_, run_step_;
+  const int depth_;               // Rows of J, rounded up.
+  const bool in_place_;
+  const int ldg_;                 // Columns of J, rounded up.
   std::vector<float> image_, patches_, scaled_;
+  std::vector<int64_t> groups_;   // Where each group of kRows numbers of a patch begins.
+  int rows_, columns_;            // Positions, as they are gone through.
+  int64_t right_, down_;          // From one position to the next, and from one row of them.
   const float *x_ = nullptr, *gradients_ = nullptr;
 };
 
@@ -391,11 +425,12 @@ class WeightedProductsOp : public ProductsOp {
       }
     });
     float* to = output->flat<float>().data();
-    for (int d = 0; d < depth; ++d)
-      for (int p = 0; p < filters; ++p) {
-        float total = 0.0f;
-        for (int64_t block = 0; block < blocks; ++block) total += parts[(block * padded + d) * lda + p];
-        to[static_cast<int64_t>(d) * filters + p] = total;
+    std::fill(to, to + static_cast<int64_t>(depth) * filters, 0.0f);
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int d = 0; d < depth; ++d) {
+        const float* part = parts.data() + (block * padded + d) * lda;
+        float* row = to + static_cast<int64_t>(d) * filters;
+        for (int p = 0; p < filters; ++p) row[p] += part[p];
       }
   }
 };
@@ -443,7 +478,7 @@ REGISTER_OP("TfprivacyLab>ExampleProducts")
       return tensorflow::OkStatus();
     })
     .Doc("Per example: the squared norm of J = sum_t x_t g_t^T, the sum of g_t, and, to keep, J itself. A share "
-         "rounding of sum_t |x_t| |g_t| is added to the norm; with bias, that of the sum of g_t counts too.");
+         "rounding of a bound on sum_t |x_t| |g_t| is added to the norm; with bias, that of the sum of g_t counts too.");
 
 REGISTER_OP("TfprivacyLab>OuterProductNorms")
     .Input("inputs: float")
