@@ -49,6 +49,7 @@ _KERAS, _OPACUS, _JAX = "dp_paths.py", "peers/opacus_paths.py", "peers/jax_priva
 CONTESTANTS = (
     Contestant("keras", "keras", _KERAS, ("--alone",)),
     Contestant("fast", "keras", _KERAS, ("--rounds", "15", "--budget", "75")),
+    Contestant("fast, TensorFlow's operations", "keras", _KERAS),
     Contestant("DPModel + registry", "keras", _KERAS),
     Contestant("DPModel", "keras", _KERAS),
     Contestant("VectorizedDPKerasSGDOptimizer", "keras", _KERAS),
@@ -113,7 +114,8 @@ def kept_rows(only: list[str], chosen: set[str]) -> list[dict]:
 def code_hash() -> str:
     """SHA-256 of everything that decides a row: the models, the engine, and how they are measured."""
     folders = (ROOT / "tfprivacy_lab" / "dp", ROOT / "benchmarks")
-    found = [ROOT / "tfprivacy_lab" / "models.py", *(path for folder in folders for path in folder.rglob("*.py"))]
+    paths = [path for folder in folders for ending in ("*.py", "*.cc") for path in folder.rglob(ending)]
+    found = [ROOT / "tfprivacy_lab" / "models.py", *paths]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(found))).hexdigest()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import measurement
@@ -13,6 +14,7 @@ import tensorflow as tf
 from measurement import EXAMPLES, L2_NORM_CLIP, LEARNING_RATE, NOISE_MULTIPLIER
 
 from tfprivacy_lab import models
+from tfprivacy_lab.dp import native
 
 _PRIVACY = {"l2_norm_clip": L2_NORM_CLIP, "noise_multiplier": NOISE_MULTIPLIER}
 
@@ -96,7 +98,14 @@ def fast(name: str, batch: int, arrays) -> KerasPath:
     model = PrivateModel(getattr(models, name)(), **_PRIVACY, seed=0)
     # Its train step takes what its own pipeline yields: sample weights too, and how many rows hold an example.
     extra = (tf.ones(batch), tf.constant(batch, tf.int64))
-    return FastPath(compiled(model), *arrays, batch, extra=extra)
+    note = None if native.operations() else "no compiled operations"
+    return FastPath(compiled(model), *arrays, batch, note=note, extra=extra)
+
+
+def fast_on_tensorflow(name: str, batch: int, arrays) -> KerasPath:
+    """Ours without the operations that set-up compiles."""
+    os.environ[native.SWITCH] = "1"
+    return fast(name, batch, arrays)
 
 
 def keras(name: str, batch: int, arrays) -> KerasPath:
@@ -143,6 +152,7 @@ def tfp_registry(name: str, batch: int, arrays) -> KerasPath:
 PATHS = {
     "keras": keras,
     "fast": fast,
+    "fast, TensorFlow's operations": fast_on_tensorflow,
     "DPKerasSGDOptimizer": tfp_optimizer,
     "VectorizedDPKerasSGDOptimizer": tfp_vectorized,
     "DPModel": tfp_model,

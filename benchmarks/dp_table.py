@@ -12,7 +12,11 @@ from tfprivacy_lab.figures import CONTROL, DP, DPI
 
 _TITLES = {"document_mlp": "MLP 784-128-10", "tutorial_cnn": "tutorial CNN"}
 _BASELINES = {"keras": "Keras", "pytorch": "PyTorch", "jax": "JAX"}
-_LABELS = {"fast": "tfprivacy_lab", **_BASELINES}
+_LABELS = {
+    "fast": "tfprivacy_lab",
+    "fast, TensorFlow's operations": "tfprivacy_lab, TensorFlow's operations",
+    **_BASELINES,
+}
 _COLUMNS = (
     "path", "ms a step", "× its own framework (quartiles)", "bare step, ms", "bare step, ×", "peak, MB", "peak, ×",
 )  # fmt: skip

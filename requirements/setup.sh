@@ -50,4 +50,4 @@ pip .venv install --progress-bar off --only-binary :all: --require-hashes -r req
 pip .venv install --no-build-isolation -e .
 rm -rf "$build"
 touch .venv/.installed
-echo "make setup: installed" >&2
+echo "make setup: installed; compiling operations" >&2
