@@ -114,7 +114,7 @@ def kept_rows(only: list[str], chosen: set[str]) -> list[dict]:
 def code_hash() -> str:
     """SHA-256 of everything that decides a row: the models, the engine, and how they are measured."""
     folders = (ROOT / "tfprivacy_lab" / "dp", ROOT / "benchmarks")
-    paths = [path for folder in folders for ending in ("*.py", "*.cc") for path in folder.rglob(ending)]
+    paths = [path for folder in folders for ending in ("*.py", "*.cc", "*.h") for path in folder.rglob(ending)]
     found = [ROOT / "tfprivacy_lab" / "models.py", *paths]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(found))).hexdigest()
 

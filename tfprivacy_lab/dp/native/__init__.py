@@ -41,7 +41,7 @@ def library() -> Path:
     import tensorflow as tf
 
     digest = hashlib.sha256("\n".join([tf.version.GIT_VERSION, *_FLAGS, _processor()]).encode())
-    for source in _sources():
+    for source in _sources("*.h") + _sources("*.cc"):
         digest.update(source.read_bytes())
     return Path(sysconfig.get_path("platlib")) / "tfprivacy_lab_native" / f"operations-{digest.hexdigest()[:20]}.so"
 
@@ -63,14 +63,14 @@ def compile_operations() -> Path:
     include = [flag.replace("-I", "-isystem", 1) for flag in tf.sysconfig.get_compile_flags()]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
-        command = [os.environ.get("CXX", "c++"), *_FLAGS, *include, *map(str, _sources()), "-o", str(built)]
+        command = [os.environ.get("CXX", "c++"), *_FLAGS, *include, *map(str, _sources("*.cc")), "-o", str(built)]
         subprocess.run([*command, *tf.sysconfig.get_link_flags()], check=True, capture_output=True, text=True)
         built.replace(target)
     return target
 
 
-def _sources() -> list[Path]:
-    return sorted(Path(__file__).parent.glob("*.cc"))
+def _sources(pattern: str) -> list[Path]:
+    return sorted(Path(__file__).parent.glob(pattern))
 
 
 def _processor() -> str:
