@@ -23,7 +23,7 @@ setup: $(READY) ## make .venv from the lock (nothing happens if it is up to date
 $(INSTALLED): $(wildcard requirements/*) setup.cfg setup.py
 	@PYTHON="$(PYTHON)" bash requirements/setup.sh
 
-$(READY): $(INSTALLED) $(wildcard tfprivacy_lab/dp/native/*)
+$(READY): $(INSTALLED) $(wildcard tfprivacy_lab/dp/native/*.cc tfprivacy_lab/dp/native/*.h tfprivacy_lab/dp/native/*.py)
 	@$(RUN) -m tfprivacy_lab.dp.native
 	@touch $@
 

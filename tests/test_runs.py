@@ -148,14 +148,14 @@ def test_a_run_is_charged_before_it_draws_and_once(run, ledger, monkeypatch):
     def stop(record):
         raise KeyboardInterrupt
 
-    first, draw = [], GaussianNoise.draw
+    first, add = [], GaussianNoise.add
 
     def noting(self, *arguments, **options):
         first.append([(entry.kind, entry.number) for entry in Ledger.open(ledger).entries()])
         assert Ledger.open(ledger).spent() == pytest.approx(2.0, abs=0.01)
-        return draw(self, *arguments, **options)
+        return add(self, *arguments, **options)
 
-    monkeypatch.setattr(GaussianNoise, "draw", noting)
+    monkeypatch.setattr(GaussianNoise, "add", noting)
     for _ in range(2):  # Stopped and gone on with, it draws the same noise: one charge.
         with pytest.raises(KeyboardInterrupt):
             run(epsilon=2.0, seed=None, ledger=ledger, on_epoch=stop)

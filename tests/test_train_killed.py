@@ -105,7 +105,7 @@ def command(folder):
     from tfprivacy_lab import cli
     from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 
-    draw = GaussianNoise.draw
+    add = GaussianNoise.add
 
     def noting(self, *arguments, **options):
         # Called when the step is traced, which comes before any noise.
@@ -113,8 +113,8 @@ def command(folder):
         os.write(handle, b".")
         os.fsync(handle)
         os.close(handle)
-        return draw(self, *arguments, **options)
+        return add(self, *arguments, **options)
 
-    GaussianNoise.draw = noting
+    GaussianNoise.add = noting
     options = ["--recipe", "seed-mlp", "--epsilon", "3", "--delta", "1e-4", "--epochs", "60"]
     return cli.main(["train", *options, "--out", str(folder / "run"), "--ledger", str(folder / "ledger")])

@@ -30,13 +30,13 @@ def model(**options):
 
 
 def test_a_fit_is_charged_before_its_first_draw_and_wholly(ledger, monkeypatch):
-    seen, draw = [], GaussianNoise.draw
+    seen, add = [], GaussianNoise.add
 
     def noting(self, *arguments, **options):
         seen.append(Ledger.open(ledger.path).spent())
-        return draw(self, *arguments, **options)
+        return add(self, *arguments, **options)
 
-    monkeypatch.setattr(GaussianNoise, "draw", noting)
+    monkeypatch.setattr(GaussianNoise, "add", noting)
     wrapped = model()
     wrapped.fit(*dataset(N), B, epochs=2, callbacks=[ChargedTo(ledger, "run")], verbose=0)
     assert seen

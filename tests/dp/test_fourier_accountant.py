@@ -8,21 +8,44 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from tfprivacy_lab.dp import accounting, fourier_accountant
 from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
 from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
-from tfprivacy_lab.dp.repetition import self_compose
+from tfprivacy_lab.dp.repetition import self_compose, spectrum
 
 step = accounting.step_privacy_loss
 
 
-@pytest.mark.parametrize("count", [1, 2, 30, 1000, 20_000])
-@pytest.mark.parametrize(("sigma", "q"), [(0.6, 0.001), (1.1, 0.03), (3.0, 0.2), (20.0, 0.5), (40.0, 1.0)])
-def test_it_is_the_composed_distribution_s(sigma, q, count):
-    """Blocks are what is tested, so they must be there; δ stays where the transform's rounding is out of sight."""
-    if q**2 * count / sigma**2 > 100:
-        return  # a distribution that no longer fits
-    composed = self_compose(step(sigma, q), count)
-    for delta in (1e-2, 1e-4, 1e-6):
-        expected = epsilon_for_delta(composed, delta)
-        assert epsilon_of_uses(step(sigma, q), count, delta) == pytest.approx(expected, rel=3e-7, abs=3e-8), delta
+def block_sizes(loss, count):
+    """How many losses go into a block, of either direction."""
+    return [fourier_accountant._block_size(spectrum(pmf, count)) for pmf in (loss._pmf_remove, loss._pmf_add)]
+
+
+@pytest.mark.parametrize(
+    ("sigma", "q", "counts"),
+    [
+        (0.6, 0.001, (1, 2000, 20_000)),
+        (1.1, 0.03, (1, 2, 30, 1000, 20_000)),
+        (3.0, 0.2, (2, 30, 1000)),
+        (20.0, 0.5, (30, 1000, 20_000)),
+        (40.0, 1.0, (30, 1000)),
+    ],
+)
+def test_it_is_the_composed_distribution_s(sigma, q, counts):
+    """δ stays where the transform's rounding is out of sight."""
+    assert min(block_sizes(step(sigma, q), counts[-1])) > 1
+    for count in counts:
+        composed = self_compose(step(sigma, q), count)
+        for delta in (1e-2, 1e-4, 1e-6):
+            expected = epsilon_for_delta(composed, delta)
+            found = epsilon_of_uses(step(sigma, q), count, delta)
+            assert found == pytest.approx(expected, rel=3e-6, abs=3e-8), (count, delta)
+
+
+def test_rounding_never_takes_from_epsilon():
+    """Against the closed form, down to a δ that doubles no longer hold; there, no figure is given."""
+    for count in (1000, 30_000):
+        for delta in (1e-8, 1e-9, 1e-10, 1e-11):
+            exact = accounting.gaussian_epsilon(50.0 / math.sqrt(count), delta)
+            assert exact * (1 - 2e-6) < epsilon_of_uses(step(50.0, 1.0), count, delta)
+    assert epsilon_of_uses(step(50.0, 1.0), 30_000, 1e-12) == math.inf
 
 
 def test_blocks_of_any_size_say_the_same(monkeypatch):
@@ -39,14 +62,15 @@ def test_blocks_of_any_size_say_the_same(monkeypatch):
         assert others == pytest.approx(found[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", [
-    pytest.param(lambda: pld.from_laplace_mechanism(9.0, sampling_prob=0.1), id="Laplace"),
-    pytest.param(lambda: pld.from_laplace_mechanism(1.0, value_discretization_interval=1e-3), id="atoms"),
-    pytest.param(lambda: pld.from_randomized_response(0.4, 3), id="a lattice of losses"),
+@pytest.mark.parametrize(("loss", "count"), [
+    pytest.param(lambda: pld.from_laplace_mechanism(9.0, sampling_prob=0.1), 3000, id="Laplace"),
+    pytest.param(lambda: pld.from_laplace_mechanism(4.0, value_discretization_interval=1e-3), 900, id="atoms"),
+    pytest.param(lambda: pld.from_randomized_response(0.9, 3), 3000, id="few losses"),
 ])  # fmt: skip
-def test_losses_of_other_shapes(loss):
+def test_losses_of_other_shapes(loss, count):
     one = loss()
-    for count, delta in ((3, 1e-3), (50, 1e-5)):
+    assert max(block_sizes(one, count)) > 1
+    for delta in (1e-3, 1e-5):
         expected = epsilon_for_delta(self_compose(one, count), delta)
         assert epsilon_of_uses(one, count, delta) == pytest.approx(expected, rel=1e-6)
 
@@ -74,6 +98,8 @@ def test_nothing_to_lose_and_everything():
     leaking = pld.from_privacy_parameters(pld.common.DifferentialPrivacyParameters(0.5, 1e-4))
     assert epsilon_of_uses(leaking, 2000, 1e-3) == math.inf
     assert math.isfinite(epsilon_of_uses(leaking, 5, 1e-3))
+    certain = pld.from_privacy_parameters(pld.common.DifferentialPrivacyParameters(0.5, 0.5))
+    assert epsilon_of_uses(certain, 200, 1e-3) == math.inf
 
 
 def test_losses_beyond_a_float_s_exponential_take_the_long_way(monkeypatch):

@@ -59,12 +59,51 @@ def test_a_token_whose_gradients_cancel_is_clipped(method):
     assert_bounded(model, np.zeros((3, 40), np.int32), lambda out: tf.reduce_sum(out * upstream, [1, 2]), method)
 
 
-def assert_bounded(model, x, losses_of, method):
+@pytest.mark.parametrize(("positions", "width"), [(63, 64), (256, 257), (1000, 257)])
+def test_many_positions_between_two_that_cancel(positions, width):
+    """What lies between 2^20 and -2^20 is lost in floats as they are added, in the norm or in the sum or in both."""
+    products = np.full(positions, 0.0375)
+    products[[0, -1]] = 2.0**20, -(2.0**20)
+    x = np.zeros((1, positions, width), np.float32)
+    x[0, :, 0] = np.sqrt(np.abs(products))
+    upstream = np.zeros((1, positions, width), np.float32)
+    upstream[0, :, 0] = products / x[0, :, 0]
+    model = tf.keras.Sequential([layers.Input((positions, width)), layers.Dense(width, use_bias=False)])
+    for l2_norm_clip in (0.495, 1.0, 0.999 * 0.0375 * (positions - 2)):
+        assert_bounded(model, x, lambda out: tf.reduce_sum(out * upstream, [1, 2]), "flat", l2_norm_clip)
+
+
+def test_many_tokens_between_two_that_cancel():
+    gradients = np.full((1, 1000, 8), 0.0)
+    gradients[0, :, 0] = 0.0375
+    gradients[0, [0, -1], 0] = 2.0**20, -(2.0**20)
+    upstream = tf.constant(gradients, tf.float32)
+    model = tf.keras.Sequential([layers.Input((1000,), dtype="int32"), layers.Embedding(5, 8)])
+    for l2_norm_clip in (1.0, 37.0):
+        assert_bounded(
+            model,
+            np.zeros((1, 1000), np.int32),
+            lambda out: tf.reduce_sum(out * upstream, [1, 2]),
+            "flat",
+            l2_norm_clip,
+        )
+
+
+@pytest.mark.parametrize("method", ["flat", "automatic"])
+@pytest.mark.parametrize(("small", "large"), [(1e-19, 1e19), (1e-30, 1e30), (1e19, 1e-19)])
+def test_a_small_input_under_a_large_gradient_is_clipped(small, large, method):
+    """The square of either is no float, and their product is 28."""
+    x = np.full((1, 784), small, np.float32)
+    model = tf.keras.Sequential([layers.Input((784,)), layers.Dense(1, use_bias=False)])
+    assert_bounded(model, x, lambda out: large * out[:, 0], method)
+
+
+def assert_bounded(model, x, losses_of, method, l2_norm_clip=1.0):
     """No example alone moves the clipped sum by more than C."""
     for row in range(len(x)):
         gradients = BookKeeping(model).gradients(lambda row=row: (losses_of(model(x[row : row + 1])), None))
-        total, _ = gradients.clipped_sum(1.0, method)
-        assert np.linalg.norm([np.linalg.norm(part) for part in total]) <= 1 + 1e-6
+        total, _ = gradients.clipped_sum(l2_norm_clip, method)
+        assert np.linalg.norm([np.linalg.norm(part) for part in total]) <= l2_norm_clip * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("name", ["noise_multiplier", "engine"])

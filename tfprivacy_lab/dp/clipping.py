@@ -19,7 +19,7 @@ from tfprivacy_lab.dp.linear_layers import Uses
 METHODS = ("flat", "automatic")
 # Stability constant of automatic clipping (Bu et al. 2022, section 3.3).
 _AUTOMATIC_GAMMA = 0.01
-# Norms are rounded to about 1e-7; clipping to this much less keeps the bound, whichever way they round.
+# Norms are rounded to less than this; clipping to so much less keeps the bound, whichever way they round.
 _ROUNDING = 1.0 - 1e-6
 
 # Keras' base class, which SyncBatchNormalization and the TF1 layer share.

@@ -21,10 +21,9 @@ class ConvolutionUses(LinearUses):
         return self.layer.groups
 
     def _make_products(self):
-        (inputs, *more), gradients = self.inputs, self.gradients[0]
-        if more or self._groups(inputs) > 1:
+        inputs, gradients = self._channels_last(self.inputs[0], self.gradients[0])
+        if len(self.inputs) > 1 or self._groups(inputs) > 1:
             return super()._make_products()
-        inputs, gradients = self._channels_last(inputs, gradients)
         size, (*output_size, filters) = inputs.shape[1:3], gradients.shape[1:]
         positions, depth = math.prod(output_size), math.prod(self.layer.kernel_size) * inputs.shape[3]
         if not worth_compiling(positions, depth, filters):

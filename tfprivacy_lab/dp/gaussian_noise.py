@@ -31,6 +31,7 @@ class GaussianNoise:
         state = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(3, np.uint64)
         # Philox counts in its low word; the high word keeps replicas apart, so each has 2^64 blocks.
         self._key, self._low, self._high = state[:1], state[1], state[2]
+        self._sizes: dict[int, int] = {}
 
     def draw(self, shapes: list, step: tf.Tensor, replica: tf.Tensor | int = 0) -> list[tf.Tensor]:
         """Standard Gaussian tensors of the given static shapes.
@@ -66,9 +67,12 @@ class GaussianNoise:
         return compiled.tfprivacy_lab_add_normal_noise(values, scales, self._key, counter)
 
     def _counter(self, size, step, replica):
-        """Where the draw of so many begins: no other step or replica comes near."""
+        """Where the draw of so many begins: no other step, replica or size of draw comes near."""
+        # A size, as of a model whose layers were frozen in between, has a stride of its own, so it has a place of its
+        # own too: above the replicas' numbers.
+        place = self._sizes.setdefault(size, len(self._sizes)) << 32
         blocks = tf.cast(step, tf.uint64) * tf.constant(2 * size + 8, tf.uint64)
-        high = tf.cast(replica, tf.uint64) + tf.constant(self._high, tf.uint64)
+        high = tf.cast(replica, tf.uint64) + tf.constant((int(self._high) + place) % 2**64, tf.uint64)
         return tf.stack([tf.constant(self._low, tf.uint64) + blocks, high])
 
     @staticmethod

@@ -35,16 +35,17 @@ class EmbeddingUses(Uses):
         same = tf.cast(tokens[:, :, tf.newaxis] == tokens[:, tf.newaxis, :], tf.float64)
         exact = tf.cast(gradients, tf.float64)
         squared = tf.reduce_sum(same * tf.matmul(exact, exact, transpose_b=True), [1, 2])
-        # A row is rounded relative to what is added up in it, and one that a single token fills is not rounded.
-        lengths = tf.norm(exact, axis=2)[:, :, tf.newaxis]
-        repeated = tf.where(tf.reduce_sum(same, 2, keepdims=True) > 1, lengths, 0.0)
-        rounded = tf.reduce_sum(same * tf.matmul(repeated, repeated, transpose_b=True), [1, 2])
-        return ghost_norms(squared, tf.cast(tf.sqrt(rounded), tf.float32))
+        terms = self.layer.output_dim + tf.cast(tf.shape(tokens)[1], tf.float64) ** 2
+        return ghost_norms(squared, tf.reduce_sum(tf.norm(exact, axis=2), 1), terms)
 
     def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
         tokens, gradients = self._tokens()
-        scaled = tf.reshape(gradients * factors[:, tf.newaxis, tf.newaxis], (-1, self.layer.output_dim))
-        return [tf.math.unsorted_segment_sum(scaled, tf.reshape(tokens, [-1]), self.layer.input_dim)]
+        # In doubles, as tokens that cancel would leave floats nothing but rounding; only rows that occur are summed.
+        scaled = tf.cast(gradients, tf.float64) * tf.cast(factors, tf.float64)[:, tf.newaxis, tf.newaxis]
+        rows, places = tf.unique(tf.reshape(tokens, [-1]))
+        flat = tf.reshape(scaled, (-1, self.layer.output_dim))
+        summed = tf.cast(tf.math.unsorted_segment_sum(flat, places, tf.size(rows)), tf.float32)
+        return [tf.scatter_nd(rows[:, tf.newaxis], summed, (self.layer.input_dim, self.layer.output_dim))]
 
     def floats_per_example(self) -> int:
         positions = sum(math.prod(ids.shape[1:]) for ids in self.inputs)

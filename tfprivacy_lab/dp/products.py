@@ -22,8 +22,10 @@ LARGEST_MATERIALISED = 2**16
 # From so many positions on, or up to so many weights, keeping a gradient costs less than making it once more.
 _POSITIONS_WORTH_KEEPING = 64
 _WEIGHTS_WORTH_KEEPING = 1024
-# Rounding of a float32 sum over positions, relative to the sum of its terms' norms.
-GHOST_ROUNDING = 2.0**-22
+# Rounding of a double.
+_ROUNDING = 2.0**-53
+# The square of the smallest number that is not flushed to zero; what is smaller counts as that.
+_SMALLEST_SQUARE = 2.0**-252
 
 
 class Products(abc.ABC):
@@ -98,11 +100,7 @@ class MatrixProducts(Products):
         self._p = g.shape[3]
 
     def weighted_sum(self, factors):
-        scaled = self._g * factors[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        if self._groups > 1:
-            return tf.einsum("bgtd,bgtp->gdp", self._x, scaled)
-        x, g = tf.reshape(self._x, (-1, self._d)), tf.reshape(scaled, (-1, self._p))
-        return tf.matmul(x, g, transpose_a=True)[tf.newaxis]
+        return _summed_products(self._x, self._g, factors)
 
     def floats_per_example(self):
         return self._groups * self._positions * (self._d + self._p)
@@ -112,23 +110,32 @@ class OuterProducts(MatrixProducts):
     """One position: the norm of an outer product is the product of norms."""
 
     def squared_norms(self):
-        # Norms, not sums of squares: one pass over the numbers.
-        lengths = [tf.math.reduce_euclidean_norm(a, [2, 3]) for a in (self._x, self._g)]
-        return tf.reduce_sum(tf.square(lengths[0] * lengths[1]), 1)
+        # In doubles: a small input and a large gradient have a product, and floats would lose the square of either.
+        squares = [
+            tf.reduce_sum(tf.square(tf.cast(a, tf.float64)), [2, 3]) + a.shape[3] * _SMALLEST_SQUARE
+            for a in (self._x, self._g)
+        ]
+        return tf.cast(tf.reduce_sum(squares[0] * squares[1], 1), tf.float32)
 
 
 class GhostProducts(MatrixProducts):
-    """Positions compared with each other."""
+    """Positions compared with each other; all in doubles, as positions that cancel would leave floats nothing."""
+
+    def __init__(self, x, g):
+        super().__init__(tf.cast(x, tf.float64), tf.cast(g, tf.float64))
 
     def squared_norms(self):
-        grams = [
-            tf.matmul(a, a, transpose_b=True) for a in (tf.cast(self._x, tf.float64), tf.cast(self._g, tf.float64))
-        ]
-        largest = tf.reduce_sum(tf.norm(self._x, axis=3) * tf.norm(self._g, axis=3), [1, 2])
-        return ghost_norms(tf.reduce_sum(grams[0] * grams[1], [1, 2, 3]), largest)
+        grams = [tf.matmul(a, a, transpose_b=True) for a in (self._x, self._g)]
+        lengths = [tf.linalg.diag_part(gram) + _SMALLEST_SQUARE for gram in grams]
+        largest = tf.reduce_sum(tf.sqrt(lengths[0] * lengths[1]), [1, 2])
+        terms = self._d + self._p + tf.cast(tf.shape(self._x)[2], tf.float64) ** 2
+        return ghost_norms(tf.reduce_sum(grams[0] * grams[1], [1, 2, 3]), largest, terms)
+
+    def weighted_sum(self, factors):
+        return tf.cast(_summed_products(self._x, self._g, tf.cast(factors, tf.float64)), tf.float32)
 
     def floats_per_example(self):
-        return super().floats_per_example() + 2 * self._groups * self._positions**2
+        return 2 * (super().floats_per_example() + 2 * self._groups * self._positions**2)
 
 
 class KeptProducts(MatrixProducts):
@@ -184,12 +191,7 @@ class CompiledProducts(Products):
 
     def squared_norms(self):
         found = native.operations().tfprivacy_lab_example_products(
-            self._inputs,
-            self._gradients,
-            keep=self._keep,
-            rounding=0 if self._keep else GHOST_ROUNDING,
-            bias=self._bias,
-            **self._window,
+            self._inputs, self._gradients, keep=self._keep, bias=self._bias, **self._window
         )
         self.sums, self._kept = found.sums if self._bias else None, found.products if self._keep else None
         return found.squared_norms
@@ -207,17 +209,24 @@ class CompiledProducts(Products):
         return self._gradients.shape[3] + (self._weights if self._keep else 0)
 
 
-def ghost_norms(squared: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
-    r"""Squared norms from sums of products that may cancel, never too small for what float32 makes of the sum.
+def _summed_products(x, g, factors):
+    """Σ over examples and positions of factor x g^T, (groups, d, p)."""
+    scaled = g * factors[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    if x.shape[1] > 1:
+        return tf.einsum("bgtd,bgtp->gdp", x, scaled)
+    x, g = tf.reshape(x, (-1, x.shape[3])), tf.reshape(scaled, (-1, g.shape[3]))
+    return tf.matmul(x, g, transpose_a=True)[tf.newaxis]
+
+
+def ghost_norms(squared: tf.Tensor, largest: tf.Tensor, terms) -> tf.Tensor:
+    r"""Squared norms from sums of products that may cancel, never too small for what doubles make of the sum.
 
     Args:
-        squared: :math:`\sum_{t,s} (x_t \cdot x_s)(g_t \cdot g_s)`, (batch,), float64: where positions cancel,
-            float32 would leave nothing but rounding, and a norm of zero for a gradient of any size.
-        largest: :math:`\sum_t \|x_t\| \|g_t\|`, (batch,), float32. The weighted sum is rounded relative to this,
-            whatever cancels, so a share of it counts as norm.
+        squared: :math:`\sum_{t,s} (x_t \cdot x_s)(g_t \cdot g_s)`, (batch,), float64.
+        largest: :math:`\sum_t \|x_t\| \|g_t\|`, (batch,), float64: the square of it bounds all terms together.
+        terms: How many additions a sum has at most; each rounds relative to what was added up.
 
     Returns:
         float32, (batch,).
     """
-    norms = tf.cast(tf.sqrt(tf.maximum(squared, 0.0)), tf.float32)
-    return tf.square(norms + GHOST_ROUNDING * largest)
+    return tf.cast(tf.maximum(squared, 0.0) + _ROUNDING * terms * tf.square(largest), tf.float32)

@@ -14,6 +14,8 @@ from scipy import fft, special
 TAIL_MASS = 1e-15
 # Up to so many uses at once.
 AT_ONCE = 100_000
+# Transforms up to this length are kept: 12 MiB.
+_LONGEST_KEPT = 2**20
 # Logarithm of a Fourier coefficient that is lost in the rounding of the transform, whose total mass is 1.
 _LOG_NEGLIGIBLE = math.log(1e-30)
 
@@ -95,11 +97,11 @@ def spectrum(pmf, count: int, tail_mass: float = TAIL_MASS) -> Spectrum:
     dense = pmf.to_dense_pmf()
     low, high = _support(len(probs), orders, log_moments, count, tail_mass)
     length = _length(max(high - low + 1, len(probs)))
-    one, squares = _transform(pmf, length)
+    one, squares = (_kept_transform if length <= _LONGEST_KEPT else _transform)(pmf, length)
     # Less than this moves no sum of doubles whose total is 1.
     places = np.flatnonzero(squares > math.exp(2 * _LOG_NEGLIGIBLE / count))
     # The losses begin at the lowest, and what is below it comes around at the end.
-    coefficients = one[places] ** count * np.exp(2j * math.pi * (low / length) * places)
+    coefficients = one[places] ** count * np.exp(2j * math.pi / length * (low % length * places % length))
     lost = tail_mass - math.expm1(count * math.log1p(-dense._infinity_mass))
     lowest = dense._lower_loss * count + low
     return Spectrum(places, coefficients, length, high - low + 1, lowest, dense._discretization, lost)
@@ -111,11 +113,13 @@ def _length(least: int) -> int:
     return next(parts for parts in (8, 9, 10, 12, 15, 16) if parts * step >= least) * step
 
 
-@functools.lru_cache(maxsize=4)
 def _transform(pmf, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Fourier transform of the probabilities of one use, padded by zeros, and its absolute squares."""
     found = fft.rfft(_moments(pmf)[0], length)
     return found, found.real**2 + found.imag**2
+
+
+_kept_transform = functools.lru_cache(maxsize=4)(_transform)
 
 
 @functools.lru_cache(maxsize=64)

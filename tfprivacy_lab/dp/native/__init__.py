@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sysconfig
 import tempfile
+import warnings
 from pathlib import Path
 
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-DNDEBUG"]
@@ -26,14 +27,18 @@ SWITCH = "TFPRIVACY_LAB_NO_NATIVE"
 def operations():
     """The compiled operations as a module, or None where there are none.
 
-    They are for processors alone: where TensorFlow sees an accelerator, its own operations are used. A library
-    that was compiled from other sources, for another TensorFlow or on another kind of processor is not loaded.
+    They are for processors alone: where TensorFlow sees a GPU, its own operations are used. A library that was
+    compiled from other sources, for another TensorFlow or on another kind of processor is not loaded.
     """
     import tensorflow as tf
 
     if os.environ.get(SWITCH) or not library().is_file() or tf.config.list_physical_devices("GPU"):
         return None
-    return tf.load_op_library(str(library()))
+    try:
+        return tf.load_op_library(str(library()))
+    except (tf.errors.OpError, OSError) as error:
+        warnings.warn(f"{library()} cannot be loaded ({error}); remove it and run `make setup`. {SLOWER}", stacklevel=2)
+        return None
 
 
 def library() -> Path:

@@ -23,27 +23,27 @@ constexpr int kSpill = 8;  // Runs of floats are copied eight at a time and may 
 
 inline int RoundUp(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
-inline double Total(const Vector& values) {
+typedef double Doubles __attribute__((vector_size(8 * kLanes), aligned(8), may_alias));
+
+inline double Total(const Doubles& values) {
   double total = 0.0;
   for (int i = 0; i < kLanes; ++i) total += values[i];
   return total;
 }
 
+// In doubles, whose squares of floats neither vanish nor overflow; and never less than if every number were the
+// smallest that is not flushed to zero.
 inline double SquaredNorm(const float* values, int64_t count) {
-  Vector squares = {};
-  double total = 0.0;
+  constexpr double kSmallest = 0x1p-126;
+  Doubles squares = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    const Vector value = *reinterpret_cast<const Vector*>(values + i);
+    const Doubles value = __builtin_convertvector(*reinterpret_cast<const Vector*>(values + i), Doubles);
     squares += value * value;
-    // Floats add up few squares, a double the rest.
-    if (i % (64 * kLanes) == 63 * kLanes) {
-      total += Total(squares);
-      squares = Vector{};
-    }
   }
+  double total = Total(squares) + count * (kSmallest * kSmallest);
   for (; i < count; ++i) total += static_cast<double>(values[i]) * values[i];
-  return total + Total(squares);
+  return total;
 }
 
 // What a convolution looks at. Sizes in elements.
@@ -55,8 +55,13 @@ struct Geometry {
   int area() const { return kernel[0] * kernel[1]; }
   int positions() const { return rows * columns; }
   int depth() const { return area() * channels; }
-  int padded_height() const { return (rows - 1) * strides[0] + (kernel[0] - 1) * dilations[0] + 1; }
-  int padded_width() const { return (columns - 1) * strides[1] + (kernel[1] - 1) * dilations[1] + 1; }
+  // What the patches reach over: of an axis (0: height, 1: width), in 64 bits, as sizes that do not fit are to be seen.
+  int64_t reach(int axis) const {
+    const int64_t outputs = axis == 0 ? rows : columns;
+    return (outputs - 1) * strides[axis] + static_cast<int64_t>(kernel[axis] - 1) * dilations[axis] + 1;
+  }
+  int padded_height() const { return static_cast<int>(reach(0)); }
+  int padded_width() const { return static_cast<int>(reach(1)); }
   // Whether the patches are the input as it lies.
   bool plain() const {
     return area() == 1 && strides[0] * strides[1] == 1 && rows == height && columns == width &&
@@ -81,7 +86,7 @@ class Operands {
         ldg_(RoundUp(geometry.filters, kLanes)),
         image_(static_cast<size_t>(geometry.padded_height()) * width_ + kSpill),
         patches_(in_place_ ? 0 : static_cast<size_t>(geometry.positions()) * depth_ + kSpill),
-        scaled_(static_cast<size_t>(geometry.positions()) * ldg_) {
+        padded_(ldg_ == geometry.filters ? 0 : static_cast<size_t>(geometry.positions()) * ldg_) {
     for (int d = 0; d < depth_; d += kRows) {
       const int number = d / run_;
       groups_.push_back(in_place_ ? number / runs_ * line_step_ + number % runs_ * run_step_ + d % run_ : d);
@@ -92,7 +97,7 @@ class Operands {
     down_ = g_.strides[0] * width_;
   }
 
-  void Load(const float* input, const float* gradients, float factor) {
+  void Load(const float* input, const float* gradients) {
     if (in_place_ && g_.plain()) {
       x_ = input;
     } else {
@@ -107,14 +112,11 @@ class Operands {
       x_ = patches_.data();
     }
     gradients_ = gradients;
-    if (ldg_ != g_.filters || factor != 1.0f) {
-      const int filters = g_.filters, positions = g_.positions();
-      for (int t = 0; t < positions; ++t) {
-        float* to = scaled_.data() + static_cast<size_t>(t) * ldg_;
-        const float* from = gradients + static_cast<size_t>(t) * filters;
-        for (int p = 0; p < filters; ++p) to[p] = factor * from[p];
-      }
-      gradients_ = scaled_.data();
+    if (ldg_ != g_.filters) {
+      for (int t = 0; t < g_.positions(); ++t)
+        std::copy_n(gradients + static_cast<size_t>(t) * g_.filters, g_.filters,
+                    padded_.data() + static_cast<size_t>(t) * ldg_);
+      gradients_ = padded_.data();
     }
   }
 
@@ -127,18 +129,7 @@ class Operands {
     if (p < ldg_) Column<2 * kRows, 1>(p, found);
   }
 
-  // At least sum_t |x_t| |g_t|, to which any sum of the products is rounded: by Cauchy and Schwarz, from the norm of
-  // the image, each pixel of which is in so many patches at most.
-  double Largest() const {
-    double patches = 1.0;
-    for (int i = 0; i < 2; ++i)
-      patches *= g_.dilations[i] == 1 ? (g_.kernel[i] + g_.strides[i] - 1) / g_.strides[i] : g_.kernel[i];
-    const double image = in_place_ && g_.plain() ? SquaredNorm(x_, static_cast<int64_t>(g_.positions()) * depth_)
-                                                 : SquaredNorm(image_.data(), image_.size());
-    return std::sqrt(patches * image * SquaredNorm(gradients_, static_cast<int64_t>(g_.positions()) * ldg_));
-  }
-
-  // The gradients summed over positions, (filters); as they came, not scaled.
+  // The gradients summed over positions, (filters).
   void Sum(const float* gradients, float* sums) const {
     const int filters = g_.filters, positions = g_.positions();
     std::fill(sums, sums + filters, 0.0f);
@@ -182,36 +173,47 @@ class Operands {
       }
   }
 
-  // R rows of J at a time, in groups of kRows, and V vectors of columns.
   template <int R, int V, typename Found>
   void Column(int p, Found found) const {
-    const int rows = rows_, columns = columns_, ldg = ldg_, depth = g_.depth();
-    const int64_t right = right_, next_row = down_ - columns * right_;
-    for (int d = 0; d < depth; d += R) {
-      Vector sums[R][V] = {};
-      const float* x[R / kRows];
-      for (int i = 0; i < R / kRows; ++i) x[i] = x_ + groups_[d / kRows + i];
-      const float* g = gradients_ + p;
-      for (int row = 0; row < rows; ++row) {
-        for (int column = 0; column < columns; ++column, g += ldg) {
-          Vector vectors[V];
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) vectors[v] = *reinterpret_cast<const Vector*>(g + v * kLanes);
-#pragma GCC unroll 16
-          for (int r = 0; r < R; ++r) {
-            const Vector one = x[r / kRows][r % kRows] - Vector{};
-#pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) sums[r][v] += one * vectors[v];
-          }
-          for (int i = 0; i < R / kRows; ++i) x[i] += right;
-        }
-        for (int i = 0; i < R / kRows; ++i) x[i] += next_row;
-      }
+    for (int d = 0; d < g_.depth(); d += R) {
+      Vector sums[R * V];
+      Tile<R, V>(d, p, sums);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) found(d + r, p + v * kLanes, sums[r][v]);
+        for (int v = 0; v < V; ++v) found(d + r, p + v * kLanes, sums[r * V + v]);
     }
+  }
+
+  // Rows d..d+R-1 of J, in groups of kRows, and V vectors of columns. Not inlined: whoever asks for a tile, for a norm
+  // or for a sum, gets the same bits, so that the norm is that of what is summed, however positions cancel.
+  template <int R, int V>
+  __attribute__((noinline)) void Tile(int d, int p, Vector* tile) const {
+    const int rows = rows_, columns = columns_, ldg = ldg_;
+    const int64_t right = right_, next_row = down_ - columns * right_;
+    Vector sums[R][V] = {};
+    const float* x[R / kRows];
+    for (int i = 0; i < R / kRows; ++i) x[i] = x_ + groups_[d / kRows + i];
+    const float* g = gradients_ + p;
+    for (int row = 0; row < rows; ++row) {
+      for (int column = 0; column < columns; ++column, g += ldg) {
+        Vector vectors[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) vectors[v] = *reinterpret_cast<const Vector*>(g + v * kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vector one = x[r / kRows][r % kRows] - Vector{};
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v) sums[r][v] += one * vectors[v];
+        }
+        for (int i = 0; i < R / kRows; ++i) x[i] += right;
+      }
+      for (int i = 0; i < R / kRows; ++i) x[i] += next_row;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) tile[r * V + v] = sums[r][v];
   }
 
   const Geometry g_;
@@ -222,7 +224,7 @@ class Operands {
   const int depth_;               // Rows of J, rounded up.
   const bool in_place_;
   const int ldg_;                 // Columns of J, rounded up.
-  std::vector<float> image_, patches_, scaled_;
+  std::vector<float> image_, patches_, padded_;
   std::vector<int64_t> groups_;   // Where each group of kRows numbers of a patch begins.
   int rows_, columns_;            // Positions, as they are gone through.
   int64_t right_, down_;          // From one position to the next, and from one row of them.

@@ -1,7 +1,8 @@
 // Norms and weighted sums of per-example gradients of a kernel, without a gradient leaving the cache.
 //
 // The gradient of example b is J_b = sum_t x_bt g_bt^T over output pixels t: x_bt is the patch of the input under
-// the pixel, (d), g_bt the gradient at it, (p). Each thread takes one example at a time. A dense layer on a sequence is a convolution of 1 x 1.
+// the pixel, (d), g_bt the gradient at it, (p). Each thread takes one example at a time. A dense
+// layer on a sequence is a convolution of 1 x 1.
 
 #include <algorithm>
 #include <cmath>
@@ -23,8 +24,11 @@ using tensorflow::Status;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::errors::InvalidArgument;
+using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
 
+using tfprivacy_lab::Doubles;
 using tfprivacy_lab::Geometry;
 using tfprivacy_lab::kLanes;
 using tfprivacy_lab::kRows;
@@ -38,7 +42,8 @@ constexpr int kBlocks = 16;  // A sum is made of so many parts at most, in one o
 constexpr int kSmallest = 8;  // Examples of a part, at least.
 constexpr int64_t kPartFloats = 1 << 23;  // Numbers in all parts together, or two parts.
 
-// What both operations share: attributes, and inputs (batch, height, width, channels), (batch, rows, columns, filters).
+// What both operations share: attributes, inputs (batch, height, width, channels) and gradients (batch, rows, columns,
+// filters).
 class ProductsOp : public OpKernel {
  public:
   explicit ProductsOp(OpKernelConstruction* context) : OpKernel(context) {
@@ -54,19 +59,37 @@ class ProductsOp : public OpKernel {
  protected:
   bool Check(OpKernelContext* context, Geometry* geometry) const {
     const Tensor &x = context->input(0), &g = context->input(1);
-    const bool fits = x.dims() == 4 && g.dims() == 4 && x.dim_size(0) == g.dim_size(0);
-    if (fits) {
+    if (x.dims() == 4 && g.dims() == 4 && x.dim_size(0) == g.dim_size(0)) {
       auto size = [](const Tensor& tensor, int axis) { return static_cast<int>(tensor.dim_size(axis)); };
       *geometry = {size(x, 1), size(x, 2), size(x, 3), size(g, 1), size(g, 2), size(g, 3),
                    kernel_,    strides_,   dilations_, padding_};
-      const bool reaches = geometry->padded_height() - padding_[0] >= 0 && geometry->padded_width() - padding_[1] >= 0;
-      if (reaches && x.NumElements() > 0 && g.NumElements() > 0) return true;
-      if (reaches && x.dim_size(0) == 0) return true;
+      if (IsSound(x, g, *geometry)) return true;
     }
     context->CtxFailure(InvalidArgument("Expected inputs (batch, height, width, channels) and gradients (batch, rows, ",
                                         "columns, filters), got ", x.shape().DebugString(), " and ",
                                         g.shape().DebugString(), "."));
     return false;
+  }
+
+  // No size is none or too large for what is computed with it, and the output is one of such a convolution.
+  static bool IsSound(const Tensor& x, const Tensor& g, const Geometry& geometry) {
+    constexpr int64_t kLargest = int64_t{1} << 30;
+    for (int axis = 1; axis < 4; ++axis)
+      if (x.dim_size(axis) < 1 || x.dim_size(axis) > kLargest || g.dim_size(axis) < 1 || g.dim_size(axis) > kLargest)
+        return false;
+    double weights = static_cast<double>(geometry.channels) * geometry.filters, image = geometry.channels;
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t length = axis == 0 ? geometry.height : geometry.width, before = geometry.padding[axis];
+      const int64_t kernel = static_cast<int64_t>(geometry.kernel[axis] - 1) * geometry.dilations[axis] + 1;
+      // Padding on either side is smaller than the kernel, so that every patch touches the input.
+      if (before >= kernel || geometry.reach(axis) < before ||
+          geometry.reach(axis) > before + length + kernel)
+        return false;
+      weights *= geometry.kernel[axis];
+      image *= geometry.reach(axis);
+    }
+    return weights < kLargest && image < kLargest && weights / geometry.filters * geometry.positions() < kLargest &&
+           static_cast<double>(geometry.filters) * geometry.positions() < kLargest;
   }
 
   // work(first, last) over so many units of work, on TensorFlow's threads.
@@ -76,7 +99,8 @@ class ProductsOp : public OpKernel {
     const int64_t multiplications =
         static_cast<int64_t>(geometry.positions()) * geometry.depth() * RoundUp(geometry.filters, kLanes);
     auto workers = *context->device()->tensorflow_cpu_worker_threads();
-    tensorflow::Shard(workers.num_threads, workers.workers, units, examples_each * (multiplications / kLanes + 1), work);
+    const int64_t cycles = examples_each * (multiplications / kLanes + 1);
+    tensorflow::Shard(workers.num_threads, workers.workers, units, cycles, work);
   }
 
  private:
@@ -87,7 +111,6 @@ class ExampleProductsOp : public ProductsOp {
  public:
   explicit ExampleProductsOp(OpKernelConstruction* context) : ProductsOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("keep", &keep_));
-    OP_REQUIRES_OK(context, context->GetAttr("rounding", &rounding_));
     OP_REQUIRES_OK(context, context->GetAttr("bias", &bias_));
   }
 
@@ -110,16 +133,16 @@ class ExampleProductsOp : public ProductsOp {
       Operands operands(geometry);
       for (int64_t b = first; b < last; ++b) {
         const float* g = gradients + b * gradient_size;
-        operands.Load(inputs + b * input_size, g, 1.0f);
+        operands.Load(inputs + b * input_size, g);
         operands.Sum(g, sum + b * filters);
         Vector squares = {};
-        double total = 0.0;
+        Doubles total = {};
         int added = 0;
-        // Floats add up few squares, a double the rest.
+        // Floats add up a tile's squares at most, doubles the rest.
         auto add_square = [&](const Vector& value) {
           squares += value * value;
-          if (++added % 64 == 0) {
-            total += Total(squares);
+          if (++added % kRows == 0) {
+            total += __builtin_convertvector(squares, Doubles);
             squares = Vector{};
           }
         };
@@ -138,20 +161,15 @@ class ExampleProductsOp : public ProductsOp {
         } else {
           operands.Multiply([&](int, int, const Vector& value) { add_square(value); });
         }
-        total += Total(squares);
-        if (rounding_ > 0.0f) {
-          const double longer = std::sqrt(total) + rounding_ * operands.Largest();
-          total = longer * longer;
-        }
-        if (bias_) total += SquaredNorm(sum + b * filters, filters);
-        norm[b] = static_cast<float>(total);
+        double squared = Total(total);
+        if (bias_) squared += SquaredNorm(sum + b * filters, filters);
+        norm[b] = static_cast<float>(squared);
       }
     });
   }
 
  private:
   bool keep_, bias_;
-  float rounding_;
 };
 
 class OuterProductNormsOp : public OpKernel {
@@ -211,9 +229,9 @@ class WeightedProductsOp : public ProductsOp {
         float* part = parts.data() + block * padded * lda;
         for (int64_t b = block * examples; b < std::min(batch, (block + 1) * examples); ++b) {
           if (factor[b] == 0.0f) continue;
-          operands.Load(inputs + b * input_size, gradients + b * gradient_size, factor[b]);
+          operands.Load(inputs + b * input_size, gradients + b * gradient_size);
           operands.Multiply([&](int row, int column, const Vector& value) {
-            *reinterpret_cast<Vector*>(part + row * lda + column) += value;
+            *reinterpret_cast<Vector*>(part + row * lda + column) += factor[b] * value;
           });
         }
       }
@@ -230,9 +248,8 @@ class WeightedProductsOp : public ProductsOp {
 };
 
 // (depth, filters), as far as the graph knows.
-Status Sizes(InferenceContext* context, tensorflow::shape_inference::ShapeHandle* inputs,
-             tensorflow::shape_inference::DimensionHandle* depth, tensorflow::shape_inference::DimensionHandle* filters) {
-  tensorflow::shape_inference::ShapeHandle gradients;
+Status Sizes(InferenceContext* context, ShapeHandle* inputs, DimensionHandle* depth, DimensionHandle* filters) {
+  ShapeHandle gradients;
   std::vector<int> kernel;
   TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 4, inputs));
   TF_RETURN_IF_ERROR(context->WithRank(context->input(1), 4, &gradients));
@@ -254,14 +271,13 @@ REGISTER_OP("TfprivacyLab>ExampleProducts")
     .Attr("dilations: list(int)")
     .Attr("padding: list(int)")
     .Attr("keep: bool")
-    .Attr("rounding: float")
     .Attr("bias: bool")
     .Output("squared_norms: float")
     .Output("sums: float")
     .Output("products: float")
     .SetShapeFn([](InferenceContext* context) {
-      tensorflow::shape_inference::ShapeHandle inputs;
-      tensorflow::shape_inference::DimensionHandle depth, filters;
+      ShapeHandle inputs;
+      DimensionHandle depth, filters;
       bool keep;
       TF_RETURN_IF_ERROR(Sizes(context, &inputs, &depth, &filters));
       TF_RETURN_IF_ERROR(context->GetAttr("keep", &keep));
@@ -271,8 +287,8 @@ REGISTER_OP("TfprivacyLab>ExampleProducts")
       context->set_output(2, context->MakeShape({keep ? batch : context->MakeDim(0), depth, filters}));
       return tensorflow::OkStatus();
     })
-    .Doc("Per example: the squared norm of J = sum_t x_t g_t^T, the sum of g_t, and, to keep, J itself. A share "
-         "rounding of a bound on sum_t |x_t| |g_t| is added to the norm; with bias, that of the sum of g_t counts too.");
+    .Doc("Per example: the squared norm of J = sum_t x_t g_t^T, the sum of g_t, and, to keep, J itself. With "
+         "bias, the norm of the sum of g_t counts too.");
 
 REGISTER_OP("TfprivacyLab>OuterProductNorms")
     .Input("inputs: float")
@@ -280,7 +296,7 @@ REGISTER_OP("TfprivacyLab>OuterProductNorms")
     .Attr("bias: bool")
     .Output("squared_norms: float")
     .SetShapeFn([](InferenceContext* context) {
-      tensorflow::shape_inference::ShapeHandle inputs;
+      ShapeHandle inputs;
       TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 2, &inputs));
       context->set_output(0, context->Vector(context->Dim(inputs, 0)));
       return tensorflow::OkStatus();
@@ -297,13 +313,13 @@ REGISTER_OP("TfprivacyLab>WeightedProducts")
     .Attr("padding: list(int)")
     .Output("sum: float")
     .SetShapeFn([](InferenceContext* context) {
-      tensorflow::shape_inference::ShapeHandle inputs;
-      tensorflow::shape_inference::DimensionHandle depth, filters;
+      ShapeHandle inputs;
+      DimensionHandle depth, filters;
       TF_RETURN_IF_ERROR(Sizes(context, &inputs, &depth, &filters));
       context->set_output(0, context->Matrix(depth, filters));
       return tensorflow::OkStatus();
     })
-    .Doc("sum_b factors_b sum_t x_bt g_bt^T; the same bits whatever the number of threads.");
+    .Doc("sum_b factors_b J_b, of the J_b whose norms ExampleProducts gives, to the bit; the same whatever the number of threads.");
 
 REGISTER_KERNEL_BUILDER(Name("TfprivacyLab>ExampleProducts").Device(DEVICE_CPU), ExampleProductsOp);
 REGISTER_KERNEL_BUILDER(Name("TfprivacyLab>OuterProductNorms").Device(DEVICE_CPU), OuterProductNormsOp);

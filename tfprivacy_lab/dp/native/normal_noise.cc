@@ -25,7 +25,7 @@ using tensorflow::shape_inference::InferenceContext;
 
 constexpr int kWords = 4;         // Of a Philox block.
 constexpr int kTogether = 64;     // Blocks made at once; compilers unroll a shorter loop instead of vectorising it.
-constexpr int kChunk = 1024;      // Gaussians of one side that a thread makes before it adds them; its words stay cached.
+constexpr int kChunk = 1024;      // Pairs that a thread makes before it adds them: they stay in its cache.
 constexpr int kCyclesPerPair = 6;
 
 // Words first, first + 1, ... of the stream that begins at block `counter`, as many as `count`.
@@ -61,7 +61,7 @@ class Philox {
     uint32_t key0 = key_[0], key1 = key_[1];
     for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
       for (int i = 0; i < kTogether; ++i) {
-        const uint64_t left = static_cast<uint64_t>(0xD2511F53u) * a[i], right = static_cast<uint64_t>(0xCD9E8D57u) * c[i];
+        const uint64_t left = uint64_t{0xD2511F53u} * a[i], right = uint64_t{0xCD9E8D57u} * c[i];
         a[i] = static_cast<uint32_t>(right >> 32) ^ b[i] ^ key0;
         b[i] = static_cast<uint32_t>(right);
         c[i] = static_cast<uint32_t>(left >> 32) ^ d[i] ^ key1;
@@ -136,8 +136,8 @@ class AddNormalNoiseOp : public OpKernel {
     OP_REQUIRES_OK(context, context->input("stddevs", &stddevs));
     OP_REQUIRES_OK(context, context->input("key", &key));
     OP_REQUIRES_OK(context, context->input("counter", &counter));
-    OP_REQUIRES(context, stddevs->NumElements() == values.size() && key->NumElements() == 1 && counter->NumElements() == 2,
-                InvalidArgument("Expected a standard deviation a tensor, one word of key and two of counter."));
+    const bool fits = stddevs->NumElements() == values.size() && key->NumElements() == 1 && counter->NumElements() == 2;
+    OP_REQUIRES(context, fits, InvalidArgument("Expected a standard deviation a tensor, one word of key and two of counter."));
     std::vector<Part> parts;
     int64_t size = 0;
     for (int i = 0; i < values.size(); ++i) {
@@ -167,7 +167,8 @@ class AddNormalNoiseOp : public OpKernel {
     float* to;
   };
 
-  static void AddChunk(const Philox& words, int64_t first, int64_t last, int64_t pairs, const std::vector<Part>& parts) {
+  static void AddChunk(const Philox& words, int64_t first, int64_t last, int64_t pairs,
+                       const std::vector<Part>& parts) {
     int32_t radius_words[kChunk], angle_words[kChunk];
     float cosines[kChunk], sines[kChunk];
     const int count = static_cast<int>(last - first);
