@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from tfprivacy_lab.dp import native
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise, standard_normal
 
 N = 400_001
@@ -71,11 +70,8 @@ def radii(drawn):
     return np.hypot(drawn[: len(drawn) - half], drawn[half:])
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_draws_of_another_size_share_nothing(monkeypatch, compiled):
+def test_draws_of_another_size_share_nothing(operations):
     """A model whose first layer was frozen after a step: later steps of the smaller draw come near none of it."""
-    if not compiled:
-        monkeypatch.setattr(native, "operations", lambda: None)
     noise = GaussianNoise(3)
 
     def drawn(size, step):

@@ -73,6 +73,16 @@ def test_many_positions_between_two_that_cancel(positions, width):
         assert_bounded(model, x, lambda out: tf.reduce_sum(out * upstream, [1, 2]), "flat", l2_norm_clip)
 
 
+def test_a_norm_of_many_small_weights_beside_large_ones_is_not_rounded_down():
+    """Squares just below half a unit of the last place of 1: a float that has reached 1 takes in none of 65,520."""
+    small = np.sqrt(0.99 * 2.0**-24)
+    x, upstream = np.zeros((1, 70, 256), np.float32), np.zeros((1, 70, 256), np.float32)
+    x[0, 0], upstream[0, 0] = 1.0, small
+    x[0, 1, :16], upstream[0, 1, 0] = 1.0, 1.0
+    model = tf.keras.Sequential([layers.Input((70, 256)), layers.Dense(256, use_bias=False)])
+    assert_bounded(model, x, lambda out: tf.reduce_sum(out * upstream, [1, 2]), "flat")
+
+
 def test_many_tokens_between_two_that_cancel():
     gradients = np.full((1, 1000, 8), 0.0)
     gradients[0, :, 0] = 0.0375

@@ -16,11 +16,6 @@ from tfprivacy_lab.dp.gaussian_noise import GaussianNoise, standard_normal
 PLAIN = {"kernel_size": [1, 1], "strides": [1, 1], "dilations": [1, 1], "padding": [0, 0]}
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    return tf.load_op_library(str(native.compile_operations()))
-
-
 def products(x, g, window):
     """J of every example, (batch, d, p), float64: patch entry by patch entry."""
     (height, width), (rows, columns) = x.shape[1:3], g.shape[1:3]

@@ -28,7 +28,8 @@ def epsilon_of_uses(loss: privacy_loss_distribution.PrivacyLossDistribution, cou
 
     Training asks for it after each epoch, and composing takes longer than an epoch of a small model. The transform is
     of doubles, so δ is rounded by about count · 2^-53: as much is taken off δ twice over. At δ = 1e-5 that shows in no
-    digit; at 1e-10 and 10^5 uses it does, and much below there is no finite figure.
+    digit; at 1e-10 and 10^5 uses it does, and much below there is no finite figure. Above 10^5 uses, and for one, the
+    distribution is written out, and nothing is taken off.
 
     Args:
         loss: Of one use.

@@ -22,7 +22,8 @@ class GaussianNoise:
             operating system's generator, as :func:`tfprivacy_lab.dp.noise.secure_normal`; the seed is
             then not used, and nothing is reproducible.
 
-    Guarantee: no two (step, replica) share a draw, and TensorFlow's own seeds have no say. Not covered:
+    Guarantee: no two (step, replica, size of draw) share words, and TensorFlow's own seeds have no say; a draw follows
+    from the seed and from the order in which sizes came up. Not covered:
     floating-point Gaussians leave traces in their lowest bits (Mironov 2012), which "secure" mitigates.
     """
 

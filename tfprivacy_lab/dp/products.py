@@ -143,8 +143,9 @@ class KeptProducts(MatrixProducts):
 
     def squared_norms(self):
         self._kept = tf.matmul(self._g, self._x, transpose_a=True)
-        flat = tf.reshape(self._kept, (tf.shape(self._kept)[0], -1))
-        return tf.square(tf.math.reduce_euclidean_norm(flat, 1))
+        # In doubles: a float that adds up many equal squares rounds the same way again and again.
+        squares = tf.reduce_sum(tf.square(tf.cast(self._kept, tf.float64)), [1, 2, 3])
+        return tf.cast(squares, tf.float32)
 
     def weighted_sum(self, factors):
         flat = tf.reshape(self._kept, (-1, self._groups * self._p * self._d))
