@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.dp.layers import KNOWN
 from tfprivacy_lab.dp.linear_layers import Uses
+from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
 
 METHODS = ("flat", "automatic")
 # Stability constant of automatic clipping (Bu et al. 2022, section 3.3).
@@ -92,7 +93,13 @@ class BookKeeping:
                 losses, extra = compute_losses()
             total = losses if weights is None else losses * weights
         outputs = [output for use in uses for output in use.outputs]
-        found = iter(tape.gradient(total, outputs, unconnected_gradients="zero"))
+        found = tape.gradient(total, outputs, unconnected_gradients="zero")
+        named = {"the losses": losses, "the sample weights": [] if weights is None else weights}
+        for use in uses:
+            named[f"the input of layer {use.layer.name!r}"] = use.inputs
+            named[f"the output of layer {use.layer.name!r}"] = use.outputs
+        rows = tf.shape(losses if weights is None else weights)[0]
+        found = iter(after(assert_one_row_per_example(rows, {**named, "the outputs' gradients": found}), found))
         for use in uses:
             use.gradients = [next(found) for _ in use.outputs]
         return ExampleGradients(self.model.trainable_variables, uses, losses, extra)
@@ -137,8 +144,6 @@ class ExampleGradients:
 
     def __init__(self, variables, uses, losses, extra):
         self._variables, self._uses, self.losses, self.extra = variables, uses, losses, extra
-        for use in uses:
-            _check_first_axis(use, losses)
 
     def norms(self) -> tf.Tensor:
         """Norm of each example's gradient over all trainable weights, (batch,)."""
@@ -190,14 +195,17 @@ def clipped_sum_example_by_example(
     Returns:
         Gradients of the trainable variables, norms (batch,), losses (batch,).
     """
-    variables, count = model.trainable_variables, tf.shape(weights)[0]
+    variables = model.trainable_variables
+    weights = after(assert_one_row_per_example(tf.shape(weights)[0], {"x and y": batch}), weights)
+    count = tf.shape(weights)[0]
     norms, losses = (tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(2))
     total, i = [tf.zeros_like(variable) for variable in variables], tf.constant(0)
 
     def body(i, total, norms, losses):
         one = tf.nest.map_structure(lambda a: a[i : i + 1], batch)
         with tf.GradientTape() as tape:
-            loss = compute_losses(one)[0]
+            found = compute_losses(one)
+            loss = after(assert_one_row_per_example(1, {"the losses": found}), found)[0]
             weighted = loss * weights[i]
         found = [tf.convert_to_tensor(g) for g in tape.gradient(weighted, variables, unconnected_gradients="zero")]
         norm = tf.linalg.global_norm(found)
@@ -253,15 +261,4 @@ def _check_dtypes(model):
         if variable.dtype != tf.float32:
             raise InputError(
                 f"Weight {variable.name!r} has dtype {variable.dtype.name}; the fast engine computes in float32."
-            )
-
-
-def _check_first_axis(use, losses):
-    """A layer that sees folded or unfolded batches has no example a row."""
-    count = losses.shape[0]
-    for inputs in use.inputs:
-        if count is not None and inputs.shape[0] is not None and inputs.shape[0] != count:
-            raise InputError(
-                f"Layer {use.layer.name!r} is called with {inputs.shape[0]} rows for a batch of {count}: it does not "
-                "keep one example a row (TimeDistributed folds time into the batch); call the layer directly."
             )

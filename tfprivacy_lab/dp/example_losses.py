@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
 
 _Loss = tf.keras.losses.Loss
 # Numbers of output that labels are tried against at a time: 16 MiB.
@@ -56,7 +57,8 @@ class ExampleLosses:
                 "Expected loss to give one value an example, got a single number: clipping it would bound nothing; "
                 "return the losses before their mean."
             )
-        over = list(range(1, len(values.shape)))
+        rows = assert_one_row_per_example(tf.shape(labels)[0], {"the model's output": outputs, "the losses": values})
+        values, over = after(rows, values), list(range(1, len(values.shape)))
         mask = getattr(outputs, "_keras_mask", None)
         if mask is None or not over:
             return values if not over else (tf.reduce_sum if self._sums else tf.reduce_mean)(values, over)

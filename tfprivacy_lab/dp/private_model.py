@@ -11,7 +11,7 @@ import math
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.dp import clipping, example_batches, fit_arguments, model_checks
+from tfprivacy_lab.dp import clipping, compile_arguments, example_arrays, example_batches, fit_arguments, model_checks
 from tfprivacy_lab.dp.callbacks import EpsilonLogger
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example, outputs_of
 from tfprivacy_lab.dp.example_losses import ExampleLosses
@@ -21,8 +21,10 @@ from tfprivacy_lab.dp.privacy_account import PrivacyAccount, warn_of_shuffling
 from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind, TrainingRecord
 from tfprivacy_lab.dp.replicas import Replicas
+from tfprivacy_lab.dp.rows import after, assert_one_row_per_example, refusal_of
 from tfprivacy_lab.dp.sampling import fresh_seed
 from tfprivacy_lab.dp.steps import NoisySteps
+from tfprivacy_lab.dp.value_ranges import check_values_are_within_ranges
 
 ENGINES = ("fast", "reference")
 # Floats of working memory for what book-keeping keeps beyond back-propagation: 256 MiB.
@@ -124,10 +126,8 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         Raises:
             InputError: naming the option under which no budget would be kept, or the layer that cannot be trained.
         """
-        if options.pop("loss_weights", None) is not None:
-            raise InputError("loss_weights are for several losses; scale the one loss instead.")
-        if options.get("jit_compile"):
-            raise InputError("jit_compile leaves out the check that stops a step beyond the budget; leave it out.")
+        options = compile_arguments.check(options, metrics)
+        optimizer = compile_arguments.checked_optimizer(optimizer)
         model_checks.check_scope(self, "compile")
         model_checks.check_something_is_trained(self.model)
         self._noisy_steps.keep_books()
@@ -150,6 +150,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         validation_data=None,
         *,
         sample_weight=None,
+        class_weight: dict | None = None,
         sampling: str = "poisson",
         physical_batch_size: int | None = None,
         steps_per_epoch: int | None = None,
@@ -158,15 +159,17 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         """Train with DP-SGD; as Keras' ``fit``, but for what the batches are.
 
         Args:
-            x: Private inputs, (n, ...) or a structure of such, or a ``tf.data.Dataset`` of single examples,
-                which is read once. With several workers: this worker's own examples.
-            y: Labels, (n, ...); the loss is tried on each before the first step.
+            x: Private inputs, (n, ...), or a list, tuple or dict of such as the model takes; or a
+                ``tf.data.Dataset`` of single examples or a ``keras.utils.Sequence``, read once. With several
+                workers: this worker's own examples.
+            y: Labels, (n, ...); the loss is tried on each before the first step, as token ids in x are.
             batch_size: Expected size B of a logical batch over all workers; the divisor of the noisy sum.
             epochs: Number of epochs.
             verbose: As Keras'.
             callbacks: Keras callbacks; ``on_train_batch_end`` comes once a logical batch.
             validation_data: As Keras'; not covered by the guarantee.
             sample_weight: What each example's loss is multiplied by before clipping, (n,), >= 0.
+            class_weight: The same by class, {0: ..., k - 1: ...}; taken as public.
             sampling: "poisson", or "shuffled": batches of fixed size from a new order each pass, for which ε is
                 stated without amplification and for zero-out adjacency; a warning says so once.
             physical_batch_size: Batches are padded to multiples of so many rows and computed so many at a
@@ -186,7 +189,8 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         model_checks.check_scope(self, "fit")
         fit_arguments.check(options, batch_size, sampling, physical_batch_size, self.engine, epochs, steps_per_epoch)
         self._noisy_steps.check_batches(batch_size, sampling)
-        examples = example_batches.checked(x, y, sample_weight)
+        callbacks = fit_arguments.as_list(callbacks)
+        examples = example_arrays.checked(x, y, sample_weight, class_weight, self.model)
         total = self._replicas.total(len(examples[2]))
         if batch_size > total:
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
@@ -212,14 +216,37 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
                 ),
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=[EpsilonLogger(), *(callbacks or [])],
+                callbacks=[EpsilonLogger(), *callbacks],
                 validation_data=validation_data,
                 steps_per_epoch=steps,
                 **options,
             )
+        except tf.errors.InvalidArgumentError as error:
+            if (refusal := refusal_of(error)) is None:
+                raise
+            raise InputError(refusal) from error
         finally:
             self._left_at = model_checks.training_state(self)
             self._record.close()
+
+    def train_on_batch(self, *arguments, **options):
+        """Refused: a batch of one's own choice is no sample that ε could be stated for."""
+        raise InputError("train_on_batch takes a batch that no accountant knows the sampling of; call fit.")
+
+    def make_train_function(self, force=False):
+        """Keras', which runs no more steps at a time than are allowed, whatever ``steps_per_execution`` is."""
+        run, at_a_time = super().make_train_function(force), self._steps_per_execution
+
+        def run_allowed(iterator):
+            wanted = int(at_a_time.numpy())
+            at_a_time.assign(max(1, min(wanted, self.steps_allowed())))
+            try:
+                return run(iterator)
+            finally:
+                at_a_time.assign(wanted)
+
+        self.train_function = run if self.run_eagerly else run_allowed
+        return self.train_function
 
     def save(self, filepath, **options):
         """Save the wrapped model alone: no optimizer state, no seed, no metric of training examples.
@@ -249,10 +276,12 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
     def train_step(self, data):
         """One logical batch: clip, sum, add noise once, divide by the expected size, let the optimizer step."""
         x, y, weights, count = data
+        x, y = after(assert_one_row_per_example(tf.shape(weights)[0], {"x": x, "y": y}), (x, y))
         steps = self._record.count_step()
         if self.engine == "reference":
             self._reference.step(lambda x, y: self._losses_and_outputs((x, y), True)[0], x, y, weights)
-            losses, outputs = self._losses_and_outputs((x[:count], y[:count]), False)
+            held = tf.nest.map_structure(lambda a: a[:count], (x, y))
+            losses, outputs = self._losses_and_outputs(held, False)
             self._show(losses * weights[:count], y[:count], outputs)
             return self.get_metrics_result()
         gradients = self._noisy_steps.mean_gradient(
@@ -294,6 +323,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
 
     def _check(self, examples, batch_size) -> int | None:
         """Try the model on a few examples, and the loss on all labels; returns how many rows fit at a time, or None."""
+        check_values_are_within_ranges(self.model, examples[0])
         one = tf.nest.map_structure(lambda a: a[:1], examples[0])
         self._example_losses.check_labels(examples[1], outputs_of(self.model, one))
         if self._floats is None:

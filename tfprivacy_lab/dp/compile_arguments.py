@@ -1,0 +1,69 @@
+"""What ``PrivateModel.compile`` takes beside the loss."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfprivacy_lab.checks import InputError
+
+_OPTIMIZERS = (tf.keras.optimizers.Optimizer, tf.keras.optimizers.legacy.Optimizer)
+# Names that Keras resolves by the shapes of labels and outputs.
+_METRICS = {"accuracy", "acc", "crossentropy", "ce"}
+
+
+def check(options: dict, metrics=None) -> dict:
+    """The options that go on to Keras.
+
+    Args:
+        options: Further keyword arguments of ``compile``.
+        metrics: Its metrics.
+
+    Raises:
+        InputError: naming the one under which no budget would be kept, or that Keras does not take.
+    """
+    options = dict(options)
+    if options.pop("loss_weights", None) is not None:
+        raise InputError("loss_weights are for several losses; scale the one loss instead.")
+    if options.get("jit_compile"):
+        raise InputError("jit_compile leaves out the check that stops a step beyond the budget; leave it out.")
+    _check_metrics("metrics", metrics)
+    _check_metrics("weighted_metrics", options.get("weighted_metrics"))
+    return options
+
+
+def checked_optimizer(optimizer) -> tf.keras.optimizers.Optimizer:
+    """The optimizer, by name or as it is.
+
+    Raises:
+        InputError: if it is unknown, no optimizer of Keras, or adds noise of its own.
+    """
+    if any("tensorflow_privacy" in cls.__module__ for cls in type(optimizer).__mro__):
+        raise InputError(
+            f"Expected a plain Keras optimizer, got {type(optimizer).__name__} of TF Privacy: PrivateModel clips and adds "
+            "the noise itself; pass tf.keras.optimizers.SGD and the like, or engine='reference' to PrivateModel for "
+            "DPKerasSGDOptimizer."
+        )
+    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+        raise InputError("Expected a plain optimizer, got a LossScaleOptimizer: both engines compute in float32.")
+    try:
+        found = optimizer if isinstance(optimizer, _OPTIMIZERS) else tf.keras.optimizers.get(optimizer)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"Expected optimizer to be a Keras optimizer or the name of one ('sgd', 'adam'), got {optimizer!r}."
+        ) from error
+    if not isinstance(found, _OPTIMIZERS):
+        raise InputError(f"Expected optimizer to be a Keras optimizer, got {type(optimizer).__name__}.")
+    return found
+
+
+def _check_metrics(name, metrics):
+    """Refuse names that Keras would refuse at the first step."""
+    for metric in tf.nest.flatten(metrics):
+        if metric is None or callable(metric) or (isinstance(metric, str) and metric.lower() in _METRICS):
+            continue
+        try:
+            known = isinstance(metric, str) and callable(tf.keras.metrics.get(metric))
+        except (ValueError, TypeError):
+            known = False
+        if not known:
+            raise InputError(f"Expected {name} to be metrics of Keras or the names of such, got {metric!r}.")
