@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import math
+import warnings
 
 import dp_accounting
 from dp_accounting import rdp
-from dp_accounting.pld import privacy_loss_distribution
-from scipy import optimize, special
+from scipy import optimize
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
-from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
+from tfprivacy_lab.dp import analytic_gaussian
+from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
+from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
 
 SAMPLING = "poisson"
-ADJACENCY = "add_or_remove_one"
+ADJACENCY = ADD_OR_REMOVE_ONE
 
-# Interval of the discretised privacy loss; dp_accounting's default, pessimistic (connect the dots).
-DISCRETISATION = 1e-4
 # Beyond these the discretised distribution no longer fits, or rounding eats the answer.
 SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e5
 _MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**8, 100.0
@@ -133,24 +132,6 @@ def delta_warning(delta: float, examples: int) -> str | None:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def step_privacy_loss(noise_multiplier: float, sampling_probability: float):
-    """Privacy loss distribution of one step (both directions of add-or-remove)."""
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier,
-        sampling_prob=sampling_probability,
-        value_discretization_interval=DISCRETISATION,
-        use_connect_dots=True,
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _epsilon_by_pld(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
-    """ε of so many Poisson-sampled Gaussian steps; kept, because training and its callbacks ask again and again."""
-    one = step_privacy_loss(noise_multiplier, sampling_probability)
-    return epsilon_of_uses(one, steps, delta)
-
-
 def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
     """ε by PLD after the first ``steps`` steps of ``run``: the curve that training shows.
 
@@ -170,7 +151,16 @@ def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
     if steps == 0:
         return 0.0
     check_finite_number("noise_multiplier", run.noise_multiplier, at_least=SMALLEST_NOISE)
-    epsilon = _epsilon_by_pld(float(run.noise_multiplier), run.sampling_probability, steps, float(delta))
+    step = ("gaussian", run.sampling_probability, float(run.noise_multiplier))
+    return finite(epsilon_of_counts(canonical({step: steps}), float(delta)), delta)
+
+
+def finite(epsilon: float, delta: float) -> float:
+    """The same ε.
+
+    Raises:
+        InputError: if it is infinite: losses so rare that they are not looked at are not that rare at this δ.
+    """
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
@@ -215,18 +205,7 @@ def account(run: DpSgdRun, delta: float) -> dict:
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     """Exact ε of one Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, Thm 8)."""
-    s = noise_multiplier
-
-    def log_delta(epsilon: float) -> float:
-        first, second = special.log_ndtr(0.5 / s - epsilon * s), epsilon + special.log_ndtr(-0.5 / s - epsilon * s)
-        return first + math.log(-math.expm1(min(second - first, -1e-300)))
-
-    high = 1.0
-    while log_delta(high) > math.log(delta):
-        high *= 2
-    if log_delta(0.0) <= math.log(delta):
-        return 0.0
-    return float(optimize.brentq(lambda epsilon: log_delta(epsilon) - math.log(delta), 0.0, high, xtol=1e-10))
+    return analytic_gaussian.epsilon(noise_multiplier, delta)
 
 
 def accountant_name() -> str:
