@@ -167,7 +167,7 @@ def test_shuffled_batches_get_no_amplification():
     phase = spending.Phase(60_000, 256, 1.1, "shuffled", TUTORIAL.steps)
     figures = compose(phase.event(), delta=1e-5)
     assert figures["epsilon"] == pytest.approx(epsilon, rel=1e-4)
-    assert figures["adjacency"] == "zero_out_one"
+    assert figures["adjacency"] == "zero_out"
     # 10 records in batches of 4: three batches a pass, or two if the last is dropped.
     small = DpSgdRun(10, 4, 5.0, 6)
     assert gaussian_delta(epsilon_shuffled(small, 1e-5), 5 / math.sqrt(2)) == pytest.approx(1e-5, rel=1e-6)
@@ -254,17 +254,17 @@ def test_events_of_different_adjacency_are_not_mixed(tmp_path):
     assert compose(sampled, delta=1e-5)["adjacency"] == "add_or_remove_one"
     events.write_events(tmp_path / "log", [shuffled, shuffled])
     log = json.loads((tmp_path / "log").read_text())
-    assert (log["adjacency"], log["events"]) == ("zero_out_one", [events.to_json(adjacency.plain(shuffled))] * 2)
+    assert (log["adjacency"], log["events"]) == ("zero_out", [events.to_json(adjacency.plain(shuffled))] * 2)
     assert events.read_events(tmp_path / "log") == [shuffled, shuffled]
     events.write_events(tmp_path / "sampled", [sampled])
     assert events.read_events(tmp_path / "sampled") == [sampled]
-    mixed = "add_or_remove_one and zero_out_one"
+    mixed = "add_or_remove_one and zero_out"
     with pytest.raises(InputError, match=mixed):
         events.write_events(tmp_path / "mixed", [sampled, shuffled])
     for together in (compose, compose_parallel):
         with pytest.raises(InputError, match=mixed):
             together(sampled, shuffled, delta=1e-5)
-    with pytest.raises(InputError, match="zero_out_one"):
+    with pytest.raises(InputError, match="zero_out"):
         composition.epsilon_of(dp_accounting.ComposedDpEvent([sampled, shuffled]), 1e-5)
     with pytest.raises(dp_accounting.UnsupportedEventError):
         pld.PLDAccountant().compose(shuffled)

@@ -86,7 +86,8 @@ class DpSgdRun:
     def event_without_amplification(self) -> dp_accounting.DpEvent:
         """The same noise with no credit for random sampling.
 
-        Batches cut from a fixed order, ceil(n / batch_size) a pass: every example once a pass.
+        Batches cut from a fixed order, ceil(n / batch_size) a pass: every example once a pass. Its cost holds for
+        zero-out neighbours, one example's gradient becoming zero while its place stays, and for no others.
         """
         step = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         passes = math.ceil(self.steps / math.ceil(self.examples / self.batch_size))
@@ -176,8 +177,10 @@ def account(run: DpSgdRun, delta: float) -> dict:
     Returns:
         A JSON-ready dict: ``epsilon`` (PLD, Poisson), ``epsilon_rdp`` (RDP, Poisson),
         ``epsilon_no_amplification`` (RDP, each example once an epoch, as TF Privacy's statement
-        prints it), ``epsilon_no_amplification_exact`` (the same, exactly), and ``accountant``,
-        ``sampling``, ``adjacency``, ``delta``, ``steps``, ``noise_multiplier``.
+        prints it), ``epsilon_no_amplification_exact`` (the same, exactly), which hold for
+        ``epsilon_no_amplification_adjacency`` = ``zero_out`` and not for add-or-remove, under which one example
+        more would shift all later batches; and ``accountant``, ``sampling``, ``adjacency`` (of ``epsilon`` and
+        ``epsilon_rdp``), ``delta``, ``steps``, ``noise_multiplier``.
 
     Raises:
         InputError: if δ is out of range.
@@ -194,6 +197,7 @@ def account(run: DpSgdRun, delta: float) -> dict:
         "epsilon_rdp": float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)),
         "epsilon_no_amplification": float(rdp.RdpAccountant().compose(plain).get_epsilon(delta)),
         "epsilon_no_amplification_exact": gaussian_epsilon(run.noise_multiplier / math.sqrt(plain.count), delta),
+        "epsilon_no_amplification_adjacency": ZERO_OUT,
         "accountant": accountant_name(),
         "sampling": SAMPLING,
         "adjacency": ADJACENCY,

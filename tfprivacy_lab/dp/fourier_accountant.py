@@ -34,12 +34,13 @@ from tfprivacy_lab.dp.loss_grid import MASS_ERROR, GridLoss, losses_of, moments,
 DISCRETISATION = 1e-4
 # A grid of 1/32 of a loss's root mean square makes that of the sum wrong by 1e-4 of itself at most.
 _FINE, _COARSE = 32, 1024
-# Points: beyond the first a coarser grid does if it is fine still; none finer beyond the second; none beyond the third.
-_SOON, _MANY, _MOST = 2**18, 2**20, 2**22
+# Points: beyond the first a coarser grid does if it is fine still; none is made finer beyond the second, of the sum, or
+# the third, of one loss; and none has more than the last.
+_SOON, _MANY, _MANY_OF_ONE, _MOST = 2**18, 2**19, 2**20, 2**22
 # Standard deviations of the sum that a period holds.
 _WINDOW = 24.0
-# What comes around is e^-45 of itself at most.
-_DECAY = 45.0
+# What comes around is e^-30 of itself at most.
+_DECAY = 30.0
 # Transforms up to this length are kept: 16 MiB each.
 _LONGEST_KEPT = 2**20
 _ULP, _NEGLIGIBLE = 2.0**-51, 1e-24
@@ -88,13 +89,13 @@ def interval_for(counts: tuple) -> float:
     square = math.fsum(moments(mechanism)[1] * count for mechanism, count in counts)
     mean = math.fsum(moments(mechanism)[0] * count for mechanism, count in counts)
     typical, widest = math.sqrt(square / uses), max(span(mechanism) for mechanism, _ in counts)
-    length = widest + _WINDOW * math.sqrt(2 * mean)
+    window = _WINDOW * math.sqrt(2 * mean)
     interval = DISCRETISATION
-    while length / interval > _SOON and typical / (2 * interval) >= _COARSE:
+    while (widest + window) / interval > _SOON and typical / (2 * interval) >= _COARSE:
         interval *= 2
-    while typical / interval < _FINE and 2 * length / interval <= _MANY:
+    while typical / interval < _FINE and 2 * window / interval <= _MANY and 2 * widest / interval <= _MANY_OF_ONE:
         interval /= 2
-    while length / interval > _MOST:
+    while (widest + window) / interval > _MOST:
         interval *= 2
     return interval
 
@@ -194,7 +195,7 @@ def _best_tilt(uses: tuple, bound, start: int | None = None) -> int:
     interval = uses[0][0].interval
     spread = math.sqrt(math.fsum(count * _variance(loss) for loss, count in uses)) + interval
     largest = min(_LARGEST_TILT, math.floor(2 * math.log2(2 / interval)))
-    least = max(_LEAST_TILT, math.ceil(2 * math.log2(_DECAY / max(_MANY * interval, _WINDOW * spread))))
+    least = max(_LEAST_TILT, math.ceil(2 * math.log2(_DECAY / max(_MOST / 2 * interval, _WINDOW * spread))))
     best = min(max(round(2 * math.log2(1 / spread)) if start is None else start, least), largest)
     for way in (1, -1):
         while least <= best + way <= largest and bound(best + way) < bound(best):
@@ -275,22 +276,22 @@ def _curve(uses: tuple, tilt: int) -> _Curve:
     variance = math.fsum(count * _cumulants(loss, tilt)[1] for loss, count in uses)
     widest = max(_width(loss, tilt) for loss, _ in uses)
     length = _length(math.ceil(max(_WINDOW * math.sqrt(variance) + widest, _DECAY / t) / interval) + 1)
+    each = [(_transform(loss, tilt, length), count) for loss, count in uses]
+    places = np.flatnonzero(sum(count * log_bounds for (_, _, log_bounds), count in each) > math.log(_NEGLIGIBLE))
     log_sizes, log_bounds, angles, relative = 0.0, 0.0, 0.0, 2.0**-46
-    for loss, count in uses:
-        one, log_size, log_bound, rounded = _transform(loss, tilt, length)
-        log_sizes, log_bounds = log_sizes + count * log_size, log_bounds + count * log_bound
-        angles, relative = angles + count * np.angle(one), relative + count * rounded
+    for (one, log_size, log_bound), count in each:
+        log_sizes, log_bounds = log_sizes + count * log_size[places], log_bounds + count * log_bound[places]
+        angles = angles + count * np.angle(one[places])
+        relative = relative + count * _ULP * (np.abs(log_bound[places]) + math.pi)
     # Weights of the losses above a point: Σ_j e^{-tjh} (1 - e^{-jh}) e^{iωj}, two geometric series.
-    places = np.flatnonzero(log_bounds > math.log(_NEGLIGIBLE))
     turns = 2j * math.pi * places / length - t * interval
     weights = np.exp(turns) * -math.expm1(-interval) / (np.expm1(turns) * np.expm1(turns - interval))
     weights *= np.where(places % (length / 2) == 0, 1.0, 2.0) / length
     # What is below the lowest loss comes around at the end of the period.
     lowest = sum(loss.lowest * count for loss, count in uses) % length
-    angles = angles[places] - 2 * math.pi / length * (lowest * places % length)
-    bounds = np.exp(log_bounds[places])
-    wrong = bounds * -np.expm1(log_sizes[places] - log_bounds[places]) + bounds * relative[places]
-    terms = np.exp(log_sizes[places] + 1j * angles) * weights
+    angles = angles - 2 * math.pi / length * (lowest * places % length)
+    wrong = np.exp(log_bounds) * (relative - np.expm1(log_sizes - log_bounds))
+    terms = np.exp(log_sizes + 1j * angles) * weights
     rounding = _ULP * math.log2(length) * np.abs(terms).sum() + _NEGLIGIBLE * length * np.abs(weights).max()
     return _Curve(
         places,
@@ -320,7 +321,7 @@ def _transform(loss: GridLoss, tilt: int, length: int) -> tuple[np.ndarray, ...]
 
 
 def _transformed(loss: GridLoss, tilt: int, length: int) -> tuple[np.ndarray, ...]:
-    """Transform of the tilted masses of one use; logarithms of its size and of a bound on that; what a log is wrong by."""
+    """Transform of the tilted masses of one use; logarithms of its size and of a bound on the true one's."""
     log_weights = loss.log_masses + _tilt(tilt) * loss.losses - _cumulants(loss, tilt)[0]
     weights = np.exp(log_weights)
     rounded = 2.0**-52 * float(weights @ np.abs(np.where(weights > 0, log_weights, 0.0)))
@@ -330,7 +331,7 @@ def _transformed(loss: GridLoss, tilt: int, length: int) -> tuple[np.ndarray, ..
     sizes = np.abs(found)
     with np.errstate(divide="ignore"):
         log_sizes, log_bounds = np.log(sizes), np.log(sizes + _ULP * math.log2(length) + rounded)
-    return found, log_sizes, log_bounds, _ULP * (np.abs(log_bounds) + math.pi)
+    return found, log_sizes, log_bounds
 
 
 _kept_transform = functools.lru_cache(maxsize=8)(_transformed)
