@@ -20,7 +20,7 @@ import dp_accounting
 from dp_accounting import rdp
 from scipy import optimize
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int
 from tfprivacy_lab.dp import analytic_gaussian
 from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
 from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
@@ -133,6 +133,18 @@ def delta_warning(delta: float, examples: int) -> str | None:
     )
 
 
+def warn_of_large_delta(delta: float, examples: int, stacklevel: int = 3) -> None:
+    """Warn once, by :class:`~tfprivacy_lab.checks.LargeDeltaWarning`, where :func:`delta_warning` has a line.
+
+    Args:
+        delta: δ in (0, 1).
+        examples: Number n of private examples.
+        stacklevel: As for ``warnings.warn``; 3 names the line that called the caller.
+    """
+    if text := delta_warning(delta, examples):
+        warnings.warn(text, LargeDeltaWarning, stacklevel=stacklevel)
+
+
 def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
     """ε by PLD after the first ``steps`` steps of ``run``: the curve that training shows.
 
@@ -185,11 +197,15 @@ def account(run: DpSgdRun, delta: float) -> dict:
     Raises:
         InputError: if δ is out of range.
 
+    Warns:
+        LargeDeltaWarning: if δ is not below 1 / examples.
+
     Source: PLD: Koskela et al. 2020, Doroshenko et al. 2022 (connect the dots). RDP: Mironov, Talwar
     and Zhang 2019, converted as Canonne, Kamath and Steinke 2020, Prop. 12. Exact: Balle and Wang 2018,
     Thm 8; k Gaussian steps are one of noise multiplier σ/√k.
     """
     check_delta(delta)
+    warn_of_large_delta(delta, run.examples)
     epsilon = epsilon_after(run, run.steps, delta)
     plain = run.event_without_amplification()
     return {
@@ -232,9 +248,13 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
 
     Raises:
         InputError: naming the argument, or if no noise in [0.1, 1e5] meets the budget.
+
+    Warns:
+        LargeDeltaWarning: if δ is not below 1 / examples.
     """
     check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
     check_delta(delta)
+    warn_of_large_delta(delta, DpSgdRun(examples, batch_size, _LARGEST_NOISE, steps).examples)
 
     def excess_by_rdp(noise_multiplier: float) -> float:
         run = DpSgdRun(examples, batch_size, noise_multiplier, steps)

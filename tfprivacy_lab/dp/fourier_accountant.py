@@ -34,9 +34,9 @@ from tfprivacy_lab.dp.loss_grid import MASS_ERROR, GridLoss, losses_of, moments,
 DISCRETISATION = 1e-4
 # A grid of 1/32 of a loss's root mean square makes that of the sum wrong by 1e-4 of itself at most.
 _FINE, _COARSE = 32, 1024
-# Points: beyond the first a coarser grid does if it is fine still; none is made finer beyond the second, of the sum, or
-# the third, of one loss; and none has more than the last.
-_SOON, _MANY, _MANY_OF_ONE, _MOST = 2**18, 2**19, 2**20, 2**22
+# Points: beyond the first a coarser grid does if it is fine still; none is made finer beyond the second, be it for one
+# loss or for the sum; and none has more than the third.
+_SOON, _MANY, _MOST = 2**18, 2**20, 2**22
 # Standard deviations of the sum that a period holds.
 _WINDOW = 24.0
 # What comes around is e^-30 of itself at most.
@@ -93,7 +93,7 @@ def interval_for(counts: tuple) -> float:
     interval = DISCRETISATION
     while (widest + window) / interval > _SOON and typical / (2 * interval) >= _COARSE:
         interval *= 2
-    while typical / interval < _FINE and 2 * window / interval <= _MANY and 2 * widest / interval <= _MANY_OF_ONE:
+    while typical / interval < _FINE and 2 * max(window, widest) / interval <= _MANY:
         interval /= 2
     while (widest + window) / interval > _MOST:
         interval *= 2
