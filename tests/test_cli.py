@@ -193,13 +193,27 @@ def test_calibrate_inverts_account(lab):
     assert json.loads(out)["epsilon"] <= 2.382
 
 
-def test_large_delta_is_warned_of(lab):
-    arguments = [*ACCOUNT[:-1], "1e-3", "--noise-multiplier", "1.1", "--json"]
-    code, out, err = lab(*arguments)
-    assert code == 0
-    assert "warning" in err
-    assert "1/examples" in err
-    json.loads(out)
+@pytest.mark.parametrize("command", [["account", "--noise-multiplier", "1.1"], ["calibrate", "--epsilon", "2"]])
+def test_large_delta_is_warned_of_once(lab, command):
+    """However many functions on the way warn; and again by the next command."""
+    arguments = [*command, *ACCOUNT[1:-1], "1e-3", "--json"]
+    for _ in range(2):
+        code, out, err = lab(*arguments)
+        assert code == 0
+        assert err.startswith("warning: delta=0.001 is not below 1/examples")
+        assert err.count("\n") == 1
+        json.loads(out)
+
+
+def test_the_figure_without_amplification_says_for_which_neighbours(lab):
+    for arguments in ([*ACCOUNT, "--noise-multiplier", "1.1"], ["calibrate", *ACCOUNT[1:], "--epsilon", "2"]):
+        code, out, _ = lab(*arguments)
+        told = dict(line.split(maxsplit=1) for line in out.splitlines())
+        assert (code, told["epsilon_no_amplification_adjacency"], told["adjacency"]) == (
+            0,
+            "zero_out",
+            "add_or_remove_one",
+        )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line they can act on."""
 
 
+class LargeDeltaWarning(UserWarning):
+    """δ is so large that the guarantee says little; the message is one line."""
+
+
 def check_finite_number(name: str, value, *, above=None, at_least=None, below=None, at_most=None) -> float:
     """Return ``value`` as a float if it is finite and inside the named limits.
 

@@ -7,13 +7,15 @@ makes that one JSON object. Progress and warnings go to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
+import warnings
 
 from tfprivacy_lab import app_commands, he_commands, mpc_commands
-from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
+from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_choice, check_finite_number
 
 _DEFAULT_DELTA = 1e-5
 
@@ -33,7 +35,8 @@ def main(arguments=None) -> int:
     for name in ("tensorflow", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        result = options.command(options)
+        with _large_delta_told():
+            result = options.command(options)
         if getattr(options, "json", False):
             print(json.dumps(result, allow_nan=False))
         else:
@@ -60,7 +63,6 @@ def _account(options) -> dict:
 
     steps = accounting.steps_for(options.examples, options.batch_size, options.epochs)
     run = accounting.DpSgdRun(options.examples, options.batch_size, options.noise_multiplier, steps)
-    _warn(accounting.delta_warning(accounting.check_delta(options.delta), options.examples))
     result = accounting.account(run, options.delta)
     if options.tensorflow_privacy:
         result["tensorflow_privacy"] = accounting.tensorflow_privacy_figures(run, options.delta)
@@ -71,7 +73,6 @@ def _calibrate(options) -> dict:
     from tfprivacy_lab.dp import accounting
 
     steps = accounting.steps_for(options.examples, options.batch_size, options.epochs)
-    _warn(accounting.delta_warning(accounting.check_delta(options.delta), options.examples))
     noise_multiplier = accounting.calibrate_noise_multiplier(
         options.examples, options.batch_size, steps, options.epsilon, options.delta
     )
@@ -110,7 +111,7 @@ def _train(options) -> dict:
         ledger=options.ledger,
         on_epoch=_show_epoch,
     )
-    _warn(accounting.delta_warning(options.delta, metrics["examples"]))
+    accounting.warn_of_large_delta(options.delta, metrics["examples"])
     return metrics
 
 
@@ -256,9 +257,23 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _warn(text: str | None) -> None:
-    if text:
-        _note(f"warning: {text}")
+@contextlib.contextmanager
+def _large_delta_told():
+    """Warnings of a large δ become a line each, said once however many functions warn."""
+    told = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LargeDeltaWarning)
+        otherwise = warnings.showwarning
+
+        def show(message, category, *where, **more):
+            if not issubclass(category, LargeDeltaWarning):
+                otherwise(message, category, *where, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                _note(f"warning: {message}")
+
+        warnings.showwarning = show
+        yield
 
 
 def _print_table(result: dict) -> None:

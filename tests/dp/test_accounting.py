@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 
 import dp_accounting
 import numpy as np
@@ -12,9 +13,11 @@ from dp_accounting import pld, rdp
 from mpmath import mp, mpf, npdf, quad
 from scipy import integrate, stats
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, LargeDeltaWarning
 from tfprivacy_lab.dp import accounting
 from tfprivacy_lab.dp.accounting import DpSgdRun, account, calibrate_noise_multiplier, epsilon_after, steps_for
+from tfprivacy_lab.dp.laplace_accounting import LaplaceRun, account_laplace
+from tfprivacy_lab.dp.plan import TrainingPlan
 
 TUTORIAL = DpSgdRun(examples=60_000, batch_size=256, noise_multiplier=1.1, steps=steps_for(60_000, 256, 60))
 
@@ -181,6 +184,32 @@ def test_bad_epsilon_is_refused(epsilon):
 def test_delta_warning_at_one_over_n():
     assert accounting.delta_warning(1e-5, 60_000) is None
     assert "1/examples" in accounting.delta_warning(1 / 60_000, 60_000)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda delta: account(DpSgdRun(1000, 100, 2.0, 10), delta),
+        lambda delta: calibrate_noise_multiplier(1000, 100, 10, 3.0, delta),
+        lambda delta: TrainingPlan(100, 1, 1.0, 1.0).calibrated(1000, 3.0, delta),
+        lambda delta: accounting.warn_of_large_delta(delta, 1000),
+    ],
+    ids=["account", "calibrate_noise_multiplier", "TrainingPlan.calibrated", "warn_of_large_delta"],
+)
+def test_a_delta_of_one_over_n_is_warned_of_once(call):
+    with pytest.warns(LargeDeltaWarning, match=r"delta=0\.001 is not below 1/examples = 0\.001") as warned:
+        call(1e-3)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(9e-4)
+
+
+def test_no_amplification_says_for_which_neighbours_it_holds():
+    figures = account(TUTORIAL, 1e-5)
+    assert (figures["adjacency"], figures["epsilon_no_amplification_adjacency"]) == ("add_or_remove_one", "zero_out")
+    laplace = account_laplace(LaplaceRun(100, 10, 2.0, 20), 1e-5)
+    assert (laplace["adjacency"], laplace["epsilon_no_amplification_adjacency"]) == ("add_or_remove_one", "zero_out")
 
 
 def test_calibrating_at_a_large_sampling_rate_is_quiet():

@@ -96,7 +96,7 @@ def test_the_same_seed_or_name_is_refused_to_another_model(ledger):
 
 
 def test_shuffled_and_noiseless_fits_are_refused(ledger):
-    with pytest.raises(InputError, match="zero_out_one"):
+    with pytest.raises(InputError, match="zero_out"):
         model().fit(*dataset(N), B, sampling="shuffled", callbacks=[ChargedTo(ledger, "run")], verbose=0)
     with pytest.raises(InputError, match="no noise"):
         private().fit(*dataset(N), B, callbacks=[ChargedTo(ledger, "run")], verbose=0)

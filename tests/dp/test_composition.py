@@ -11,7 +11,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import accounting, adjacency, composition, events, spending
+from tfprivacy_lab.dp import adjacency, composition, events, spending
 from tfprivacy_lab.dp.accounting import DpSgdRun, account, epsilon_after
 from tfprivacy_lab.dp.allowance import steps_within
 from tfprivacy_lab.dp.composition import compose, compose_parallel, epsilon_shuffled
@@ -22,9 +22,6 @@ SECOND = DpSgdRun(60_000, 2048, 3.0, 300)
 LAPLACE = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.LaplaceDpEvent(2.0))
 OTHERS = [dp_accounting.LaplaceDpEvent(5.0), LAPLACE, dp_accounting.GaussianDpEvent(4.0)]
 TRUNCATED = getattr(dp_accounting.dp_event, "TruncatedSubsampledGaussianDpEvent", None)
-needs_mixtures = pytest.mark.skipif(
-    not hasattr(privacy_loss_distribution, "from_mixture_gaussian_mechanism"), reason="needs dp-accounting 0.6"
-)
 
 
 def rebuild(node):
@@ -136,10 +133,13 @@ def test_steps_within_is_the_last_that_fits(run, epsilon):
 
 
 def test_millions_of_narrow_steps_are_counted():
-    """In two stages as in one, to seven digits; and a search that looks at 10^8 ends."""
+    """As on a grid a tenth of the usual one; and a search that looks at 10^8 ends."""
     run = DpSgdRun(60_000, 600, 20.0, 10**6)
-    at_once = accounting.step_privacy_loss(20.0, 0.01).self_compose(150_000)
-    assert epsilon_after(run, 150_000, 1e-5) == pytest.approx(at_once.get_epsilon_for_delta(1e-5), rel=1e-6)
+    step = privacy_loss_distribution.from_gaussian_mechanism(
+        20.0, sampling_prob=0.01, value_discretization_interval=1e-5
+    )
+    at_once = step.self_compose(150_000).get_epsilon_for_delta(1e-5)
+    assert epsilon_after(run, 150_000, 1e-5) == pytest.approx(at_once, rel=1e-4)
     steps = steps_within(run, 8.0, 1e-5, at_most=10**8)
     assert epsilon_after(run, steps, 1e-5) <= 8.0 < epsilon_after(run, steps + 100, 1e-5)
     # Phase by phase, as training counts them: no further than asked, and the same beyond what was done before.
@@ -161,13 +161,15 @@ def test_shuffled_batches_get_no_amplification():
     epsilon = epsilon_shuffled(TUTORIAL, 1e-5)
     assert epsilon == account(TUTORIAL, 1e-5)["epsilon_no_amplification_exact"]
     assert gaussian_delta(epsilon, 1.1 / math.sqrt(60)) == pytest.approx(1e-5, rel=1e-6)
+    assert epsilon_shuffled(TUTORIAL, 1e-5, adjacency="zero_out_one") == epsilon  # its former name
     replaced = epsilon_shuffled(TUTORIAL, 1e-5, adjacency="replace_one")
     assert gaussian_delta(replaced, 0.55 / math.sqrt(60)) == pytest.approx(1e-5, rel=1e-6)
-    # As a phase of training it is the same figure, and says for which neighbours.
+    assert account(TUTORIAL, 1e-5)["epsilon_no_amplification_adjacency"] == "zero_out"
+    # As a phase of training it is the same figure, and says for which neighbours, by the same name as training.
     phase = spending.Phase(60_000, 256, 1.1, "shuffled", TUTORIAL.steps)
     figures = compose(phase.event(), delta=1e-5)
     assert figures["epsilon"] == pytest.approx(epsilon, rel=1e-4)
-    assert figures["adjacency"] == "zero_out_one"
+    assert figures["adjacency"] == "zero_out"
     # 10 records in batches of 4: three batches a pass, or two if the last is dropped.
     small = DpSgdRun(10, 4, 5.0, 6)
     assert gaussian_delta(epsilon_shuffled(small, 1e-5), 5 / math.sqrt(2)) == pytest.approx(1e-5, rel=1e-6)
@@ -207,7 +209,6 @@ def test_group_of_the_gaussian_is_exact():
     assert gaussian_delta(epsilon, 8.0 / (3 * 2)) == pytest.approx(1e-6, rel=1e-6)
 
 
-@needs_mixtures
 def test_group_under_sampling_by_brute_force():
     """Three records join one step: Binomial(3, q) of them shift the sum; the hockey-stick by quadrature."""
     run = DpSgdRun(100, 20, 4.0, 1)
@@ -229,7 +230,9 @@ def test_truncated_batches_are_logged_and_accounted(tmp_path):
     events.write_events(tmp_path / "log", [dp_accounting.SelfComposedDpEvent(step, 40)])
     (event,) = events.read_events(tmp_path / "log")
     ours = composition.epsilon_of(event, 1e-5)
-    assert ours == pytest.approx(pld.PLDAccountant().compose(event).get_epsilon(1e-5), rel=1e-9)
+    # Their masses are differences of distribution functions: what these may be wrong by is added.
+    theirs = pld.PLDAccountant().compose(event).get_epsilon(1e-5)
+    assert theirs < ours < theirs * (1 + 1e-8)
     # Cutting batches at 70 of 50 expected costs something; cutting at 1000 never happens.
     assert ours > epsilon_after(DpSgdRun(1000, 50, 1.5, 40), 40, 1e-5)
     never = dp_accounting.SelfComposedDpEvent(TRUNCATED(1000, 0.05, 1000, 1.5), 40)
@@ -239,12 +242,10 @@ def test_truncated_batches_are_logged_and_accounted(tmp_path):
 
 
 @pytest.mark.skipif(TRUNCATED is not None, reason="only with dp-accounting before 0.6")
-def test_events_and_groups_of_newer_versions_are_refused_by_name():
+def test_events_of_newer_versions_are_refused_by_name():
     node = {"type": "TruncatedSubsampledGaussianDpEvent", "dataset_size": 10, "sampling_probability": 0.5}
     with pytest.raises(InputError, match=r"dp-accounting 0\.6"):
         events.from_json(node | {"truncated_batch_size": 7, "noise_multiplier": 1.0})
-    with pytest.raises(InputError, match=r"dp-accounting 0\.6"):
-        group_epsilon_sampled(TUTORIAL, 2, 1e-5)
 
 
 def test_events_of_different_adjacency_are_not_mixed(tmp_path):
@@ -254,17 +255,20 @@ def test_events_of_different_adjacency_are_not_mixed(tmp_path):
     assert compose(sampled, delta=1e-5)["adjacency"] == "add_or_remove_one"
     events.write_events(tmp_path / "log", [shuffled, shuffled])
     log = json.loads((tmp_path / "log").read_text())
-    assert (log["adjacency"], log["events"]) == ("zero_out_one", [events.to_json(adjacency.plain(shuffled))] * 2)
+    assert (log["adjacency"], log["events"]) == ("zero_out", [events.to_json(adjacency.plain(shuffled))] * 2)
     assert events.read_events(tmp_path / "log") == [shuffled, shuffled]
+    # As it was called before.
+    (tmp_path / "old").write_text((tmp_path / "log").read_text().replace('"zero_out"', '"zero_out_one"'))
+    assert events.read_events(tmp_path / "old") == [shuffled, shuffled]
     events.write_events(tmp_path / "sampled", [sampled])
     assert events.read_events(tmp_path / "sampled") == [sampled]
-    mixed = "add_or_remove_one and zero_out_one"
+    mixed = "add_or_remove_one and zero_out"
     with pytest.raises(InputError, match=mixed):
         events.write_events(tmp_path / "mixed", [sampled, shuffled])
     for together in (compose, compose_parallel):
         with pytest.raises(InputError, match=mixed):
             together(sampled, shuffled, delta=1e-5)
-    with pytest.raises(InputError, match="zero_out_one"):
+    with pytest.raises(InputError, match="zero_out"):
         composition.epsilon_of(dp_accounting.ComposedDpEvent([sampled, shuffled]), 1e-5)
     with pytest.raises(dp_accounting.UnsupportedEventError):
         pld.PLDAccountant().compose(shuffled)

@@ -1,110 +1,250 @@
-"""ε of many uses, found without writing their distribution out: the figure that writing it out gives."""
+"""ε of many uses: never below the truth, and near it, at every δ, against what is known without transforms."""
 
 import math
 
+import dp_accounting
+import numpy as np
 import pytest
-from dp_accounting.pld import privacy_loss_distribution as pld
+from dp_accounting import pld
+from scipy import special
 
-from tfprivacy_lab.dp import accounting, fourier_accountant
-from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
-from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
-from tfprivacy_lab.dp.repetition import self_compose, spectrum
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import accounting, analytic_gaussian, composition, fourier_accountant, spending
+from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.allowance import steps_within
+from tfprivacy_lab.dp.fourier_accountant import canonical, deltas_of_counts, epsilon_of_counts
+from tfprivacy_lab.dp.group import group_epsilon
+from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp.loss_grid import losses_of
+from tfprivacy_lab.dp.tuning import Repetitions, epsilon_tuned
 
-step = accounting.step_privacy_loss
+DELTAS = (1e-2, 1e-5, 1e-8, 1e-10, 1e-12, 1e-13, 1e-14)
+TUTORIAL = DpSgdRun(60_000, 256, 1.1, 14_063)
 
 
-def block_sizes(loss, count):
-    """How many losses go into a block, of either direction."""
-    return [fourier_accountant._block_size(spectrum(pmf, count)) for pmf in (loss._pmf_remove, loss._pmf_add)]
+def epsilon(delta, *uses):
+    return epsilon_of_counts(canonical(dict(uses)), delta)
+
+
+def transformed(sigma, count, delta):
+    """ε of Gaussians without sampling, by transforms as if no closed form were known."""
+    interval = fourier_accountant.interval_for(((("gaussian", 1.0, sigma), count),))
+    (loss,) = losses_of(("gaussian", 1.0, sigma), interval)
+    return fourier_accountant._epsilon_of_direction(((loss, count),), delta)
 
 
 @pytest.mark.parametrize(
-    ("sigma", "q", "counts"),
+    ("sigma", "count"), [(2.0, 1), (0.5, 2), (4.0, 9), (30.0, 1000), (50.0, 30_000), (400.0, 10**6), (5000.0, 10**7)]
+)
+def test_gaussians_in_closed_form(sigma, count):
+    """T uses of noise σ are one of σ/√T, however small δ is."""
+    for delta in (*DELTAS, 1e-25):
+        exact = analytic_gaussian.epsilon(sigma / math.sqrt(count), delta)
+        assert exact <= transformed(sigma, count, delta) <= exact * 1.004, delta
+
+
+def test_gaussians_in_two_kinds():
+    """1/σ² adds up, here through the product of two transforms of different losses, in each order."""
+    kinds = [(60.0, 2000), (15.0, 100)]
+    sigma = sum(count / sigma**2 for sigma, count in kinds) ** -0.5
+    interval = 1e-4
+    uses = tuple((losses_of(("gaussian", 1.0, sigma), interval)[0], count) for sigma, count in kinds)
+    for delta in DELTAS:
+        exact = analytic_gaussian.epsilon(sigma, delta)
+        for order in (uses, uses[::-1]):
+            assert exact <= fourier_accountant._epsilon_of_direction(order, delta) <= exact * 1.002
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+def test_composed_gaussians_are_exact(delta):
+    events = [*map(dp_accounting.GaussianDpEvent, (2.0, 3.0)), DpSgdRun(100, 100, 7.0, 3)]
+    exact = analytic_gaussian.epsilon((1 / 4 + 1 / 9 + 3 / 49) ** -0.5, delta)
+    assert exact <= composition.compose(*events, delta=delta)["epsilon"] <= exact * (1 + 1e-9)
+
+
+def delta_of_two(one, other, at):
+    """δ(ε) of two sampled Gaussian steps: the integral over the first of the second's, in closed form."""
+
+    def loss(x, q, sigma):
+        return np.log1p(q * np.expm1((2 * x - 1) / (2 * sigma**2)))
+
+    def second(epsilon, q, sigma, added):
+        sign = -1 if added else 1
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = sigma**2 * np.log1p(np.expm1(sign * epsilon) / q) + 0.5
+        x = np.where(np.isnan(x), -np.inf, x)
+        zero, moved = special.ndtr(-sign * x / sigma), special.ndtr(-sign * (x - 1) / sigma)
+        mixed = (1 - q) * zero + q * moved
+        return zero - np.exp(epsilon) * mixed if added else mixed - np.exp(epsilon) * zero
+
+    q, sigma = one
+    x, weights = np.polynomial.legendre.leggauss(8)
+    starts = np.linspace(-14 * sigma, 1 + 14 * sigma, 6001)
+    width = starts[1] - starts[0]
+    x, weights = (starts[:-1, None] + width * (x + 1) / 2).ravel(), np.tile(weights * width / 2, 6000)
+    zero = np.exp(-((x / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi)) * weights
+    removed = zero * np.exp(loss(x, q, sigma)) @ second(at - loss(x, q, sigma), *other, False)
+    return max(float(removed), float(zero @ second(at + loss(x, q, sigma), *other, True)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
     [
-        (0.6, 0.001, (1, 2000, 20_000)),
-        (1.1, 0.03, (1, 2, 30, 1000, 20_000)),
-        (3.0, 0.2, (2, 30, 1000)),
-        (20.0, 0.5, (30, 1000, 20_000)),
-        (40.0, 1.0, (30, 1000)),
+        ((0.01, 1.1), (0.01, 1.1)),
+        ((0.01, 1.1), (0.3, 2.0)),
+        ((0.5, 5.0), (0.02, 0.8)),
+        ((0.001, 2.0), (1.0, 3.0)),
+        ((1e-4, 0.7), (0.9, 20.0)),
+        ((0.002, 30.0), (0.001, 40.0)),
     ],
 )
-def test_it_is_the_composed_distribution_s(sigma, q, counts):
-    """δ stays where the transform's rounding is out of sight."""
-    assert min(block_sizes(step(sigma, q), counts[-1])) > 1
-    for count in counts:
-        composed = self_compose(step(sigma, q), count)
-        for delta in (1e-2, 1e-4, 1e-6):
-            expected = epsilon_for_delta(composed, delta)
-            found = epsilon_of_uses(step(sigma, q), count, delta)
-            assert found == pytest.approx(expected, rel=3e-6, abs=3e-8), (count, delta)
+def test_two_sampled_steps_against_an_integral(one, other):
+    steps = [dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma)) for q, sigma in (one, other)]
+    for delta in DELTAS:
+        found = composition.compose(*steps, delta=delta)["epsilon"]
+        assert delta_of_two(one, other, found) <= delta * (1 + 1e-7), delta
+        if found:
+            assert delta_of_two(one, other, found / 1.01 - 1e-9) > delta, delta
 
 
-def test_rounding_never_takes_from_epsilon():
-    """Against the closed form, down to a δ that doubles no longer hold; there, no figure is given."""
-    for count in (1000, 30_000):
-        for delta in (1e-8, 1e-9, 1e-10, 1e-11):
-            exact = accounting.gaussian_epsilon(50.0 / math.sqrt(count), delta)
-            assert exact * (1 - 2e-6) < epsilon_of_uses(step(50.0, 1.0), count, delta)
-    assert epsilon_of_uses(step(50.0, 1.0), 30_000, 1e-12) == math.inf
+@pytest.mark.parametrize(
+    ("q", "sigma", "count"),
+    [
+        (1e-3, 20.0, 10**6),  # 0.412 on a grid of 1e-4, where 0.317 is right
+        (0.01, 20.0, 10**7),
+        (1e-3, 5.0, 100),
+        (1e-4, 2.0, 1000),
+        (0.01, 300.0, 10),
+        (0.01, 1.1, 3000),
+    ],
+)
+def test_finer_grids_say_the_same(q, sigma, count, monkeypatch):
+    """A quarter of the grid; each is above the truth, so that what lies between them is all that can be lost."""
+    wanted, interval = {}, fourier_accountant.interval_for(((("gaussian", q, sigma), count),))
+    for delta in (1e-5, 1e-12, 1e-14):
+        wanted[delta] = epsilon(delta, (("gaussian", q, sigma), count))
+    monkeypatch.setattr(fourier_accountant, "interval_for", lambda counts: interval / 4)
+    epsilon_of_counts.cache_clear()
+    for delta, found in wanted.items():
+        finer = epsilon(delta, (("gaussian", q, sigma), count))
+        assert finer * (1 - 1e-9) <= found <= finer * 1.01, delta
+    epsilon_of_counts.cache_clear()
 
 
-def test_blocks_of_any_size_say_the_same(monkeypatch):
-    """The shortest transform that holds the frequencies, longer ones, and one of every loss."""
-    loss, sizes, found = step(1.1, 0.03), [], []
-    block_size = fourier_accountant._block_size
-    monkeypatch.setattr(fourier_accountant, "_block_size", lambda one: sizes.append(block_size(one)) or sizes[-1])
-    for fewest in (2, 500, 30_000, 10**7):
-        monkeypatch.setattr(fourier_accountant, "_FEWEST_BLOCKS", fewest)
-        found.append([epsilon_of_uses(loss, 900, delta) for delta in (1e-8, 1e-5, 0.1)])
-    assert len(set(sizes)) >= 4
-    assert min(sizes) == 1
-    for others in found[1:]:
-        assert others == pytest.approx(found[0], rel=1e-6)
+def test_small_losses_get_a_finer_grid():
+    """Figures that a grid of 1e-4 puts at 0.412 and at thrice what they are."""
+    run = DpSgdRun(10**6, 1000, 20.0, 10**6)
+    assert epsilon_after(run, run.steps, 1e-12) == pytest.approx(0.317, abs=1e-3)
+    # So many narrow steps are nearly one Gaussian of σ / (q √T).
+    for run in (DpSgdRun(10**6, 1000, 50.0, 10**4), DpSgdRun(10**6, 100, 20.0, 10**6)):
+        near = analytic_gaussian.epsilon(run.noise_multiplier / (run.sampling_probability * run.steps**0.5), 1e-5)
+        assert 0.001 < near < 0.02
+        assert epsilon_after(run, run.steps, 1e-5) == pytest.approx(near, rel=0.02)
 
 
-@pytest.mark.parametrize(("loss", "count"), [
-    pytest.param(lambda: pld.from_laplace_mechanism(9.0, sampling_prob=0.1), 3000, id="Laplace"),
-    pytest.param(lambda: pld.from_laplace_mechanism(4.0, value_discretization_interval=1e-3), 900, id="atoms"),
-    pytest.param(lambda: pld.from_randomized_response(0.9, 3), 3000, id="few losses"),
-])  # fmt: skip
-def test_losses_of_other_shapes(loss, count):
-    one = loss()
-    assert max(block_sizes(one, count)) > 1
-    for delta in (1e-3, 1e-5):
-        expected = epsilon_for_delta(self_compose(one, count), delta)
-        assert epsilon_of_uses(one, count, delta) == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("delta", [1e-3, 1e-7])
+@pytest.mark.parametrize(
+    ("q", "sigma", "count"), [(0.03, 1.1, 300), (0.004, 0.7, 2000), (0.2, 3.0, 60), (0.5, 30.0, 999)]
+)
+def test_it_is_dp_accountings_figure_where_rounding_is_out_of_sight(q, sigma, count, delta):
+    step = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma))
+    theirs = pld.PLDAccountant().compose(step, count).get_epsilon(delta)
+    assert epsilon(delta, (("gaussian", q, sigma), count)) == pytest.approx(theirs, rel=2e-6)
 
 
-def test_gaussians_in_closed_form():
-    """1,000 uses of noise σ are one of σ/√1000; discretised losses are rounded upwards, so never less."""
-    for delta in (1e-3, 1e-5):
-        exact = accounting.gaussian_epsilon(30.0 / math.sqrt(1000), delta)
-        assert exact * (1 - 1e-6) < epsilon_of_uses(step(30.0, 1.0), 1000, delta) < exact * 1.001
+@pytest.mark.parametrize(("scale", "count"), [(2.0, 3), (20.0, 100)])
+def test_laplace_noise_against_direct_convolution(scale, count):
+    """Of the masses themselves, one at a time: sums of products without a subtraction, as exact at 1e-14."""
+    counts = canonical({("laplace", 0.3, scale): count})
+    found = []
+    for loss in losses_of(("laplace", 0.3, scale), fourier_accountant.interval_for(counts)):
+        sums = np.ones(1)
+        for _ in range(count):
+            sums = np.convolve(sums, loss.masses)
+        losses = (loss.lowest * count + np.arange(len(sums))) * loss.interval
+        found.append((sums, losses))
+    for delta in DELTAS:
+        at = epsilon_of_counts(counts, delta)
+        for ratio, holds in ((1 + 1e-7, True), (0.998, False)):
+            deltas = [float(s @ np.maximum(-np.expm1(at * ratio - x), 0)) for s, x in found]
+            assert (max(deltas) <= delta * (1 + 1e-9)) == holds, (delta, ratio)
 
 
-def test_the_worse_direction_counts():
-    loss = step(0.8, 0.1)
-    one_sided = [pld.PrivacyLossDistribution(pmf, None) for pmf in (loss._pmf_remove, loss._pmf_add)]
-    for count in (20, 400):
-        remove, add = (epsilon_of_uses(one, count, 1e-5) for one in one_sided)
-        assert remove != pytest.approx(add, rel=1e-3)
-        assert epsilon_of_uses(loss, count, 1e-5) == max(remove, add)
-        swapped = pld.PrivacyLossDistribution(loss._pmf_add, loss._pmf_remove)
-        assert epsilon_of_uses(swapped, count, 1e-5) == max(remove, add)
+def test_every_path_says_the_same(tmp_path):
+    """A run, its events, its phases, a ledger, a group of one, a search and a plan: one function."""
+    for delta in (1e-5, 1e-13):
+        spent = epsilon_after(TUTORIAL, TUTORIAL.steps, delta)
+        phase = spending.Phase(60_000, 256, 1.1, "poisson", TUTORIAL.steps)
+        ledger = Ledger.create(tmp_path / f"{delta}", "data", 100.0, delta)
+        ledger.register("run", TUTORIAL)
+        one_run = epsilon_tuned(TUTORIAL, Repetitions("negative_binomial", 2.0), delta)["epsilon_one_run"]
+        assert {
+            accounting.account(TUTORIAL, delta)["epsilon"],
+            composition.compose(TUTORIAL, delta=delta)["epsilon"],
+            composition.compose_parallel(TUTORIAL, delta=delta)["epsilon"],
+            spending.epsilon_of([phase], delta),
+            ledger.spent(),
+            group_epsilon(TUTORIAL, 1, delta),
+            one_run,
+        } == {spent}
+        assert steps_within(TUTORIAL, spent, delta) == TUTORIAL.steps
+        assert spending.further_steps_within([phase], spent, delta, 1000) == 0
+        sigma = accounting.calibrate_noise_multiplier(60_000, 256, TUTORIAL.steps, spent, delta)
+        assert sigma == pytest.approx(1.1, abs=1e-4)
+        # δ at that ε is the δ asked for.
+        assert composition.delta_of(TUTORIAL, spent) == pytest.approx(delta, rel=1e-6)
+        both = [phase, spending.Phase(60_000, 256, 2.0, "poisson", 100)]
+        asked = [one.event() for one in both]
+        ledger.register("other", asked[1])
+        assert spending.epsilon_of(both, delta) == composition.compose(*asked, delta=delta)["epsilon"] == ledger.spent()
 
 
-def test_nothing_to_lose_and_everything():
-    assert epsilon_of_uses(step(90.0, 0.001), 100, 0.1) == 0.0
-    leaking = pld.from_privacy_parameters(pld.common.DifferentialPrivacyParameters(0.5, 1e-4))
-    assert epsilon_of_uses(leaking, 2000, 1e-3) == math.inf
-    assert math.isfinite(epsilon_of_uses(leaking, 5, 1e-3))
-    certain = pld.from_privacy_parameters(pld.common.DifferentialPrivacyParameters(0.5, 0.5))
-    assert epsilon_of_uses(certain, 200, 1e-3) == math.inf
+def test_the_curve_is_that_of_epsilon_at_every_delta():
+    counts = canonical({("gaussian", 0.01, 1.1): 700, ("laplace", 0.1, 5.0): 20})
+    deltas = np.array([1e-2, 1e-6, 1e-12, 1e-20])
+    epsilons = np.array([epsilon_of_counts(counts, float(delta)) for delta in deltas])
+    assert deltas_of_counts(counts, epsilons) == pytest.approx(deltas, rel=1e-6)
+    # Without sampling, down to where no double is.
+    gaussian = composition.privacy_loss(dp_accounting.GaussianDpEvent(1.0))
+    expected = [math.exp(analytic_gaussian.log_delta(1.0, at)) for at in (0.0, 3.0, 30.0)]
+    assert gaussian.get_delta_for_epsilon([0.0, 3.0, 30.0]) == pytest.approx(expected, rel=1e-9)
+    assert composition.privacy_loss(TUTORIAL).get_delta_for_epsilon(2.0) == pytest.approx(
+        float(pld.PLDAccountant().compose(TUTORIAL.event()).get_delta(2.0)), rel=1e-4
+    )
 
 
-def test_losses_beyond_a_float_s_exponential_take_the_long_way(monkeypatch):
-    called = []
-    monkeypatch.setattr(fourier_accountant, "self_compose", lambda *a: called.append(a) or self_compose(*a))
-    found = epsilon_of_uses(step(0.5, 1.0), 400, 1e-5)
-    assert called
-    assert found == pytest.approx(accounting.gaussian_epsilon(0.5 / 20, 1e-5), rel=2e-3)
+def test_more_uses_and_less_delta_never_cost_less():
+    step = ("gaussian", 0.02, 1.3)
+    by_count = [epsilon(1e-9, (step, count)) for count in (1, 2, 3, 10, 200, 201, 5000, 100_000, 100_001)]
+    by_delta = [epsilon(delta, (step, 500)) for delta in DELTAS]
+    assert (np.diff(by_count) > 0).all()
+    assert (np.diff(by_delta) > 0).all()
+
+
+def test_delta_so_small_that_rare_losses_count_is_refused():
+    with pytest.raises(InputError, match=r"delta=1e-40; use a larger delta"):
+        epsilon_after(TUTORIAL, 1000, 1e-40)
+    assert epsilon(1e-40, (("gaussian", 0.01, 1.1), 1000)) == math.inf
+
+
+def test_nothing_to_lose():
+    assert epsilon(0.1, (("gaussian", 0.001, 90.0), 100)) == 0.0
+    assert epsilon(0.5, (("gaussian", 0.1, 2.0), 1)) == 0.0
+
+
+def test_the_bound_on_rounding_is_added(monkeypatch):
+    """Transforms that are wrong by as much as is allowed for say less; the bound makes good for it."""
+    counts = canonical({("gaussian", 0.01, 1.1): 1000})
+    right = epsilon_of_counts(counts, 1e-10)
+    transform = fourier_accountant._transformed
+
+    def wrong(loss, tilt, length):
+        found, log_sizes, log_bounds = transform(loss, tilt, length)
+        return found, log_sizes - (log_bounds - log_sizes), log_bounds
+
+    monkeypatch.setattr(fourier_accountant, "_transform", wrong)
+    for cached in (epsilon_of_counts, fourier_accountant._curve):
+        cached.cache_clear()
+    assert right <= epsilon_of_counts(counts, 1e-10) * (1 + 1e-12)
+    for cached in (epsilon_of_counts, fourier_accountant._curve):
+        cached.cache_clear()

@@ -1,4 +1,4 @@
-"""Groups as large as FFT rounding lies about, against tight and exact figures."""
+"""Large groups, which live off the far tails of the privacy curve, against tight and exact figures."""
 
 import dp_accounting
 import pytest
@@ -7,13 +7,12 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import composition
 from tfprivacy_lab.dp.group import group_epsilon, group_epsilon_gaussian, group_epsilon_sampled
 
-from .test_composition import LAPLACE, TUTORIAL, needs_mixtures
+from .test_composition import LAPLACE, TUTORIAL
 
 # group_epsilon_sampled(TUTORIAL, size, 1e-5), which takes twenty seconds each.
 TIGHT = {10: 40.92816515, 20: 114.56147719}
 
 
-@needs_mixtures
 @pytest.mark.slow
 @pytest.mark.parametrize("size", TIGHT)
 def test_tight_figures_of_large_groups(size):

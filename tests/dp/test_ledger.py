@@ -75,7 +75,7 @@ def insert_entries(path, event, count):
 
 def test_a_shuffled_run_is_refused_by_name(ledger):
     """Its cost holds for a record that is zeroed, and the ledger promises for one that is absent."""
-    with pytest.raises(InputError, match=r"add_or_remove_one, got one for zero_out_one \(shuffled batches\)"):
+    with pytest.raises(InputError, match=r"add_or_remove_one, got one for zero_out \(shuffled batches\)"):
         ledger.register("shuffled", spending.Phase(60, 12, 20.0, "shuffled", 5).event())
     assert ledger.entries() == ()
 

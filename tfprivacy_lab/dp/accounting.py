@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import math
+import warnings
 
 import dp_accounting
 from dp_accounting import rdp
-from dp_accounting.pld import privacy_loss_distribution
-from scipy import optimize, special
+from scipy import optimize
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
-from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
+from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int
+from tfprivacy_lab.dp import analytic_gaussian
+from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
+from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
 
 SAMPLING = "poisson"
-ADJACENCY = "add_or_remove_one"
+ADJACENCY = ADD_OR_REMOVE_ONE
 
-# Interval of the discretised privacy loss; dp_accounting's default, pessimistic (connect the dots).
-DISCRETISATION = 1e-4
 # Beyond these the discretised distribution no longer fits, or rounding eats the answer.
 SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e5
 _MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**8, 100.0
@@ -87,7 +86,8 @@ class DpSgdRun:
     def event_without_amplification(self) -> dp_accounting.DpEvent:
         """The same noise with no credit for random sampling.
 
-        Batches cut from a fixed order, ceil(n / batch_size) a pass: every example once a pass.
+        Batches cut from a fixed order, ceil(n / batch_size) a pass: every example once a pass. Its cost holds for
+        zero-out neighbours, one example's gradient becoming zero while its place stays, and for no others.
         """
         step = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         passes = math.ceil(self.steps / math.ceil(self.examples / self.batch_size))
@@ -133,22 +133,16 @@ def delta_warning(delta: float, examples: int) -> str | None:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def step_privacy_loss(noise_multiplier: float, sampling_probability: float):
-    """Privacy loss distribution of one step (both directions of add-or-remove)."""
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier,
-        sampling_prob=sampling_probability,
-        value_discretization_interval=DISCRETISATION,
-        use_connect_dots=True,
-    )
+def warn_of_large_delta(delta: float, examples: int, stacklevel: int = 3) -> None:
+    """Warn once, by :class:`~tfprivacy_lab.checks.LargeDeltaWarning`, where :func:`delta_warning` has a line.
 
-
-@functools.lru_cache(maxsize=4096)
-def _epsilon_by_pld(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
-    """ε of so many Poisson-sampled Gaussian steps; kept, because training and its callbacks ask again and again."""
-    one = step_privacy_loss(noise_multiplier, sampling_probability)
-    return epsilon_of_uses(one, steps, delta)
+    Args:
+        delta: δ in (0, 1).
+        examples: Number n of private examples.
+        stacklevel: As for ``warnings.warn``; 3 names the line that called the caller.
+    """
+    if text := delta_warning(delta, examples):
+        warnings.warn(text, LargeDeltaWarning, stacklevel=stacklevel)
 
 
 def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
@@ -170,7 +164,16 @@ def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
     if steps == 0:
         return 0.0
     check_finite_number("noise_multiplier", run.noise_multiplier, at_least=SMALLEST_NOISE)
-    epsilon = _epsilon_by_pld(float(run.noise_multiplier), run.sampling_probability, steps, float(delta))
+    step = ("gaussian", run.sampling_probability, float(run.noise_multiplier))
+    return finite(epsilon_of_counts(canonical({step: steps}), float(delta)), delta)
+
+
+def finite(epsilon: float, delta: float) -> float:
+    """The same ε.
+
+    Raises:
+        InputError: if it is infinite: losses so rare that they are not looked at are not that rare at this δ.
+    """
     if not math.isfinite(epsilon):
         raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
     return epsilon
@@ -186,17 +189,23 @@ def account(run: DpSgdRun, delta: float) -> dict:
     Returns:
         A JSON-ready dict: ``epsilon`` (PLD, Poisson), ``epsilon_rdp`` (RDP, Poisson),
         ``epsilon_no_amplification`` (RDP, each example once an epoch, as TF Privacy's statement
-        prints it), ``epsilon_no_amplification_exact`` (the same, exactly), and ``accountant``,
-        ``sampling``, ``adjacency``, ``delta``, ``steps``, ``noise_multiplier``.
+        prints it), ``epsilon_no_amplification_exact`` (the same, exactly), which hold for
+        ``epsilon_no_amplification_adjacency`` = ``zero_out`` and not for add-or-remove, under which one example
+        more would shift all later batches; and ``accountant``, ``sampling``, ``adjacency`` (of ``epsilon`` and
+        ``epsilon_rdp``), ``delta``, ``steps``, ``noise_multiplier``.
 
     Raises:
         InputError: if δ is out of range.
+
+    Warns:
+        LargeDeltaWarning: if δ is not below 1 / examples.
 
     Source: PLD: Koskela et al. 2020, Doroshenko et al. 2022 (connect the dots). RDP: Mironov, Talwar
     and Zhang 2019, converted as Canonne, Kamath and Steinke 2020, Prop. 12. Exact: Balle and Wang 2018,
     Thm 8; k Gaussian steps are one of noise multiplier σ/√k.
     """
     check_delta(delta)
+    warn_of_large_delta(delta, run.examples)
     epsilon = epsilon_after(run, run.steps, delta)
     plain = run.event_without_amplification()
     return {
@@ -204,6 +213,7 @@ def account(run: DpSgdRun, delta: float) -> dict:
         "epsilon_rdp": float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)),
         "epsilon_no_amplification": float(rdp.RdpAccountant().compose(plain).get_epsilon(delta)),
         "epsilon_no_amplification_exact": gaussian_epsilon(run.noise_multiplier / math.sqrt(plain.count), delta),
+        "epsilon_no_amplification_adjacency": ZERO_OUT,
         "accountant": accountant_name(),
         "sampling": SAMPLING,
         "adjacency": ADJACENCY,
@@ -215,18 +225,7 @@ def account(run: DpSgdRun, delta: float) -> dict:
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     """Exact ε of one Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, Thm 8)."""
-    s = noise_multiplier
-
-    def log_delta(epsilon: float) -> float:
-        first, second = special.log_ndtr(0.5 / s - epsilon * s), epsilon + special.log_ndtr(-0.5 / s - epsilon * s)
-        return first + math.log(-math.expm1(min(second - first, -1e-300)))
-
-    high = 1.0
-    while log_delta(high) > math.log(delta):
-        high *= 2
-    if log_delta(0.0) <= math.log(delta):
-        return 0.0
-    return float(optimize.brentq(lambda epsilon: log_delta(epsilon) - math.log(delta), 0.0, high, xtol=1e-10))
+    return analytic_gaussian.epsilon(noise_multiplier, delta)
 
 
 def accountant_name() -> str:
@@ -249,9 +248,13 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
 
     Raises:
         InputError: naming the argument, or if no noise in [0.1, 1e5] meets the budget.
+
+    Warns:
+        LargeDeltaWarning: if δ is not below 1 / examples.
     """
     check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
     check_delta(delta)
+    warn_of_large_delta(delta, DpSgdRun(examples, batch_size, _LARGEST_NOISE, steps).examples)
 
     def excess_by_rdp(noise_multiplier: float) -> float:
         run = DpSgdRun(examples, batch_size, noise_multiplier, steps)

@@ -16,8 +16,9 @@ import dp_accounting
 from tfprivacy_lab.checks import InputError
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
-ZERO_OUT_ONE = "zero_out_one"
-ADJACENCIES = (ADD_OR_REMOVE_ONE, ZERO_OUT_ONE)
+ZERO_OUT = "zero_out"
+# What logs of events that were written before say, and callers still may.
+_FORMER_NAMES = {"zero_out_one": ZERO_OUT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,15 @@ class ZeroOutOneDpEvent(dp_accounting.DpEvent):
     event: dp_accounting.DpEvent
 
 
+def named(name) -> str | None:
+    """The adjacency of a name, a former name of it included; None if it is neither."""
+    name = _FORMER_NAMES.get(name, name) if isinstance(name, str) else None
+    return name if name in (ADD_OR_REMOVE_ONE, ZERO_OUT) else None
+
+
 def of(event: dp_accounting.DpEvent) -> str:
     """The adjacency for which the event's cost holds."""
-    return ZERO_OUT_ONE if isinstance(event, ZeroOutOneDpEvent) else ADD_OR_REMOVE_ONE
+    return ZERO_OUT if isinstance(event, ZeroOutOneDpEvent) else ADD_OR_REMOVE_ONE
 
 
 def plain(event: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
@@ -50,7 +57,7 @@ def common(events: Iterable[dp_accounting.DpEvent]) -> str:
     found = {of(event) for event in events}
     if len(found) > 1:
         raise InputError(
-            f"Expected events of one adjacency, got {ADD_OR_REMOVE_ONE} and {ZERO_OUT_ONE} (shuffled batches), whose "
+            f"Expected events of one adjacency, got {ADD_OR_REMOVE_ONE} and {ZERO_OUT} (shuffled batches), whose "
             "costs do not add up; account for them apart, or sample by sampling='poisson'."
         )
     return found.pop() if found else ADD_OR_REMOVE_ONE

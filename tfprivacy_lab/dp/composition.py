@@ -10,24 +10,24 @@ No TensorFlow is imported here.
 from __future__ import annotations
 
 import collections
-import functools
+import dataclasses
 import math
 
 import dp_accounting
 import numpy as np
 from dp_accounting import rdp
-from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.dp import accounting, adjacency, events
-from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
-from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
-from tfprivacy_lab.dp.repetition import self_compose
+from tfprivacy_lab.dp.adjacency import ZERO_OUT
+from tfprivacy_lab.dp.adjacency import named as adjacency_named
+from tfprivacy_lab.dp.fourier_accountant import canonical, deltas_of_counts, epsilon_of_counts
+from tfprivacy_lab.dp.loss_grid import moments
 
 SEQUENTIAL = "one record may be in the data of every part"
 PARALLEL = "one record is in the data of one part only, by a rule fixed before looking at the data"
 
-# Expected privacy loss from which on the distribution, in steps of 1e-4, no longer fits into memory.
+# Expected privacy loss from which on a grid that fits into memory is coarse.
 LARGEST_LOSS = 2000.0
 
 
@@ -132,14 +132,7 @@ def epsilon_of_mechanisms(counts: dict[tuple, int], delta: float) -> float:
         InputError: as :func:`epsilon_of_all`.
     """
     accounting.check_delta(delta)
-    if len(counts) == 1:
-        _check_is_not_too_much(counts)
-        epsilon = epsilon_of_uses(*_uses(*next(iter(counts.items()))), delta)
-    else:
-        epsilon = epsilon_for_delta(_loss_of_mechanisms(counts), delta)
-    if not math.isfinite(epsilon):
-        raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
-    return epsilon
+    return accounting.finite(epsilon_of_counts(_counted(counts), float(delta)), delta)
 
 
 def delta_of(event, epsilon: float) -> float:
@@ -152,9 +145,20 @@ def delta_of(event, epsilon: float) -> float:
     return float(privacy_loss(event).get_delta_for_epsilon(epsilon))
 
 
-def privacy_loss(event) -> privacy_loss_distribution.PrivacyLossDistribution:
-    """The privacy loss distribution of a run or an event, both directions of add-or-remove, rounded upwards."""
-    return _loss_of_mechanisms(mechanisms_of(event))
+@dataclasses.dataclass(frozen=True)
+class PrivacyCurve:
+    """δ as a function of ε, of a multiset of mechanisms; an upper bound at each ε, however small δ is."""
+
+    counts: tuple
+
+    def get_delta_for_epsilon(self, epsilon):
+        """δ at ε >= 0, a number or an array; named as dp_accounting names it."""
+        return deltas_of_counts(self.counts, np.asarray(epsilon))[()]
+
+
+def privacy_loss(event) -> PrivacyCurve:
+    """The privacy curve of a run or an event, of the worse direction of add-or-remove, rounded upwards."""
+    return PrivacyCurve(_counted(mechanisms_of(event)))
 
 
 def mechanisms_of(part) -> dict[tuple, int]:
@@ -173,11 +177,6 @@ def sum_of_mechanisms(multisets) -> dict[tuple, int]:
         for mechanism, count in counts.items():
             total[mechanism] = events.check_count(total.get(mechanism, 0) + count)
     return total
-
-
-def _loss_of_mechanisms(counts):
-    # Sorted, so that the order of events moves no digit.
-    return _composed(tuple(sorted(counts.items(), key=repr)))
 
 
 def pure_epsilon(event) -> float | None:
@@ -199,7 +198,7 @@ def _total_pure(logged) -> float | None:
 
 
 def epsilon_shuffled(
-    run: accounting.DpSgdRun, delta: float, *, adjacency: str = "zero_out_one", drop_remainder: bool = False
+    run: accounting.DpSgdRun, delta: float, *, adjacency: str = "zero_out", drop_remainder: bool = False
 ) -> float:
     r"""ε that the same noise supports if batches of fixed size are cut from a shuffled order, as ``fit`` does.
 
@@ -212,7 +211,7 @@ def epsilon_shuffled(
     Args:
         run: The run, with ``batch_size`` the size of every batch.
         delta: Target δ in (0, 1).
-        adjacency: ``zero_out_one`` (a record's gradient becomes zero while its place in the batch stays: Kairouz et
+        adjacency: ``zero_out`` (a record's gradient becomes zero while its place in the batch stays: Kairouz et
             al. 2021) or ``replace_one`` (it becomes another record's: twice the sensitivity).
         drop_remainder: True if the last, smaller batch of each pass is left out: passes are then shorter.
 
@@ -226,11 +225,12 @@ def epsilon_shuffled(
     Figures under different adjacencies are not comparable one to one: print the adjacency beside them.
     """
     accounting.check_delta(delta)
-    if adjacency not in ("zero_out_one", "replace_one"):
-        raise InputError(f"Expected adjacency to be zero_out_one or replace_one, got adjacency={adjacency!r}.")
+    zeroed = adjacency_named(adjacency) == ZERO_OUT
+    if not zeroed and adjacency != "replace_one":
+        raise InputError(f"Expected adjacency to be zero_out or replace_one, got adjacency={adjacency!r}.")
     batches = run.examples / run.batch_size
     passes = math.ceil(run.steps / (math.floor(batches) if drop_remainder else math.ceil(batches)))
-    sensitivity = 1 if adjacency == "zero_out_one" else 2
+    sensitivity = 1 if zeroed else 2
     return accounting.gaussian_epsilon(run.noise_multiplier / (sensitivity * math.sqrt(passes)), delta)
 
 
@@ -251,61 +251,16 @@ def _epsilon_by_rdp(logged, delta) -> float | None:
 
 def expected_loss(mechanisms: dict[tuple, int]) -> float:
     """Mean privacy loss of a multiset of mechanisms, or a bound on it: it decides how large a distribution grows."""
-    return math.fsum(_expected_loss(mechanism) * count for mechanism, count in mechanisms.items())
+    return math.fsum(moments(mechanism)[0] * count for mechanism, count in mechanisms.items())
 
 
-@functools.lru_cache(maxsize=16)
-def _composed(counts: tuple) -> privacy_loss_distribution.PrivacyLossDistribution:
-    """Privacy loss of a multiset of mechanisms."""
-    _check_is_not_too_much(dict(counts))
-    losses = [self_compose(*_uses(mechanism, count)) for mechanism, count in counts]
-    return functools.reduce(lambda one, other: one.compose(other), losses)
-
-
-def _check_is_not_too_much(counts):
+def _counted(counts: dict[tuple, int]) -> tuple:
+    """The multiset as the accountant takes it, if it can be computed."""
+    for *_, noise_multiplier in counts:
+        check_finite_number("noise_multiplier", noise_multiplier, at_least=accounting.SMALLEST_NOISE)
     if expected_loss(counts) > LARGEST_LOSS:
         raise InputError(
             f"The events cost an epsilon near or beyond {LARGEST_LOSS:g}, too much to compute; use more noise or "
             "fewer steps."
         )
-
-
-def _uses(mechanism: tuple, count: int):
-    """``count`` uses of one mechanism as the privacy loss of one use and a number of uses."""
-    kind, *numbers = mechanism
-    check_finite_number("noise_multiplier", numbers[-1], at_least=accounting.SMALLEST_NOISE)
-    if kind == "gaussian" and numbers[0] == 1.0:
-        return accounting.step_privacy_loss(numbers[1] / math.sqrt(count), 1.0), 1
-    if kind == "gaussian":
-        return accounting.step_privacy_loss(numbers[1], numbers[0]), count
-    return _loss_of_one(mechanism), count
-
-
-@functools.lru_cache(maxsize=64)
-def _loss_of_one(mechanism: tuple) -> privacy_loss_distribution.PrivacyLossDistribution:
-    """Privacy loss of one use of Laplace noise, or of a Gaussian step whose batches are cut."""
-    kind, *numbers = mechanism
-    if kind == "laplace":
-        return privacy_loss_distribution.from_laplace_mechanism(
-            numbers[1], sampling_prob=numbers[0], value_discretization_interval=accounting.DISCRETISATION
-        )
-    examples, probability, largest, noise_multiplier = numbers
-    return privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
-        examples, probability, largest, noise_multiplier, value_discretization_interval=accounting.DISCRETISATION
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _expected_loss(mechanism: tuple) -> float:
-    """Mean privacy loss of one use, or a bound on it."""
-    kind, *numbers = mechanism
-    noise = numbers[-1]
-    if kind == "laplace":
-        return numbers[0] * (1 / noise + math.expm1(-1 / noise))
-    probability, shift = (numbers[0], 1 / noise) if kind == "gaussian" else (numbers[1], 2 / noise)
-    if probability == 1.0:
-        return shift**2 / 2
-    x = np.linspace(-12.0, shift + 12.0, 4001)
-    loss = np.logaddexp(math.log1p(-probability), math.log(probability) + shift * x - shift**2 / 2)
-    without = np.exp(-(x**2) / 2) * (x[1] - x[0]) / math.sqrt(2 * math.pi)
-    return float(max(np.sum(without * np.exp(loss) * loss), -np.sum(without * loss)))
+    return canonical(counts)

@@ -122,15 +122,15 @@ def read_events(path) -> list[dp_accounting.DpEvent]:
         log = parse(content.decode())
         if not isinstance(log, dict) or set(log) != {"format", "adjacency", "events"}:
             raise InputError("expected an object with format, adjacency and events.")
-        if log["format"] != FORMAT or log["adjacency"] not in adjacency.ADJACENCIES:
+        neighbours = adjacency.named(log["adjacency"])
+        if log["format"] != FORMAT or neighbours is None:
             raise InputError(f"format {log['format']!r} with adjacency {log['adjacency']!r} is not understood.")
         if not isinstance(log["events"], list) or not log["events"]:
             raise InputError("expected events to be a list of at least one.")
         logged = [from_json(tree) for tree in log["events"]]
     except (InputError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read event log {path}: {error}") from error
-    zeroed = log["adjacency"] == adjacency.ZERO_OUT_ONE
-    return [adjacency.ZeroOutOneDpEvent(event) for event in logged] if zeroed else logged
+    return [adjacency.ZeroOutOneDpEvent(event) for event in logged] if neighbours == adjacency.ZERO_OUT else logged
 
 
 def dumps(event: dp_accounting.DpEvent) -> str:
@@ -177,7 +177,7 @@ def _tree(event, depth) -> dict:
     name = type(event).__name__
     if isinstance(event, adjacency.ZeroOutOneDpEvent):
         raise InputError(
-            f"Expected an event that holds for {adjacency.ADD_OR_REMOVE_ONE}, got one for {adjacency.ZERO_OUT_ONE} "
+            f"Expected an event that holds for {adjacency.ADD_OR_REMOVE_ONE}, got one for {adjacency.ZERO_OUT} "
             "(shuffled batches); sample by sampling='poisson'."
         )
     if name not in _NUMBERS or type(event) is not getattr(dp_event, name, None):

@@ -9,18 +9,12 @@ import math
 
 import numpy as np
 from dp_accounting import rdp
-from dp_accounting.pld import privacy_loss_distribution
-from scipy import stats
 
 from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.dp import accounting, adjacency, composition
-from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
-from tfprivacy_lab.dp.repetition import self_compose
+from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
 
-_GRID = 2_000
-# Convolution by FFT leaves each of some 10^5 masses wrong by a few 1e-17, and their sums by up to 2e-13 (measured):
-# smaller divergences, some of them below zero, say nothing.
-_ROUNDING = 1e-11
+_GRID = 500
 _LARGEST_EPSILON = 2e4
 
 
@@ -42,7 +36,7 @@ def group_epsilon(part, size: int, delta: float) -> float:
     Raises:
         InputError: naming the argument, or if no point of the curve that can be computed keeps to δ.
 
-    Guarantee: holds for every mechanism. The curve is that of PLD where it stands above rounding, and of RDP below.
+    Guarantee: holds for every mechanism. The curve is the lower of that of PLD and that of RDP, both upper bounds.
 
     Source: Dwork and Roth 2014, Thm 2.2; with δ, Vadhan 2017, Lemma 2.2; RDP to (ε, δ) by Canonne, Kamath and Steinke
     2020, Prop. 12.
@@ -51,7 +45,7 @@ def group_epsilon(part, size: int, delta: float) -> float:
     accounting.check_delta(delta)
     if size == 1:
         return composition.epsilon_of(part, delta)
-    log_delta, highest = _curve(part, delta)
+    log_delta, highest = _curve(part), composition.epsilon_of(part, delta) + 1
     pure = composition.pure_epsilon(part)
 
     def first_fitting(low, high):
@@ -81,10 +75,10 @@ def _log_factor(size: int, epsilon: np.ndarray) -> np.ndarray:
     return np.where(epsilon > 0, factor, math.log(size))
 
 
-def _curve(part, delta: float):
-    """log δ₀ as a function of ε₀ for one record, an upper bound; and the ε₀ up to which PLD says something.
+def _curve(part):
+    """log δ₀ as a function of ε₀ for one record, an upper bound.
 
-    By PLD as far as rounding lets it, and by RDP, whose logarithms know no such end.
+    By PLD, down to what losses so rare that they count as infinite leave, and by RDP, which knows no such end.
     """
     loss, accountant = composition.privacy_loss(part), rdp.RdpAccountant()
     event, orders, divergences = adjacency.plain(composition.event_of(part)), None, None
@@ -93,21 +87,15 @@ def _curve(part, delta: float):
         known = np.isfinite(accountant._rdp) & (accountant._rdp > 0) & (accountant._orders > 1.01)
         orders, divergences = accountant._orders[known], accountant._rdp[known]
 
-    largest = epsilon_for_delta(loss, _ROUNDING)
-    if not math.isfinite(largest) or largest == 0:
-        largest = 4 * composition.epsilon_of(part, delta) + 1
-
     def log_delta(epsilon):
-        # δ falls with ε: beyond the last ε that PLD is asked for, it is at most what it is there.
-        asked = np.append(epsilon[epsilon < largest], largest)
-        deltas = np.maximum(loss.get_delta_for_epsilon(asked), 0)
-        by_pld = np.log(np.pad(deltas, (0, epsilon.size), mode="edge")[: epsilon.size] + _ROUNDING)
+        with np.errstate(divide="ignore"):
+            by_pld = np.log(loss.get_delta_for_epsilon(epsilon))
         if orders is None or not orders.size:
             return by_pld
         by_order = (orders - 1) * (divergences - epsilon[:, np.newaxis] + np.log1p(-1 / orders)) - np.log(orders)
         return np.minimum(by_pld, by_order.min(axis=1))
 
-    return log_delta, largest
+    return log_delta
 
 
 def group_epsilon_gaussian(noise_multiplier: float, releases: int, size: int, delta: float) -> float:
@@ -147,7 +135,7 @@ def group_epsilon_sampled(run: accounting.DpSgdRun, size: int, delta: float) -> 
         ε by PLD, rounded upwards.
 
     Raises:
-        InputError: naming the argument; or if the installed dp-accounting has no mixtures of Gaussians.
+        InputError: naming the argument.
 
     Guarantee: D' is D with k records more, or k fewer: a person's k records. Not covered: some added and others
     removed at once (use :func:`group_epsilon`).
@@ -159,23 +147,5 @@ def group_epsilon_sampled(run: accounting.DpSgdRun, size: int, delta: float) -> 
     accounting.check_finite_number("noise_multiplier", run.noise_multiplier, at_least=accounting.SMALLEST_NOISE)
     if size == 1:
         return accounting.epsilon_after(run, run.steps, delta)
-    mixture = getattr(privacy_loss_distribution, "from_mixture_gaussian_mechanism", None)
-    if mixture is None:
-        raise InputError("group_epsilon_sampled needs dp-accounting 0.6 or newer; use group_epsilon.")
-    joined = np.arange(size + 1)
-    step = mixture(
-        run.noise_multiplier,
-        joined.astype(float).tolist(),
-        _binomial(size, run.sampling_probability).tolist(),
-        value_discretization_interval=accounting.DISCRETISATION,
-    )
-    epsilon = epsilon_for_delta(self_compose(step, run.steps), delta)
-    if not math.isfinite(epsilon):
-        raise InputError(f"No finite epsilon can be computed at delta={delta:g}; use a larger delta.")
-    return epsilon
-
-
-def _binomial(size: int, probability: float) -> np.ndarray:
-    """Probabilities of 0 … size, summing to 1 to the last digit that the mixture checks."""
-    weights = stats.binom.pmf(np.arange(size + 1), size, probability)
-    return weights / math.fsum(weights)
+    step = ("mixture", run.sampling_probability, size, float(run.noise_multiplier))
+    return accounting.finite(epsilon_of_counts(canonical({step: run.steps}), float(delta)), delta)

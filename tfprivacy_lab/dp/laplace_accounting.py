@@ -8,15 +8,14 @@ norm C, under Laplace noise of scale noise_multiplier · C on every coordinate. 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import dp_accounting
-from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.dp.accounting import ADJACENCY, SAMPLING, accountant_name, check_delta, steps_for
-from tfprivacy_lab.dp.fourier_accountant import epsilon_of_uses
+from tfprivacy_lab.dp.adjacency import ZERO_OUT
+from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
 
 # Within these the discretised privacy loss has at most some 10^5 points a step.
 _SMALLEST_NOISE, _LARGEST_NOISE = 0.05, 1e7
@@ -142,14 +141,6 @@ class LaplacePlan:
         return run
 
 
-@functools.lru_cache(maxsize=32)
-def _step_privacy_loss(noise_multiplier: float, sampling_probability: float, interval: float):
-    """Privacy loss distribution of one step, connect the dots, both directions of add-or-remove."""
-    return privacy_loss_distribution.from_laplace_mechanism(
-        noise_multiplier, sampling_prob=sampling_probability, value_discretization_interval=interval
-    )
-
-
 def laplace_epsilon_after(run: LaplaceRun, steps: int, delta: float) -> float:
     """ε at δ by PLD after the first ``steps`` steps of ``run``, or its pure ε if that is less or δ is 0.
 
@@ -172,11 +163,8 @@ def laplace_epsilon_after(run: LaplaceRun, steps: int, delta: float) -> float:
     pure = steps * run.step_epsilon
     if delta == 0 or steps == 0:
         return pure
-    # A hundred points for the loss of a step, or the figure is coarse; a grid of 2^24 for that of the run.
-    interval = min(1e-4, run.step_epsilon / 100)
-    interval = max(interval, 2 * pure / 2**24)
-    one = _step_privacy_loss(run.noise_multiplier, run.sampling_probability, interval)
-    return min(pure, epsilon_of_uses(one, steps, delta))
+    step = ("laplace", run.sampling_probability, float(run.noise_multiplier))
+    return min(pure, epsilon_of_counts(canonical({step: steps}), float(delta)))
 
 
 def account_laplace(run: LaplaceRun, delta: float) -> dict:
@@ -188,9 +176,10 @@ def account_laplace(run: LaplaceRun, delta: float) -> dict:
 
     Returns:
         A JSON-ready dict: ``epsilon_pure`` (δ = 0), ``epsilon`` (PLD at ``delta``),
-        ``epsilon_no_amplification`` (pure; every example once a pass, batches cut from a fixed order), and
-        ``accountant``, ``sampling``, ``adjacency``, ``mechanism``, ``delta``, ``steps``,
-        ``noise_multiplier``.
+        ``epsilon_no_amplification`` (pure; every example once a pass, batches cut from a fixed order), which holds for
+        ``epsilon_no_amplification_adjacency`` = ``zero_out``: under add-or-remove one example more would shift all
+        later batches; and ``accountant``, ``sampling``, ``adjacency`` (of all else), ``mechanism``, ``delta``,
+        ``steps``, ``noise_multiplier``.
 
     Raises:
         InputError: if δ is out of range.
@@ -201,6 +190,7 @@ def account_laplace(run: LaplaceRun, delta: float) -> dict:
         "epsilon_pure": run.pure_epsilon,
         "epsilon": laplace_epsilon_after(run, run.steps, delta),
         "epsilon_no_amplification": passes / run.noise_multiplier,
+        "epsilon_no_amplification_adjacency": ZERO_OUT,
         "accountant": accountant_name(),
         "sampling": SAMPLING,
         "adjacency": ADJACENCY,

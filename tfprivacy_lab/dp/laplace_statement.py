@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfprivacy_lab.dp.laplace_accounting import LaplaceRun, account_laplace
-from tfprivacy_lab.dp.statement import SEEDED, UNSEEDED, row
+from tfprivacy_lab.dp.statement import SEEDED, UNSEEDED, ZEROED, row
 
 _SECURE = (
     "Noise came from the operating system's cryptographic generator; sampling was seeded with 128 bits from it. In "
@@ -62,8 +62,8 @@ def laplace_statement(
         row(
             "No amplification",
             f"pure epsilon = {figures['epsilon_no_amplification']:.4f}: batches cut from one fixed order, each example "
-            "once a pass. At a pure epsilon this may be the smaller figure; it does not hold for Poisson batches, "
-            "which may draw an example at every step",
+            f"once a pass, {ZEROED}. At a pure epsilon this may be the smaller figure; it does not hold for Poisson "
+            "batches, which may draw an example at every step",
         ),
     ]
     return "\n".join(lines) + "\n"

@@ -6,11 +6,9 @@ import warnings
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import ADJACENCY, accountant_name
+from tfprivacy_lab.dp.adjacency import ZERO_OUT
 from tfprivacy_lab.dp.record import TrainingRecord
 from tfprivacy_lab.dp.spending import Phase, epsilon_of, further_steps_within
-
-# One example's gradient becomes zero, its place in the order stays.
-ZERO_OUT = "zero_out"
 
 
 class PrivacyAccount:

@@ -15,6 +15,11 @@ UNSEEDED = (
     "is drawn. The noise is TensorFlow's Philox generator in single precision: not cryptographic, and subject "
     "to the floating-point gaps of Mironov (2012)."
 )
+# For whom epsilon holds where batches are cut from a fixed order: not for the neighbours of the headline.
+ZEROED = (
+    "and for zero-out neighbours (one example's gradient becomes zero while its place stays), not for add-or-remove: "
+    "one example more would shift all later batches"
+)
 
 
 def privacy_statement(
@@ -70,7 +75,7 @@ def privacy_statement(
             "No amplification",
             f"epsilon = {figures['epsilon_no_amplification_exact']:.4f} exactly, "
             f"{figures['epsilon_no_amplification']:.4f} by RDP: what the noise alone gives if batches are cut "
-            "from one fixed order, each example once a pass",
+            f"from one fixed order, each example once a pass, {ZEROED}",
         ),
     ]
     if tensorflow_privacy is not None:
