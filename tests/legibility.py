@@ -33,7 +33,7 @@ def _overlap(one, other) -> bool:
 
 
 def _covered(axes, box) -> list[str]:
-    """Lines, error bars, points and bars of the axes that reach into a box."""
+    """Lines, error bars, points and bars of the axes that reach into a box; a span of background may."""
     found = []
     for line in axes.get_lines():
         if line.get_transform().transform_path(line.get_path()).intersects_bbox(box, filled=False):
@@ -46,6 +46,6 @@ def _covered(axes, box) -> list[str]:
         if scattered or (len(points) <= 1 and any(path.intersects_bbox(box, filled=False) for path in paths)):
             found.append(f"the {type(collection).__name__} {collection.get_label()!r}")
     for bar in axes.patches:
-        if _overlap(bar.get_window_extent(), box):
+        if bar.get_data_transform() == axes.transData and _overlap(bar.get_window_extent(), box):
             found.append(f"the bar {bar.get_label()!r}")
     return found

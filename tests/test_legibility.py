@@ -56,6 +56,7 @@ def test_a_legend_beside_what_it_explains(axes):
     axes.errorbar(np.arange(3), [0.1, 0.2, 0.1], 0.05, fmt="o-", label="low")
     axes.bar([0, 1, 2], [0.1, 0.2, 0.1])
     axes.scatter([0, 1, 2], [0.1, 0.2, 0.1])
+    axes.axvspan(1, 2, color="whitesmoke")
     axes.set_ylim(0, 2)
     axes.legend(loc="upper right")
     assert complaints(axes.figure) == []
