@@ -13,6 +13,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "listings.md").read_text(encoding="
 BLOCKS = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 ERRORS = dict(re.findall(r"^```text error of (\S+)\n(.*?)\n```$", PAGE, re.DOTALL | re.MULTILINE))
 OUTPUTS = dict(re.findall(r"^```text output of (\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+PRINTED = dict(re.findall(r"^```text (listing-\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 NUMBER = re.compile(r"\d+\.\d+")
 
 
@@ -57,16 +58,47 @@ def test_page_has_the_blocks_this_file_speaks_of():
         "corrected",
         "corrected-epsilon",
         "accounting",
+        "listing-4.2-on-shares",
     ]
     assert set(ERRORS) == {"listing-4.1", "mean-loss", "partial-batch"}
-    assert set(OUTPUTS) == {"noise", "sensitivity", "batchnorm", "corrected-epsilon", "accounting"}
+    assert set(OUTPUTS) == {
+        "noise",
+        "sensitivity",
+        "batchnorm",
+        "corrected-epsilon",
+        "accounting",
+        "listing-4.2-on-shares",
+    }
+    assert set(PRINTED) == {"listing-4.2"}
     assert PAGE.count("```python") == len(BLOCKS)
-    assert PAGE.count("```") == 2 * (len(BLOCKS) + len(ERRORS) + len(OUTPUTS))
+    assert PAGE.count("```") == 2 * (len(BLOCKS) + len(ERRORS) + len(OUTPUTS) + len(PRINTED))
 
 
-def test_listing_is_the_documents_to_the_byte():
-    digest = hashlib.sha256(BLOCKS["listing-4.1"].encode()).hexdigest()
-    assert digest == "df4ee116e91b681a37bf322e26c15fa92a309d7205105dd294e19f64682d8310"
+@pytest.mark.parametrize(
+    ("block", "sha256"),
+    [
+        (BLOCKS["listing-4.1"], "df4ee116e91b681a37bf322e26c15fa92a309d7205105dd294e19f64682d8310"),
+        (PRINTED.get("listing-4.2", ""), "8ba1519fa722bba8554b9af8bf9460d7c842108ded2c64d48496a01339bad592"),
+    ],
+    ids=["4.1", "4.2"],
+)
+def test_listings_are_the_documents_to_the_byte(block, sha256):
+    assert hashlib.sha256(block.encode()).hexdigest() == sha256
+
+
+def test_second_listing_runs_on_shares_though_its_own_code_does_not(run):
+    """Oracle: ten steps of gradient descent on the sum of squares, from the weights that the job starts at."""
+    rows, target = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]), np.array([0, 0, 1, 1])
+    weights = np.array([0.3, -0.2, 0.1])
+    for _ in range(10):
+        weights = weights - 0.1 * 2 * rows.T @ (rows @ weights - target)
+    *_, names = run["listing-4.2-on-shares"]
+    np.testing.assert_allclose([*names["w"].ravel(), *names["b"]], weights, atol=1e-6)
+    np.testing.assert_allclose(names["prediction"], [[[0.5, 0.5, 1] @ weights]], atol=1e-6)
+    shown = [
+        [float(x) for x in re.findall(r"-?\d\.\d{4}", line)] for line in OUTPUTS["listing-4.2-on-shares"].splitlines()
+    ]
+    assert shown == [[*weights.round(4), ([0.5, 0.5, 1] @ weights).round(4)]] * 2
 
 
 @pytest.mark.parametrize("name", BLOCKS)

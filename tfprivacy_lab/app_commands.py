@@ -84,7 +84,7 @@ def run_apps(names, out, seeds: int, note) -> dict:
 
 def summary(metrics: dict) -> str:
     """What the README says, from what ``metrics.json`` holds."""
-    from tfprivacy_lab.apps import tables
+    from tfprivacy_lab.apps import education, tables
 
     apps = metrics["apps"]
     common = ", ".join(f"{name} {100 * max(p, 1 - p):.1f}" for name, p in _positives(apps))
@@ -99,7 +99,8 @@ def summary(metrics: dict) -> str:
     ]
     for app in apps.values():
         parts += [tables.encrypted_line(app["encrypted"])] if "encrypted" in app else []
-        parts += [tables.statistics_markdown(app["statistics"])] if "statistics" in app else []
+        if "statistics" in app:
+            parts += [tables.statistics_markdown(app["statistics"], delta=education.DELTA)]
     return "\n\n".join(parts)
 
 

@@ -200,6 +200,26 @@ def test_written_tables_are_the_results_files(name):
     assert found["apps"][name]["card"]["sha256"] == MODULES[name].CARD.sha256
 
 
+def test_recorded_results_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tables.recorded() == json.loads(bench.RESULTS.read_text())
+    with pytest.raises(InputError, match="make apps"):
+        tables.recorded(tmp_path / "metrics.json")
+
+
+def test_no_table_gives_an_epsilon_without_its_delta():
+    found = tables.recorded()
+    private = [row for row in found["rows"] if row["epsilon"] is not None]
+    assert private
+    for row in private:
+        cell = f"| {row['epsilon']:g} (δ = {MODULES[row['app']].DELTA:.0e}) |"
+        assert cell in tables.markdown([row])
+        assert tables.gaps_markdown([row]).count(cell) == len(row["gaps"])
+    statistics = tables.statistics_markdown(found["apps"]["education"]["statistics"], delta=education.DELTA)
+    assert "ε = 1: Laplace with δ = 0, Gauss with δ = 1e-05" in statistics
+    assert statistics in app_commands.summary(found)
+
+
 def test_apps_need_three_seeds(tmp_path, capsys):
     assert main(["apps", "--seeds", "2", "--out", str(tmp_path / "out")]) == 2
     assert "seeds" in capsys.readouterr().err

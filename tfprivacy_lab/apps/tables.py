@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.evaluation import mean_interval
 from tfprivacy_lab.figures import CONTROL, DP, NON_PRIVATE, _png
 
 LEAST_SEEDS = 3
+# Of the repository that this package lies in, wherever the caller is.
+RECORDED = Path(__file__).resolve().parents[2] / "results" / "apps" / "metrics.json"
 QUALITY = ("accuracy", "auc", "brier", "calibration_error")
+
+
+def recorded(path: Path = RECORDED) -> dict:
+    """What ``make apps`` found last: ``rows``, and ``apps`` by name.
+
+    Raises:
+        InputError: if the package lies in no repository with results.
+    """
+    if not path.is_file():
+        raise InputError(f"Expected results of the applications in {path}: run `make apps` in a clone of the project.")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def rows(app: str, runs: list[dict]) -> list[dict]:
@@ -52,6 +69,11 @@ def shown(figure: dict, digits: int = 1, *, scale: float = 100) -> str:
     return f"{scale * figure['mean']:.{digits}f} ± {half:.{digits}f}"
 
 
+def budget(row: dict) -> str:
+    """A row's ε, with the δ without which it says nothing; or that it has none."""
+    return "no DP" if row["epsilon"] is None else f"{row['epsilon']:g} (δ = {row['delta']:.0e})"
+
+
 def markdown(found: list[dict]) -> str:
     """The README's table."""
     head = "| application | ε | accuracy, % | lost to DP, points | Brier score | attack's AUC | seeds |"
@@ -60,7 +82,7 @@ def markdown(found: list[dict]) -> str:
         private = row["epsilon"] is not None
         figures = [
             row["app"],
-            f"{row['epsilon']:g} (δ = {row['delta']:.0e})" if private else "no DP",
+            budget(row),
             shown(row["accuracy"]),
             shown(row["accuracy_loss"]) if private else "",
             shown(row["brier"], 3, scale=1),
@@ -78,16 +100,15 @@ def gaps_markdown(found: list[dict]) -> str:
         "|---" * 7 + "|",
     ]
     for row in found:
-        epsilon = "no DP" if row["epsilon"] is None else f"{row['epsilon']:g}"
         for group, gap in row["gaps"].items():
             names = ("accuracy", "positive_rate", "true_positive_rate", "calibration")
             cells = " | ".join(shown(gap[name]) for name in names)
-            lines.append(f"| {row['app']} | {group} ({gap['rows']['mean']:.0f}) | {epsilon} | {cells} |")
+            lines.append(f"| {row['app']} | {group} ({gap['rows']['mean']:.0f}) | {budget(row)} | {cells} |")
     return "\n".join(lines)
 
 
-def statistics_markdown(released: dict[str, list[dict]], epsilon: float = 1.0) -> str:
-    """Statistics of both school types, by both mechanisms, with intervals."""
+def statistics_markdown(released: dict[str, list[dict]], *, delta: float, epsilon: float = 1.0) -> str:
+    """Statistics of both school types, by both mechanisms, with intervals; ``delta`` is that of Gauss."""
     lines = ["| schools | statistic | Laplace, a curator sums | Gauss, from shares |", "|---|---|---|---|"]
     for laplace, gauss in zip(released["laplace"], released["gaussian"], strict=True):
         digits = 3 if laplace["statistic"] == "graduated" else 1
@@ -95,7 +116,11 @@ def statistics_markdown(released: dict[str, list[dict]], epsilon: float = 1.0) -
             f"{r['estimate']:.{digits}f} [{r['low']:.{digits}f}, {r['high']:.{digits}f}]" for r in (laplace, gauss)
         ]
         lines.append(f"| {laplace['schools']} | {laplace['statistic']} | {' | '.join(cells)} |")
-    note = f"Education: means of the pupils at hand; a column is ε = {epsilon:g} in all; 95 % intervals for the noise."
+    note = (
+        f"Education: means of the pupils at hand. A column costs a pupil, all together, ε = {epsilon:g}: Laplace with "
+        f"δ = 0, Gauss with δ = {delta:.0e}, also against a district that knows its own noise; both columns cost the "
+        "sum. 95 % intervals for the noise."
+    )
     return "\n".join([note, "", *lines])
 
 
