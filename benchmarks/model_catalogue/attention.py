@@ -91,7 +91,7 @@ def _two(attend):
     return build
 
 
-class _Patches(_L.Layer):
+class Patches(_L.Layer):
     """Of Keras' vision transformer."""
 
     def call(self, images):
@@ -99,7 +99,7 @@ class _Patches(_L.Layer):
         return tf.reshape(patches, [tf.shape(images)[0], -1, patches.shape[-1]])
 
 
-class _PatchEncoder(_L.Layer):
+class PatchEncoder(_L.Layer):
     """Of the same: patches' vectors, and those of their places."""
 
     def __init__(self, count, width):
@@ -112,7 +112,7 @@ class _PatchEncoder(_L.Layer):
 
 def _vision():
     inputs = tf.keras.Input((4, 4, 2))
-    above = _PatchEncoder(4, _WIDTH)(_Patches()(inputs))
+    above = PatchEncoder(4, _WIDTH)(Patches()(inputs))
     normal = _L.LayerNormalization(epsilon=1e-6)(above)
     above = _L.Add()([_L.MultiHeadAttention(num_heads=2, key_dim=3)(normal, normal), above])
     return tf.keras.Model(inputs, _L.Dense(CLASSES)(_L.Flatten()(above)))

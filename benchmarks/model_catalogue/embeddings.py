@@ -55,7 +55,7 @@ def _two_towers():
     return tf.keras.Model([user, film], tf.sigmoid(match))
 
 
-class _Tied(tf.keras.Model):
+class Tied(tf.keras.Model):
     """Words in and words out by one matrix."""
 
     def __init__(self):
@@ -67,7 +67,7 @@ class _Tied(tf.keras.Model):
 
 
 def _tied():
-    model = _Tied()
+    model = Tied()
     model(np.zeros((1, _LENGTH), np.int64))
     return model
 

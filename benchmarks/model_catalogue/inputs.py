@@ -14,7 +14,7 @@ _WEIGHTS = np.random.default_rng(0).uniform(0, 2, EXAMPLES).astype(np.float32)
 _OF_CLASSES = {0: 0.5, 1: 1.0, 2: 3.0}
 
 
-class _Batches(tf.keras.utils.Sequence):
+class Batches(tf.keras.utils.Sequence):
     """Batches of some rows."""
 
     def __init__(self, x, y, rows):
@@ -28,7 +28,7 @@ class _Batches(tf.keras.utils.Sequence):
         return self.x[part], self.y[part]
 
 
-class _Singles(_Batches):
+class Singles(Batches):
     """Single examples."""
 
     def __init__(self, x, y):
@@ -59,7 +59,7 @@ def _zipped(x, y):
 def _generated(x, y):
     """Batches from a generator."""
     kinds = tf.TensorSpec((None, 5), tf.float32), tf.TensorSpec((None,), tf.int64)
-    return tf.data.Dataset.from_generator(lambda: iter(_Batches(x, y, 4)), output_signature=kinds)
+    return tf.data.Dataset.from_generator(lambda: iter(Batches(x, y, 4)), output_signature=kinds)
 
 
 def _ragged(x):
@@ -98,9 +98,9 @@ CASES = (
     _case("Dataset of a generator's batches", lambda x, y: {"x": _generated(x, y)}),
     _case("Dataset, and y beside it", lambda x, y: {"x": _dataset(x, y), "y": y}),
     _case("endless Dataset", lambda x, y: {"x": _dataset(x, y).repeat()}),
-    _case("generator", lambda x, y: {"x": iter(_Batches(x, y, 4))}),
-    _case("keras.utils.Sequence of batches", lambda x, y: {"x": _Batches(x, y, 4)}),
-    _case("keras.utils.Sequence of single examples", lambda x, y: {"x": _Singles(x, y)}),
+    _case("generator", lambda x, y: {"x": iter(Batches(x, y, 4))}),
+    _case("keras.utils.Sequence of batches", lambda x, y: {"x": Batches(x, y, 4)}),
+    _case("keras.utils.Sequence of single examples", lambda x, y: {"x": Singles(x, y)}),
     _case("SparseTensor", _as_x(tf.sparse.from_dense)),
     _case("RaggedTensor", _as_x(_ragged)),
     _case("NaN in a row", _as_x(_with_nan)),

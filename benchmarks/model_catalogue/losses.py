@@ -23,7 +23,7 @@ def _other_labels(labels, outputs):
     return tf.reduce_mean(tf.square(tf.roll(labels, 1, 0) - outputs), axis=-1)
 
 
-class _Focal(_LOSSES.Loss):
+class Focal(_LOSSES.Loss):
     """A Loss of one's own."""
 
     def call(self, labels, outputs):
@@ -94,7 +94,7 @@ CASES = (
     _case("cosine similarity", "y (n, 2)", _TWO, _LOSSES.CosineSimilarity(), _outputs(2), slow=True),
     _case("Kullback-Leibler", "y one-hot", one_hot(), "kl_divergence", _outputs(CLASSES, "softmax"), slow=True),
     _case("a function of one's own", "y (n, 2)", _TWO, _per_example, _outputs(2), slow=True),
-    _case("a Loss of one's own", "y 0 or 1", yes_or_no()[:, None], _Focal(), _outputs(1, "sigmoid")),
+    _case("a Loss of one's own", "y 0 or 1", yes_or_no()[:, None], Focal(), _outputs(1, "sigmoid")),
     _case("a function that gives one number", "y (n, 2)", _TWO, _one_number, _outputs(2)),
     _case("a function that looks at another's label", "y (n, 2)", _TWO, _other_labels, _outputs(2)),
 )

@@ -50,7 +50,7 @@ def _ended():
     return numbers(_STEPS, _WIDTH) * (sentences(_WORDS, _STEPS) > 0)[:, :, None]
 
 
-class _Cell(_L.Layer):
+class Cell(_L.Layer):
     """A cell of one's own."""
 
     def __init__(self, units):
@@ -102,7 +102,7 @@ CASES = (
     _case("LSTM, stateful", _stateful, not_compared="it is built for one size of batch"),
     _case("RNN(GRUCell)", _last(lambda: _L.RNN(_L.GRUCell(4))), slow=True),
     _case("RNN of two LSTM cells", _last(lambda: _L.RNN([_L.LSTMCell(3), _L.LSTMCell(2)])), slow=True),
-    _case("RNN of a cell of one's own", _last(lambda: _L.RNN(_Cell(4)))),
+    _case("RNN of a cell of one's own", _last(lambda: _L.RNN(Cell(4)))),
     _case(
         "LSTM, TimeDistributed(Dense)",
         lambda: sequential((_STEPS, _WIDTH), _L.LSTM(3, return_sequences=True), _L.TimeDistributed(_L.Dense(2))),

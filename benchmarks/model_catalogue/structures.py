@@ -68,7 +68,7 @@ def _two_outputs():
     return tf.keras.Model(inputs, [_L.Dense(CLASSES)(shared), _L.Dense(1)(shared)])
 
 
-class _Subclassed(tf.keras.Model):
+class Subclassed(tf.keras.Model):
     """Layers in attributes, lists and dictionaries; inputs by name."""
 
     def __init__(self):
@@ -84,7 +84,7 @@ class _Subclassed(tf.keras.Model):
         return above
 
 
-class _OwnLayer(_L.Layer):
+class Linear(_L.Layer):
     """The guide's Linear layer: weights of its own."""
 
     def build(self, shape):
@@ -95,7 +95,7 @@ class _OwnLayer(_L.Layer):
         return tf.matmul(inputs, self.w) + self.b
 
 
-class _AddsLoss(_L.Layer):
+class AddsLoss(_L.Layer):
     """The guide's layer that adds a loss of its inputs."""
 
     def call(self, inputs):
@@ -104,7 +104,7 @@ class _AddsLoss(_L.Layer):
 
 
 def _subclassed():
-    model = _Subclassed()
+    model = Subclassed()
     model({"narrow": _NARROW[:1], "wide": _WIDE[:1]})
     return model
 
@@ -183,8 +183,8 @@ CASES = (
         loss=["sparse_categorical_crossentropy", "mse"],
     ),
     _case("subclassed, inputs by name", "dictionary", _subclassed, {"narrow": _NARROW, "wide": _WIDE}),
-    _case("a layer of one's own weights", "float32", lambda: mlp(_OwnLayer(), _L.Dense(CLASSES)), _FIVE),
-    _case("a layer that adds a loss of its inputs", "float32", lambda: mlp(_AddsLoss(), _L.Dense(CLASSES)), _FIVE),
+    _case("a layer of one's own weights", "float32", lambda: mlp(Linear(), _L.Dense(CLASSES)), _FIVE),
+    _case("a layer that adds a loss of its inputs", "float32", lambda: mlp(AddsLoss(), _L.Dense(CLASSES)), _FIVE),
     _case(
         "a model in a model", "float32", lambda: sequential((5,), mlp(_L.Dense(4)), _L.Dense(CLASSES)), _FIVE, slow=True
     ),
