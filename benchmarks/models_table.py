@@ -39,8 +39,8 @@ _DRAWS = "compared with draws that are the same for every row"
 
 _HEAD = """# Keras models under differential privacy
 
-Written by `make models`; `tests/test_models_table.py` derives the rows again. {count} models and kinds of input:
-{said}.
+Written by `make models`; `tests/test_models_table.py` derives every row again, long ones under `make test-slow`.
+{count} models and kinds of input: {said}.
 
 - **fast**: `PrivateModel(model, l2_norm_clip=..., noise_multiplier=...)` trains it as it is, by book-keeping.
 - **slow**: `unknown_layers="slow"` is needed: every example is differentiated alone, which is as right and takes

@@ -137,6 +137,7 @@ CASES = (
         _transformer,
         x=ids(_WORDS, _LENGTH),
         inputs="int64 ids",
+        slow=True,
         **_SOFTMAX,
     ),
     _case(

@@ -100,7 +100,7 @@ CASES = (
     _case("Conv3DTranspose", _pooled(_VOLUMES, _conv(_L.Conv3DTranspose, 2, 2)), _VOLUMES, slow=True),
     _case("DepthwiseConv2D, multiplier 2", _pooled(_IMAGES, _conv(_L.DepthwiseConv2D, 3, depth_multiplier=2))),
     _case("DepthwiseConv1D", _pooled(_SIGNALS, _conv(_L.DepthwiseConv1D, 3)), _SIGNALS, slow=True),
-    _case("SeparableConv2D", _pooled(_IMAGES, _conv(_L.SeparableConv2D, 5, 3, activation="relu"))),
+    _case("SeparableConv2D", _pooled(_IMAGES, _conv(_L.SeparableConv2D, 5, 3, activation="relu")), slow=True),
     _case("SeparableConv1D", _pooled(_SIGNALS, _conv(_L.SeparableConv1D, 5, 3)), _SIGNALS, slow=True),
     _case("LocallyConnected1D", _pooled(_SIGNALS, _conv(_L.LocallyConnected1D, 3, 3)), _SIGNALS, slow=True),
     _case("autoencoder with Conv2DTranspose", _autoencoder, (8, 8, 1), y=numbers(8, 8, 1), loss="mse", slow=True),

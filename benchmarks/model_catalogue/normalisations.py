@@ -37,7 +37,7 @@ CASES = (
     _case(
         "LayerNormalization over two axes", lambda: _images(_L.LayerNormalization([1, 2])), numbers(*_IMAGES), slow=True
     ),
-    _case("GroupNormalization", lambda: _images(_L.GroupNormalization(2)), numbers(*_IMAGES)),
+    _case("GroupNormalization", lambda: _images(_L.GroupNormalization(2)), numbers(*_IMAGES), slow=True),
     _case("UnitNormalization", lambda: mlp(_L.UnitNormalization(), _L.Dense(CLASSES)), slow=True),
     _case("BatchNormalization", lambda: mlp(_L.BatchNormalization(), _L.Dense(CLASSES))),
     _case("BatchNormalization, frozen", lambda: mlp(_frozen(_L.BatchNormalization()), _L.Dense(CLASSES))),
