@@ -1,8 +1,9 @@
 """docs/models.md: which engine trains which Keras model, each step held against a loop over examples.
 
-``make models`` writes the page; ``tests/test_models_table.py`` derives every row again. A model takes the fast path if
-``PrivateModel`` trains it as it is, the slow one if ``unknown_layers="slow"`` is needed, and else is refused, in one
-line. Anything else is a FAULT of the library: another exception, an error of many lines, a step that is not the loop's.
+``make models`` writes the page, and ``models_table.py PATTERN`` those of its rows whose name matches. The test derives
+every row again. A model takes the fast path if ``PrivateModel`` trains it as it is, the slow one if
+``unknown_layers="slow"`` is needed, and else is refused, in one line. Anything else is a FAULT of the library: another
+exception, an error of many lines, a step that is not the loop's.
 """
 
 from __future__ import annotations
@@ -180,19 +181,26 @@ def page(lines: list[str]) -> str:
     return _HEAD.format(count=len(lines), said=said, examples=EXAMPLES) + "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Derive every row, and write the page."""
+def main(pattern: str = "") -> None:
+    """Derive the rows whose name matches, all by default, keep the page's other lines, and write the page."""
     tf.get_logger().setLevel("ERROR")
-    rows = []
+    written = PAGE.read_text(encoding="utf-8").splitlines() if pattern else []
+    lines = []
     for case in CASES:
-        begun = time.perf_counter()
-        rows.append(row(case))
-        error = "" if rows[-1].error is None else f"{rows[-1].error:.1e}"
-        print(
-            f"{time.perf_counter() - begun:5.1f} s  {rows[-1].path:8}{error:9}{case.name}: {rows[-1].note}", flush=True
-        )
-    files.write_bytes(PAGE, page([line(found) for found in rows]).encode())
+        begin = f"| {case.family} | {case.model} | {case.inputs} | "
+        kept = [one for one in written if one.startswith(begin) and not re.search(pattern, case.name)]
+        lines += kept or [_derived(case)]
+    files.write_bytes(PAGE, page(lines).encode())
+
+
+def _derived(case) -> str:
+    """A line of the table, with a line of progress."""
+    begun = time.perf_counter()
+    found = row(case)
+    error = "" if found.error is None else f"{found.error:.1e}"
+    print(f"{time.perf_counter() - begun:5.1f} s  {found.path:8}{error:9}{case.name}: {found.note}", flush=True)
+    return line(found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))
