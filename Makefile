@@ -13,7 +13,7 @@ SCHEME ?= bfv
 INSTALLED := .venv/.installed
 READY := .venv/.ready
 
-.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks bench bench-dp bench-he bench-mpc reproduce reproduce-dp test test-slow lint format clean
+.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks models bench bench-dp bench-he bench-mpc reproduce reproduce-dp test test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ apps: $(READY) ## medicine, finance and education, with and without DP, each att
 
 notebooks: $(READY) ## execute the notebooks and write them back
 	@$(RUN) notebooks/execute.py notebooks/*.ipynb
+
+models: $(READY) ## which Keras models train, on which path, each held against a loop (docs/models.md)
+	@$(RUN) benchmarks/models_table.py
 
 bench: bench-dp bench-he bench-mpc ## every benchmark
 
