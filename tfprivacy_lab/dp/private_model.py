@@ -11,17 +11,19 @@ import math
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.dp import clipping, example_batches, fit_arguments, model_checks
+from tfprivacy_lab.dp import clipping, example_batches, fit_arguments, lineage, model_checks, monitors
 from tfprivacy_lab.dp.callbacks import EpsilonLogger
+from tfprivacy_lab.dp.checkpoint import Resumable
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example, outputs_of
 from tfprivacy_lab.dp.example_losses import ExampleLosses
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.optimizers import begin_reference, check_reference, check_sgd, noise_generator
 from tfprivacy_lab.dp.privacy_account import PrivacyAccount, warn_of_shuffling
 from tfprivacy_lab.dp.quantile import QuantileClip
-from tfprivacy_lab.dp.record import StepKind, TrainingRecord
+from tfprivacy_lab.dp.record import StepKind
 from tfprivacy_lab.dp.replicas import Replicas
 from tfprivacy_lab.dp.sampling import fresh_seed
+from tfprivacy_lab.dp.saving import SavedAsWrapped, ShownFigures
 from tfprivacy_lab.dp.steps import NoisySteps
 
 ENGINES = ("fast", "reference")
@@ -29,7 +31,7 @@ ENGINES = ("fast", "reference")
 _WORKING_FLOATS = 2**26
 
 
-class PrivateModel(PrivacyAccount, tf.keras.Model):
+class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
     r"""A Keras model whose ``fit`` is DP-SGD.
 
     Args:
@@ -93,8 +95,8 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
             noise=GaussianNoise(self._seed, noise),
             replicas=self._replicas,
         )
-        self._record = TrainingRecord()
-        self._mean_loss = tf.keras.metrics.Mean(name="loss")
+        self._record = lineage.begin(model, self._seed)
+        self._shown = ShownFigures()
         self._noise_generator = noise_generator(self._seed) if engine == "reference" else None
         self._example_losses = self._floats = self._reference = self._left_at = None
         self._warned = False
@@ -164,7 +166,8 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
             batch_size: Expected size B of a logical batch over all workers; the divisor of the noisy sum.
             epochs: Number of epochs.
             verbose: As Keras'.
-            callbacks: Keras callbacks; ``on_train_batch_end`` comes once a logical batch.
+            callbacks: Keras callbacks; ``on_train_batch_end`` comes once a logical batch. They see no training figures,
+                and what goes by such a figure is refused, see :mod:`tfprivacy_lab.dp.monitors`.
             validation_data: As Keras'; not covered by the guarantee.
             sample_weight: What each example's loss is multiplied by before clipping, (n,), >= 0.
             sampling: "poisson", or "shuffled": batches of fixed size from a new order each pass, for which ε is
@@ -190,7 +193,8 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         total = self._replicas.total(len(examples[2]))
         if batch_size > total:
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
-        model_checks.check_nothing_was_restored(self, self._left_at, callbacks)
+        model_checks.check_nothing_was_restored(self, self._left_at)
+        callbacks = monitors.admitted(callbacks, self, validation_data)
         rows = self._check(examples, batch_size)
         steps = total // batch_size if steps_per_epoch is None else steps_per_epoch
         if sampling == "shuffled" and not self._warned:
@@ -206,27 +210,21 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         if self.engine == "reference":
             rows = self._begin_reference(last, physical_batch_size)
         try:
-            return super().fit(
-                self._replicas.distribute(
-                    lambda parts: example_batches.pipeline(sampler, examples, first, last, rows=rows, parts=parts)
-                ),
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=[EpsilonLogger(), *(callbacks or [])],
-                validation_data=validation_data,
-                steps_per_epoch=steps,
-                **options,
-            )
+            with monitors.nothing_left_behind(self):
+                return super().fit(
+                    self._replicas.distribute(
+                        lambda parts: example_batches.pipeline(sampler, examples, first, last, rows=rows, parts=parts)
+                    ),
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=[EpsilonLogger(), *callbacks],
+                    validation_data=validation_data,
+                    steps_per_epoch=steps,
+                    **options,
+                )
         finally:
             self._left_at = model_checks.training_state(self)
             self._record.close()
-
-    def save(self, filepath, **options):
-        """Save the wrapped model alone: no optimizer state, no seed, no metric of training examples.
-
-        A subclassed model is saved as it is; loading it takes its class, as Keras does.
-        """
-        model_checks.without_training(self.model).save(filepath, **options)
 
     def summary(self, *arguments, **options):
         """The wrapped model's summary."""
@@ -235,7 +233,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
     @property
     def metrics(self):
         """The loss, then what ``compile`` was given."""
-        return sorted(super().metrics, key=lambda metric: metric is not self._mean_loss)
+        return [self._mean_loss, *super().metrics]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
         """Mean of the examples' losses, for ``evaluate``; with the weights' regularisation."""
@@ -309,6 +307,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         if kind != self._record.traced:
             self.train_function = None
         self._record.open(kind, planned)
+        lineage.mark(self.model, self._record)
 
 
 def _rounding(batch_size: int) -> int:
