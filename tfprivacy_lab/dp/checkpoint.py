@@ -38,7 +38,7 @@ class Resumable:
     _seed: int
 
     def save_checkpoint(self, path) -> None:
-        """Write what it takes to go on: weights, optimizer state, adaptive clipping norm, phases and their seeds' hashes.
+        """Write what it takes to go on: weights, optimizer state, adaptive clipping norm, phases, hashes of seeds.
 
         Args:
             path: The file to write or replace; ``.npz``.
@@ -96,8 +96,8 @@ class Resumable:
         record, weights, optimizer = _read(path)
         if any(stream["seed"] == fingerprint(self._seed) for stream in record["streams"]):
             raise InputError(
-                f"The noise of {_WHAT} {path} was drawn by this PrivateModel's very seed, and would be drawn again; give "
-                "another seed, or None for a fresh one."
+                f"The noise of {_WHAT} {path} was drawn by this PrivateModel's very seed, and would be drawn again; "
+                "give another seed, or None for a fresh one."
             )
         if (record["adaptive_clip"] is None) != (self._noisy_steps.adaptive_clip is None):
             raise InputError(
@@ -117,7 +117,9 @@ class Resumable:
 
     def _take_up(self, record, weights, optimizer, path):
         """Set everything, once all of it is known to fit."""
-        for variable, array in zip([*self.model.weights, *_variables(self.optimizer)], weights + optimizer, strict=True):
+        for variable, array in zip(
+            [*self.model.weights, *_variables(self.optimizer)], weights + optimizer, strict=True
+        ):
             variable.assign(array)
         if record["learning_rate"] is not None and _learning_rate(self.optimizer) is not None:
             self.optimizer.learning_rate = record["learning_rate"]
@@ -129,7 +131,9 @@ class Resumable:
         self._left_at = model_checks.training_state(self)
         lost = record["steps_under_way"]
         if lost:
-            self._record.note(f"up to {lost} steps of a fit that was under way when its checkpoint was written, if kept")
+            self._record.note(
+                f"up to {lost} steps of a fit that was under way when its checkpoint was written, if kept"
+            )
             warnings.warn(
                 f"{_WHAT.capitalize()} {path} was written while a fit was under way: up to {lost} steps may have been "
                 "done after it. They are not in epsilon(): keep nothing that came of them.",
@@ -185,9 +189,10 @@ def _read(path):
                 check_finite_number(name, record[name], at_least=0)
         if record["format"] != _FORMAT or not isinstance(record["optimizer"], str):
             raise InputError(f"of format {record['format']!r:.60}, expected {_FORMAT!r}")
+        weights, optimizer = ([arrays[name] for name in _numbered(arrays, kind)] for kind in ("weight", "optimizer"))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"Cannot read {_WHAT} {path}: {error!s:.200}.") from error
-    return record, *([arrays[name] for name in _numbered(arrays, kind)] for kind in ("weight", "optimizer"))
+    return record, weights, optimizer
 
 
 def _phase(value) -> Phase:
@@ -217,19 +222,21 @@ def _digest(arrays) -> np.ndarray:
 def _check_fit(path, what, variables, arrays):
     """Refuse arrays that are not of the variables' number and shapes."""
     if len(variables) != len(arrays):
-        raise InputError(f"{_WHAT.capitalize()} {path} holds {len(arrays)} {what}, and this model has {len(variables)}.")
+        raise InputError(
+            f"{_WHAT.capitalize()} {path} holds {len(arrays)} {what}, and this model has {len(variables)}."
+        )
     for variable, array in zip(variables, arrays, strict=True):
         if tuple(variable.shape) != array.shape or variable.dtype != array.dtype:
             raise InputError(
-                f"{_WHAT.capitalize()} {path} has {what} that do not fit: {variable.name!r} is {variable.dtype.name} of "
-                f"shape {tuple(variable.shape)}, got {array.dtype} of shape {array.shape}."
+                f"{_WHAT.capitalize()} {path} has {what} that do not fit: {variable.name!r} is {variable.dtype.name} "
+                f"of shape {tuple(variable.shape)}, got {array.dtype} of shape {array.shape}."
             )
 
 
 def _variables(optimizer) -> list[tf.Variable]:
     """All that an optimizer keeps between steps; the learning rate is no part of it under every Keras."""
-    found = optimizer.variables
-    return [one for one in (found() if callable(found) else found) if one is not getattr(optimizer, "learning_rate", None)]
+    found, rate = optimizer.variables, getattr(optimizer, "learning_rate", None)
+    return [variable for variable in (found() if callable(found) else found) if variable is not rate]
 
 
 def _build(optimizer, variables):
@@ -242,6 +249,6 @@ def _build(optimizer, variables):
 
 def _learning_rate(optimizer) -> float | None:
     """The rate as it is now, None for a schedule."""
-    if isinstance(optimizer.get_config()["learning_rate"], dict):
+    if not isinstance(optimizer.get_config().get("learning_rate"), float | int | np.number):
         return None
     return float(tf.keras.backend.get_value(optimizer.learning_rate))

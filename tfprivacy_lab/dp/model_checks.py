@@ -115,6 +115,6 @@ def check_nothing_was_restored(model: tf.keras.Model, before: tuple) -> None:
     if steps != before[-1]:
         raise InputError(
             f"The optimizer is at step {steps} and was at {before[-1]} when this model was last compiled or fitted: it "
-            "was restored or used elsewhere, and what that cost is in no record; compile with a new optimizer, or go on "
-            "from what save_checkpoint wrote by restore_checkpoint."
+            "was restored or used elsewhere, and what that cost is in no record; compile with a new optimizer, or go "
+            "on from what save_checkpoint wrote by restore_checkpoint."
         )

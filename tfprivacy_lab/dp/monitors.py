@@ -121,7 +121,7 @@ class WithoutTraining(dict):
 
 
 def admitted(callbacks, model, validation_data) -> list:
-    """The callbacks that Keras' ``fit`` is to be given: those that only show, and the others behind :class:`PublicLogs`.
+    """What Keras' ``fit`` is to be given: callbacks that only show, and the others behind :class:`PublicLogs`.
 
     Args:
         callbacks: Callbacks as Keras takes them: one, a list, nested lists, a CallbackList, or None.
@@ -137,8 +137,8 @@ def admitted(callbacks, model, validation_data) -> list:
     using = [_name(callback) for callback in given if _uses_validation(callback, validation_data)]
     if using and model._record.note(_OF_VALIDATION):
         warnings.warn(
-            f"{using[0]} goes by val_ figures, which are computed from validation_data without noise: what it chooses or "
-            "writes is outside epsilon unless those rows are public; privacy() states it under 'not_covered'.",
+            f"{using[0]} goes by val_ figures, which are computed from validation_data without noise: what it chooses "
+            "or writes is outside epsilon unless those rows are public; privacy() states it under 'not_covered'.",
             stacklevel=3,
         )
     shows = [callback for callback in given if type(callback) in _SHOWS]
@@ -150,7 +150,7 @@ def admitted(callbacks, model, validation_data) -> list:
 def nothing_left_behind(model):
     """While in it, TensorFlow's default summary writer takes nothing; after, no metric of the model holds a figure.
 
-    A train step under such a writer writes the loss of its batch, and layers what they like of examples.
+    Under such a writer a layer's summaries of what it sees, examples of a training batch, would leave in a file.
     """
     try:
         with tf.summary.record_if(False):
@@ -197,8 +197,8 @@ def _check(callback, validation_data) -> None:
         )
     if isinstance(callback, callbacks_of_keras.TerminateOnNaN):
         raise InputError(
-            "TerminateOnNaN stops by the training loss, which one private row can make NaN; leave it out: gradients that "
-            "are not finite take no part in a step."
+            "TerminateOnNaN stops by the training loss, which one private row can make NaN; leave it out: gradients "
+            "that are not finite take no part in a step."
         )
     if isinstance(callback, callbacks_of_keras.TensorBoard):
         _check_tensorboard(callback)
@@ -207,8 +207,8 @@ def _check(callback, validation_data) -> None:
             continue
         if not name.startswith("val_"):
             raise InputError(
-                f"{_name(callback)} goes by {name!r}: training figures are computed from private rows without noise, and "
-                "what is chosen by them is outside epsilon; use monitor='epsilon', or a 'val_' figure of public "
+                f"{_name(callback)} goes by {name!r}: training figures are computed from private rows without noise, "
+                "and what is chosen by them is outside epsilon; use monitor='epsilon', or a 'val_' figure of public "
                 "validation_data."
             )
         if validation_data is None:
@@ -226,6 +226,6 @@ def _check_tensorboard(callback):
         )
     if callback.update_freq != "epoch":
         raise InputError(
-            f"TensorBoard(update_freq={callback.update_freq!r}) would write the training loss of batches, which is "
-            "computed from private rows without noise; pass update_freq='epoch'."
+            f"TensorBoard(update_freq={callback.update_freq!r}) would write figures of training batches, "
+            "which are computed from private rows without noise; pass update_freq='epoch'."
         )

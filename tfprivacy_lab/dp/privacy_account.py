@@ -108,8 +108,8 @@ def figures(phases: list[Phase], delta: float, not_covered=()) -> dict:
 
     Returns:
         ``epsilon``, ``delta``, ``accountant``, ``sampling``, ``amplification``, ``adjacency``, ``noise_multiplier``,
-        ``steps`` and ``not_covered``. Shuffled batches get no amplification, and make the adjacency of all phases zero-out, under
-        which a Poisson step costs the same. What differs between phases is a list, in order.
+        ``steps`` and ``not_covered``. Shuffled batches get no amplification, and make the adjacency of all phases
+        zero-out, under which a Poisson step costs the same. What differs between phases is a list, in order.
     """
     done = [phase for phase in phases if phase.steps]
     return {

@@ -58,9 +58,11 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
     (one example's gradient becomes zero while its place in the order stays). A step releases
     :math:`\sum_b c_b \nabla\ell_b + N(0, \sigma^2 C^2 I)`, divided by the expected batch size, a constant;
     one example moves the sum by at most C (Abadi et al. 2016, Alg. 1). Weights' regularisers are added
-    after the noise: they are no function of the data. Not covered: the loss and metrics that ``fit`` shows
-    for training examples, and validation figures. Not covered: the number n of examples, which is treated as public:
-    the sampling probability is B / n, and an epoch has floor(n / B) steps.
+    after the noise: they are no function of the data. A model that was fitted so before brings its past along:
+    :meth:`epsilon` counts it. Not covered: the loss and metrics that ``fit`` shows
+    for training examples, which leave in no file (:mod:`tfprivacy_lab.dp.saving`), and validation figures. Not covered:
+    the number n of examples, which is treated as public: the sampling probability is B / n, and an epoch has
+    floor(n / B) steps.
     """
 
     def __init__(

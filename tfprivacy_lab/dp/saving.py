@@ -14,6 +14,9 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import model_checks
 from tfprivacy_lab.dp.record import TrainingRecord
 
+# What a model that was compiled before it was wrapped has beside its weights.
+_OF_COMPILE = (tf.keras.optimizers.Optimizer, tf.keras.optimizers.legacy.Optimizer, tf.keras.metrics.Metric)
+
 
 class ShownFigures:
     """The mean loss that ``fit`` shows; no Trackable, so that no checkpoint finds it."""
@@ -39,7 +42,7 @@ class SavedAsWrapped:
         return self._shown.loss
 
     def save(self, filepath, *arguments, **options):
-        """Save the wrapped model alone, as Keras' ``save``: no optimizer state, no seed, no metric of training examples.
+        """Save the wrapped model alone, as Keras' ``save``: no optimizer state, seed, or metric of training examples.
 
         A subclassed model is saved as it is; loading it takes its class, as Keras does.
         """
@@ -116,8 +119,11 @@ class SavedAsWrapped:
         """
         if save_type != "checkpoint":
             raise _refusal("is no SavedModel", "call export(path), or save(path, save_format='tf')")
-        bare = self.__dict__.get("model")
-        return {} if bare is None else model_checks.without_figures(bare)._trackable_children(save_type, **options)
+        wrapped = self.__dict__.get("model")
+        if wrapped is None:
+            return {}
+        children = model_checks.without_figures(wrapped)._trackable_children(save_type, **options)
+        return {name: child for name, child in children.items() if not isinstance(child, _OF_COMPILE)}
 
 
 def _refusal(why, instead):
