@@ -36,7 +36,7 @@ REFUSED = {
     "stopping by accuracy": (lambda at: callbacks_of_keras.EarlyStopping(monitor="accuracy"), TRAINING),
     "rate by loss": (lambda at: callbacks_of_keras.ReduceLROnPlateau(monitor="loss"), TRAINING),
     "best by accuracy": (
-        lambda at: callbacks_of_keras.ModelCheckpoint(at / "m.keras", monitor="accuracy", save_best_only=True),
+        lambda at: callbacks_of_keras.ModelCheckpoint(str(at / "m.keras"), monitor="accuracy", save_best_only=True),
         "ModelCheckpoint goes by 'accuracy'",
     ),
     "best weights by loss": (
@@ -62,19 +62,29 @@ REFUSED = {
     ),
     "rate by what is not there": (lambda at: callbacks_of_keras.ReduceLROnPlateau(), "no validation_data"),
     "best by what is not there": (
-        lambda at: callbacks_of_keras.ModelCheckpoint(at / "m.keras", save_best_only=True),
+        lambda at: callbacks_of_keras.ModelCheckpoint(str(at / "m.keras"), save_best_only=True),
         "no validation_data",
     ),
 }
 
 
-@pytest.mark.parametrize("wrapping", ["list", "alone", "nested", "CallbackList"])
-@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_callbacks_that_private_figures_would_steer_are_refused(make, message, wrapping, tmp_path):
-    callback = make(tmp_path)
-    given = {"list": [callback], "alone": callback, "nested": [[callback]]}.get(wrapping)
-    if given is None:
-        given = callbacks_of_keras.CallbackList([callback])
+GIVEN = {
+    "alone": lambda callback: callback,
+    "nested": lambda callback: [[callback]],
+    "CallbackList": lambda callback: callbacks_of_keras.CallbackList([callback]),
+}
+
+
+@pytest.mark.parametrize(
+    ("refused", "given"),
+    [
+        *((name, lambda callback: [callback]) for name in REFUSED),
+        *(("stopping by loss", way) for way in GIVEN.values()),
+    ],
+)
+def test_callbacks_that_private_figures_would_steer_are_refused(refused, given, tmp_path):
+    make, message = REFUSED[refused]
+    given = given(make(tmp_path))
     wrapped = private(noise_multiplier=1.0, metrics=["accuracy"])
     before = weights_of(wrapped.model)
     with pytest.raises(InputError, match=message) as refusal:

@@ -60,11 +60,30 @@ def subclassed():
     return model
 
 
-def fitted(model=None, optimizer=None, **options):
-    """A PrivateModel after an epoch, whose figures are not zero."""
-    wrapped = private(model or watched(), optimizer or tf.keras.optimizers.Adam(0.1), metrics=["accuracy"], **options)
+def fitted(model, optimizer=None, **options):
+    """A PrivateModel after an epoch."""
+    wrapped = private(model, optimizer or tf.keras.optimizers.Adam(0.1), metrics=["accuracy"], **options)
     wrapped.fit(*dataset(N), B, epochs=1, verbose=0)
     return wrapped
+
+
+FIGURE = 7.25  # What a running figure of private rows is, in these tests, when something is saved.
+
+
+def with_figures(wrapped):
+    """The PrivateModel with figures in every metric of its own and of its layers, as while a fit runs."""
+    of_layers = [metric for layer in wrapped.model._flatten_layers() for metric in layer._metrics]
+    metrics = {id(metric): metric for metric in [*wrapped.metrics, *of_layers]}.values()
+    assert {metric.name for metric in metrics} == {"loss", "accuracy", "largest", "own"}
+    for variable in (variable for metric in metrics for variable in metric.variables):
+        variable.assign(FIGURE)
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def fits():
+    """A fitted PrivateModel of either kind."""
+    return {build.__name__: fitted(build(), noise_multiplier=1.0) for build in (watched, subclassed)}
 
 
 WAYS = {
@@ -79,17 +98,8 @@ WAYS = {
     "CheckpointManager": lambda p, at: tf.train.CheckpointManager(tf.train.Checkpoint(model=p), str(at), 2).save(),
     "export": lambda p, at: p.export(at / "export"),
     "save_checkpoint": lambda p, at: p.save_checkpoint(at / "run.npz"),
-    "the wrapped model, .keras": lambda p, at: p.model.save(at / "model.keras"),
-    "the wrapped model, Checkpoint": lambda p, at: tf.train.Checkpoint(model=p.model).save(str(at / "c")),
-    "pickle of the wrapped model": lambda p, at: (at / "w.h5").write_bytes(unzipped(pickle.dumps(p.model))),
 }
-WAYS_OF_SUBCLASSED = [way for way in WAYS if way not in ("save .h5", "pickle of the wrapped model")]
-
-
-def unzipped(pickled):
-    """The weights within the .keras archive that Keras pickles a model as."""
-    with zipfile.ZipFile(io.BytesIO(pickled[pickled.index(b"PK\x03\x04") :])) as archive:
-        return archive.read("model.weights.h5")
+WAYS_OF_SUBCLASSED = [way for way in WAYS if way != "save .h5"]
 
 
 def arrays_in(folder):
@@ -178,11 +188,19 @@ def weights_found(folder, wrapped):
     [*((way, watched) for way in WAYS), *((way, subclassed) for way in WAYS_OF_SUBCLASSED)],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_every_array_of_every_way_out_is_a_weight_or_state_of_the_optimizer(way, build, tmp_path):
-    wrapped = fitted(build())
+def test_every_array_of_every_way_out_is_a_weight_or_state_of_the_optimizer(way, build, fits, tmp_path):
+    wrapped = with_figures(fits[build.__name__])
     WAYS[way](wrapped, tmp_path)
     assert strangers(tmp_path, wrapped) == []
     assert weights_found(tmp_path, wrapped) == len(wrapped.model.get_weights())
+
+
+def test_the_wrapped_model_may_be_saved_by_itself_once_a_fit_is_over(tmp_path):
+    wrapped = fitted(subclassed(), noise_multiplier=1.0)
+    wrapped.model.save(tmp_path / "model.keras")
+    wrapped.model.save_weights(tmp_path / "w")
+    tf.train.Checkpoint(model=wrapped.model).save(str(tmp_path / "c"))
+    assert strangers(tmp_path, wrapped) == []
 
 
 def test_what_is_looked_for_is_found(tmp_path):
@@ -199,7 +217,8 @@ def test_what_is_looked_for_is_found(tmp_path):
             lambda at: tf.train.Checkpoint(loss=model.metrics[0]).save(str(at / "c")),
         )
     ):
-        save(tmp_path / str(number)) if (tmp_path / str(number)).mkdir() is None else None
+        (tmp_path / str(number)).mkdir()
+        save(tmp_path / str(number))
         found = [name for _, name, _ in strangers(tmp_path / str(number), wrapped)]
         assert any("total" in name or "metric" in name for name in found), number
 
@@ -250,7 +269,7 @@ def test_what_callbacks_log_while_a_fit_runs(tmp_path):
     writer.close()
     assert {"loss", "accuracy", "largest", "lr"} < set(history.history)
     with open(tmp_path / "log.csv") as file:
-        assert set(next(csv.reader(file))) == {"epoch", "epsilon", "val_loss", "val_accuracy", "val_largest"}
+        assert set(next(csv.reader(file))) == {"epoch", "epsilon", "val_loss", "val_accuracy", "val_largest", "val_own"}
     tags = {
         (path.parent.name, value.tag)
         for path in tmp_path.rglob("events*")
@@ -284,14 +303,28 @@ def outer(wrapped):
     return tf.keras.Sequential([layers.Input((WIDTH,)), wrapped, layers.Softmax()])
 
 
-@pytest.mark.parametrize("built", [False, True])
+@pytest.fixture(scope="module")
+def refusing():
+    """A PrivateModel that was called."""
+    called = private(noise_multiplier=1.0, metrics=["accuracy"])
+    called.fit(*dataset(N), B, steps_per_epoch=1, verbose=0)
+    called.predict(dataset(N)[0], verbose=0)
+    assert called.built
+    return called
+
+
+@pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy", "to_json", "clone_model"])
+def test_a_model_that_was_not_called_yet_is_not_copied_either(way, tmp_path):
+    """Keras pickles and copies it by its attributes, seed and all."""
+    wrapped = private(noise_multiplier=1.0)
+    assert not wrapped.built
+    with pytest.raises(InputError, match=r"A PrivateModel .*; "):
+        REFUSED[way](wrapped, tmp_path)
+
+
 @pytest.mark.parametrize("way", REFUSED.values(), ids=REFUSED.keys())
-def test_other_ways_out_are_refused_in_a_line(way, built, tmp_path):
-    """Keras pickles and copies a model by its attributes before it is first called, and by its weights after."""
-    wrapped = private(noise_multiplier=1.0, metrics=["accuracy"])
-    if built:
-        wrapped.fit(*dataset(N), B, verbose=0)
-        wrapped.predict(dataset(N)[0], verbose=0)
+def test_other_ways_out_are_refused_in_a_line(way, refusing, tmp_path):
+    wrapped = refusing
     with pytest.raises(InputError, match=r"A PrivateModel .*; ") as refusal:
         way(wrapped, tmp_path)
     assert len(str(refusal.value).splitlines()) == 1
@@ -299,15 +332,15 @@ def test_other_ways_out_are_refused_in_a_line(way, built, tmp_path):
     assert strangers(tmp_path, wrapped) == []
 
 
-def test_the_legacy_format_is_refused_by_keras(tmp_path):
+def test_the_legacy_format_is_refused_by_keras(refusing, tmp_path):
     with pytest.raises(NotImplementedError):
-        tf.keras.models.save_model(fitted(), tmp_path / "m.h5")
+        tf.keras.models.save_model(refusing, tmp_path / "m.h5")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("way", ["another model's .h5", "another model's TensorFlow weights"])
-def test_a_part_of_another_model_leaves_its_weights_alone(way, tmp_path):
-    wrapped = fitted()
+def test_a_part_of_another_model_leaves_its_weights_alone(way, fits, tmp_path):
+    wrapped = with_figures(fits["watched"])
     outer(wrapped).save_weights(tmp_path / ("w.h5" if ".h5" in way else "w"))
     assert strangers(tmp_path, wrapped) == []
     assert weights_found(tmp_path, wrapped) == len(wrapped.get_weights())
@@ -333,8 +366,8 @@ def loaded(path):
 
 
 @pytest.mark.parametrize(("way", "load"), LOADED.values(), ids=LOADED.keys())
-def test_what_is_saved_loads_into_a_plain_model_and_into_a_private_one(way, load, tmp_path):
-    wrapped = fitted()
+def test_what_is_saved_loads_into_a_plain_model_and_into_a_private_one(way, load, fits, tmp_path):
+    wrapped = fits["watched"]
     WAYS[way](wrapped, tmp_path)
     plain, again = watched(), private(watched(), seed=4, noise_multiplier=1.0)
     for model in (plain, again):
@@ -342,12 +375,11 @@ def test_what_is_saved_loads_into_a_plain_model_and_into_a_private_one(way, load
         for array, weight in zip(model.get_weights(), wrapped.get_weights(), strict=True):
             np.testing.assert_array_equal(array, weight)
     assert np.array_equal(weights_of(again.model), weights_of(wrapped.model))
-    again.fit(*dataset(N), B, steps_per_epoch=1, verbose=0)
 
 
 def test_loaded_weights_are_stated_since_their_cost_is_unknown(tmp_path):
     wrapped = private(noise_multiplier=1.0)
-    fitted(linear()).save_weights(tmp_path / "other.weights.h5")
+    private(linear()).save_weights(tmp_path / "other.weights.h5")
     assert not any("other.weights.h5" in text for text in wrapped.privacy()["not_covered"])
     wrapped.load_weights(tmp_path / "other.weights.h5")
     assert sum("other.weights.h5" in text for text in wrapped.privacy()["not_covered"]) == 1
@@ -371,7 +403,9 @@ def test_a_compiled_model_is_saved_without_what_it_was_compiled_with(tmp_path):
     model.compile("adam", "mse", metrics=["mae"])
     model.fit(dataset(N)[0], np.eye(CLASSES)[dataset(N)[1]], verbose=0)
     wrapped = private(model, noise_multiplier=1.0)
+    before = model.get_weights()
     for way in ("save .keras", "save_weights .weights.h5", "save_weights TensorFlow", "save SavedModel", "Checkpoint"):
         (tmp_path / way).mkdir()
         WAYS[way](wrapped, tmp_path / way)
         assert strangers(tmp_path / way, wrapped) == []
+        assert weights_found(tmp_path / way, wrapped) == len(before)
