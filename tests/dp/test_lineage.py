@@ -9,7 +9,16 @@ import pytest
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import ChargedTo, DpSgdRun, StopBeforeBudget, TrainingPlan, train
+from tfprivacy_lab.dp import (
+    ChargedTo,
+    DpSgdRun,
+    LaplacePlan,
+    LaplaceRun,
+    StopBeforeBudget,
+    TrainingPlan,
+    train,
+    train_laplace,
+)
 from tfprivacy_lab.dp.accounting import epsilon_after
 from tfprivacy_lab.dp.ledger import Ledger
 
@@ -110,6 +119,18 @@ def test_training_by_a_plan_is_a_past_too(engine):
     assert again.epsilon() == pytest.approx(cost(5), rel=1e-6)
     with pytest.raises(InputError, match="with this very seed"):
         wrap(model, seed=8)
+    # Nor is a mean loss of private rows left in the model, that would be saved with it.
+    assert not any(np.any(variable) for metric in model.metrics for variable in metric.variables)
+
+
+def test_laplace_training_is_said_and_stated():
+    model, plan = linear(), LaplacePlan(B, 1, 1.0, 0.1)
+    train_laplace(model, X, Y, plan=plan, run=LaplaceRun(N, B, 2.0, 5), delta=0, seed=8)
+    with pytest.warns(UserWarning, match=r"5 steps under Laplace noise.*epsilon\(\) does not count it"):
+        again = wrap(model)
+    assert again.epsilon() == 0
+    assert any("Laplace" in text for text in again.privacy()["not_covered"])
+    assert not any(np.any(variable) for metric in model.metrics for variable in metric.variables)
 
 
 def test_a_past_keeps_no_model_alive():

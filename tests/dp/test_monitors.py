@@ -169,7 +169,7 @@ def test_what_public_figures_steer_goes_on_working():
 
 def test_users_history_and_progress_bar_show_all(capsys):
     own = callbacks_of_keras.History()
-    _, history = fit(own, callbacks_of_keras.ProgbarLogger(count_mode="steps"))
+    _, history = fit(own, callbacks_of_keras.ProgbarLogger(count_mode="steps"), verbose=2)
     assert set(own.history) == set(history.history) == {"loss", "accuracy", "epsilon"}
     assert "loss" in capsys.readouterr().out
 

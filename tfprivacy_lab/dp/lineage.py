@@ -27,6 +27,7 @@ class FinishedFit:
     Attributes:
         done: Its phases.
         seed: The seed of its noise.
+        not_covered: What it cost beside, in words, where no phase can say it.
     """
 
     done: list[Phase]
@@ -80,8 +81,14 @@ def begin(model: tf.keras.Model, seed: int) -> TrainingRecord:
     Raises:
         InputError: if the noise of that fit would be drawn again.
     """
-    record = TrainingRecord(seed)
-    earlier = [other for other in records_of(model) if any(phase.steps for phase in other.phases())]
+    record, others = TrainingRecord(seed), records_of(model)
+    for text in (text for other in others if isinstance(other, FinishedFit) for text in other.not_covered):
+        warnings.warn(
+            f"Model {model.name!r} was fitted under differential privacy before: {text}. epsilon() does not count it; "
+            "privacy() states it.",
+            stacklevel=3,
+        )
+    earlier = [other for other in others if any(phase.steps for phase in other.phases())]
     if not earlier:
         return record
     if any(stream["seed"] == fingerprint(seed) for other in earlier for stream in other.streams()):

@@ -90,6 +90,7 @@ def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoc
     for epoch in range(1, plan.epochs + 1):
         start, end = time.perf_counter(), steps_for(run.examples, run.batch_size, epoch)
         run_steps(step, end)
+        model.reset_metrics()  # A mean loss of private examples would be saved with the model.
         step = end
         _check_weights_finite(model, epoch)
         accuracy = None if validation is None else evaluate_accuracy(model, *validation)
