@@ -273,11 +273,14 @@ def test_pickled_objects_are_not_read(tmp_path):
 OTHERS = {
     "wider": ({"model": lambda: linear(WIDTH + 1)}, "weights that do not fit"),
     "deeper": (
-        {"model": lambda: tf.keras.Sequential([linear(), tf.keras.layers.Dense(3)])},
+        {"model": lambda: tf.keras.Sequential([*linear().layers, tf.keras.layers.Dense(3)])},
         "holds 2 weights, this model has 4",
     ),
     "another optimizer": ({"optimizer": lambda: tf.keras.optimizers.Adam(0.1)}, "is of the optimizer SGD, got Adam"),
-    "momentum": ({"optimizer": lambda: tf.keras.optimizers.SGD(0.5, 0.9)}, "holds 1 state of SGD, this model has 3"),
+    "an average": (
+        {"optimizer": lambda: tf.keras.optimizers.SGD(0.5, use_ema=True)},
+        "holds 3 variables of SGD, this model has 5",
+    ),
 }
 
 
@@ -330,3 +333,18 @@ def test_compiling_again_keeps_the_record(file, tmp_path):
     wrapped.compile("sgd", LOSS)
     wrapped.fit(X, Y, B, verbose=0)
     assert [phase.steps for phase in wrapped.phases()] == [5, 5]
+
+
+def test_a_checkpoint_goes_on_under_a_strategy(tmp_path):
+    strategy, path = tf.distribute.MirroredStrategy(["/cpu:0"]), tmp_path / "run.npz"
+    made = []
+    for seed in (3, 4):
+        with strategy.scope():
+            made.append(model(seed, optimizer=tf.keras.optimizers.Adam(0.1)))
+        if seed == 4:
+            made[1].restore_checkpoint(path)
+            assert np.array_equal(weights_of(made[1].model), weights_of(made[0].model))
+        made[-1].fit(X, Y, B, verbose=0)
+        made[-1].save_checkpoint(path)
+    assert [phase.steps for phase in made[1].phases()] == [5, 5]
+    assert made[1].optimizer.iterations == 10

@@ -50,6 +50,7 @@ class Resumable:
         Not covered: who may write the file; its digest finds damage, not forgers.
         """
         _check_engine(self, "save_checkpoint")
+        self._build_optimizer()
         record = {
             "format": _FORMAT,
             "phases": [dataclasses.asdict(phase) for phase in self.phases() if phase.steps],
@@ -110,10 +111,17 @@ class Resumable:
                 f"{type(self.optimizer).__name__}; compile with that."
             )
         _check_fit(path, "weights", self.model.weights, weights)
-        with self.distribute_strategy.scope():
-            _build(self.optimizer, self.model.trainable_variables)
-        _check_fit(path, f"state of {record['optimizer']}", _variables(self.optimizer), optimizer)
+        self._build_optimizer()
+        _check_fit(path, f"variables of {record['optimizer']}", _variables(self.optimizer), optimizer)
         self._take_up(record, weights, optimizer, path)
+
+    def _build_optimizer(self):
+        """Make the optimizer's slots, if no step has yet."""
+        with self.distribute_strategy.scope():
+            if hasattr(self.optimizer, "build"):
+                self.optimizer.build(self.model.trainable_variables)
+            else:
+                self.optimizer._create_all_weights(self.model.trainable_variables)
 
     def _take_up(self, record, weights, optimizer, path):
         """Set everything, once all of it is known to fit."""
@@ -237,14 +245,6 @@ def _variables(optimizer) -> list[tf.Variable]:
     """All that an optimizer keeps between steps; the learning rate is no part of it under every Keras."""
     found, rate = optimizer.variables, getattr(optimizer, "learning_rate", None)
     return [variable for variable in (found() if callable(found) else found) if variable is not rate]
-
-
-def _build(optimizer, variables):
-    """Make an optimizer's slots, before they are set."""
-    if hasattr(optimizer, "build"):
-        optimizer.build(variables)
-    else:
-        optimizer._create_all_weights(variables)
 
 
 def _learning_rate(optimizer) -> float | None:
