@@ -274,12 +274,12 @@ OTHERS = {
     "wider": ({"model": lambda: linear(WIDTH + 1)}, "weights that do not fit"),
     "deeper": (
         {"model": lambda: tf.keras.Sequential([*linear().layers, tf.keras.layers.Dense(3)])},
-        "holds 2 weights, this model has 4",
+        "holds 2 weights, and this model has 4",
     ),
     "another optimizer": ({"optimizer": lambda: tf.keras.optimizers.Adam(0.1)}, "is of the optimizer SGD, got Adam"),
     "an average": (
         {"optimizer": lambda: tf.keras.optimizers.SGD(0.5, use_ema=True)},
-        "holds 3 variables of SGD, this model has 5",
+        "holds 3 variables of SGD, and this model has 5",
     ),
 }
 

@@ -8,7 +8,7 @@ all figures, to whoever runs the fit.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import string
 import warnings
 
@@ -139,25 +139,29 @@ def admitted(callbacks, model, validation_data) -> list:
         warnings.warn(
             f"{using[0]} goes by val_ figures, which are computed from validation_data without noise: what it chooses "
             "or writes is outside epsilon unless those rows are public; privacy() states it under 'not_covered'.",
-            stacklevel=3,
+            stacklevel=4,
         )
     shows = [callback for callback in given if type(callback) in _SHOWS]
     others = [callback for callback in given if type(callback) not in _SHOWS]
     return [PublicLogs(others), *shows] if others else shows
 
 
-@contextlib.contextmanager
-def nothing_left_behind(model):
-    """While in it, TensorFlow's default summary writer takes nothing; after, no metric of the model holds a figure.
+def leaving_nothing_behind(fit):
+    """The method, during which no default summary writer takes anything; after it, no metric holds a figure.
 
-    Under such a writer a layer's summaries of what it sees, examples of a training batch, would leave in a file.
+    Under such a writer a layer's summaries of what it sees, private examples, would leave in a file.
     """
-    try:
-        with tf.summary.record_if(False):
-            yield
-    finally:
-        model.reset_metrics()
-        model_checks.without_figures(model.model)
+
+    @functools.wraps(fit)
+    def guarded(model, *arguments, **options):
+        try:
+            with tf.summary.record_if(False):
+                return fit(model, *arguments, **options)
+        finally:
+            model.reset_metrics()
+            model_checks.without_figures(model.model)
+
+    return guarded
 
 
 def _members(callback):

@@ -130,7 +130,7 @@ def warn_of_shuffling() -> None:
     warnings.warn(
         "sampling='shuffled': epsilon is without amplification by sampling, and for zero-out adjacency (one example's "
         "gradient becomes zero while its place in the order stays); privacy() states it beside the figure.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -143,6 +143,7 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
         self._left_at = model_checks.training_state(self)
         self._record.retrace()
 
+    @monitors.leaving_nothing_behind
     def fit(
         self,
         x=None,
@@ -212,18 +213,17 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
         if self.engine == "reference":
             rows = self._begin_reference(last, physical_batch_size)
         try:
-            with monitors.nothing_left_behind(self):
-                return super().fit(
-                    self._replicas.distribute(
-                        lambda parts: example_batches.pipeline(sampler, examples, first, last, rows=rows, parts=parts)
-                    ),
-                    epochs=epochs,
-                    verbose=verbose,
-                    callbacks=[EpsilonLogger(), *callbacks],
-                    validation_data=validation_data,
-                    steps_per_epoch=steps,
-                    **options,
-                )
+            return super().fit(
+                self._replicas.distribute(
+                    lambda parts: example_batches.pipeline(sampler, examples, first, last, rows=rows, parts=parts)
+                ),
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=[EpsilonLogger(), *callbacks],
+                validation_data=validation_data,
+                steps_per_epoch=steps,
+                **options,
+            )
         finally:
             self._left_at = model_checks.training_state(self)
             self._record.close()
