@@ -359,7 +359,8 @@ def test_keras_habits(tmp_path):
     history = wrapped.fit(x, y, B, epochs=3, validation_data=(x, y), callbacks=callbacks, verbose=0).history
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "epsilon", "lr"}
     assert history["lr"] == pytest.approx([0.25, 0.125, 0.0625])
-    assert (tmp_path / "log.csv").read_text().startswith("epoch,accuracy,epsilon,loss,lr,val_accuracy,val_loss")
+    # Figures of training examples are shown, and leave in no file.
+    assert (tmp_path / "log.csv").read_text().startswith("epoch,epsilon,lr,val_accuracy,val_loss\n")
     plain.set_weights(model.get_weights())
     plain.compile(loss=LOSS, metrics=["accuracy"])
     assert wrapped.evaluate(x, y, verbose=0) == pytest.approx(plain.evaluate(x, y, verbose=0), rel=1e-5)

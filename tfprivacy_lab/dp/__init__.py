@@ -29,6 +29,7 @@ _EXPORTS = {
     "PrivateModel": "private_model",
     "StopBeforeBudget": "callbacks",
     "ChargedTo": "charged",
+    "SaveCheckpoint": "checkpoint",
     "EpochRecord": "plan",
     "privacy_statement": "statement",
     "LaplaceMechanism": "mechanisms",
@@ -45,7 +46,8 @@ _EXPORTS = {
 }
 _MODULES = {
     *("adjacency", "allowance", "events", "composition", "group", "tuning", "ledger", "ledger_file"),
-    *("callbacks", "charged", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
+    *("callbacks", "charged", "checkpoint", "clipping", "gaussian_noise", "layers", "monitors", "private_model"),
+    *("lineage", "saving", "spending"),
     *("accounting", "plan", "sampling", "training", "statement"),
     *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile"),
     *("laplace", "laplace_accounting", "laplace_statement"),

@@ -19,7 +19,8 @@ class ChargedTo(tf.keras.callbacks.Callback):
 
     Charged is what the call plans, all its epochs, and what the model did before without a charge; fewer if a
     :class:`~tfprivacy_lab.dp.callbacks.StopBeforeBudget` stands before it in the list. Nothing is given back to a fit
-    that ends early. Further calls for the same model go under the same name, as further parts of the run.
+    that ends early. Further calls for the same model go under the same name, as further parts of the run; a model that
+    goes on from a checkpoint takes a new name, as its noise has another seed.
 
     Args:
         ledger: A Ledger, or the path of one.

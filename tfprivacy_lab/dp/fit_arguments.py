@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
-
 from tfprivacy_lab.checks import InputError, check_choice, check_positive_int
 from tfprivacy_lab.dp.spending import SAMPLINGS
 
@@ -42,18 +40,3 @@ def check(
         raise InputError(f"engine='reference' is for sampling='poisson', got sampling={sampling!r}.")
     if physical_batch_size is not None:
         check_positive_int("physical_batch_size", physical_batch_size)
-
-
-def as_list(callbacks) -> list:
-    """The callbacks, one or several.
-
-    Raises:
-        InputError: if something else is among them.
-    """
-    if isinstance(callbacks, tf.keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
-    listed = list(callbacks) if isinstance(callbacks, list | tuple) else [] if callbacks is None else [callbacks]
-    for callback in listed:
-        if not isinstance(callback, tf.keras.callbacks.Callback):
-            raise InputError(f"Expected callbacks to be Keras callbacks, got {callback!r}.")
-    return listed

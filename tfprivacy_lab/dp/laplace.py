@@ -19,7 +19,7 @@ from tensorflow_privacy.privacy.dp_query import dp_query
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras
 
 from tfprivacy_lab.checks import check_finite_number, check_positive_int
-from tfprivacy_lab.dp import training
+from tfprivacy_lab.dp import lineage, training
 from tfprivacy_lab.dp.accounting import check_delta
 from tfprivacy_lab.dp.laplace_accounting import LaplacePlan, LaplaceRun, laplace_epsilon_after
 from tfprivacy_lab.dp.noise import secure_laplace
@@ -181,6 +181,9 @@ def train_laplace(
         optimizer=laplace_sgd_optimizer(run, plan, batches, secure_noise=secure_noise),
         loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
     )
+
+    pure = f"{run.steps} steps under Laplace noise by train_laplace, of pure epsilon {run.pure_epsilon:.4g}"
+    lineage.mark(model, lineage.FinishedFit([], seed, (pure,)))
 
     def run_steps(first, last):
         model.fit(training.physical_batches(batches, examples, labels, first, last), verbose=0)

@@ -74,17 +74,23 @@ def _name(strategy):
 
 
 def without_training(model: tf.keras.Model) -> tf.keras.Model:
-    """The model's weights without what training left beside them: a copy, or a subclassed model itself.
+    """The model's weights without what training left beside them: the model itself, or a copy that is not compiled.
 
-    Metrics that a layer of a subclassed model holds are reset: they would be saved, without noise.
+    Metrics that its layers or its ``compile`` hold are reset: they would be saved, without noise.
     """
-    if isinstance(model, tf.keras.Sequential) or model._is_graph_network:
-        bare = tf.keras.models.clone_model(model)
-        bare.set_weights(model.get_weights())
-        return bare
-    for layer in layers_of(model):
-        for metric in layer._metrics:
-            metric.reset_state()
+    without_figures(model)
+    is_compiled = getattr(model, "optimizer", None) is not None
+    if not is_compiled or not (isinstance(model, tf.keras.Sequential) or model._is_graph_network):
+        return model
+    bare = tf.keras.models.clone_model(model)
+    bare.set_weights(model.get_weights())
+    return bare
+
+
+def without_figures(model: tf.keras.Model) -> tf.keras.Model:
+    """The model, its metrics and those of its layers reset."""
+    for metric in [*model.metrics, *(metric for layer in layers_of(model) for metric in layer._metrics)]:
+        metric.reset_state()
     return model
 
 
@@ -93,27 +99,22 @@ def training_state(model: tf.keras.Model) -> tuple:
     return (*(id(variable) for variable in model.trainable_variables), int(model.optimizer.iterations.numpy()))
 
 
-def check_nothing_was_restored(model: tf.keras.Model, before: tuple, callbacks) -> None:
+def check_nothing_was_restored(model: tf.keras.Model, before: tuple) -> None:
     """Refuse to go on from a state that came from elsewhere: what it cost is in no record, and its noise would return.
 
     Args:
         model: A compiled model.
-        before: What :func:`training_state` gave when ``compile`` or ``fit`` ended.
-        callbacks: Those of ``fit``.
+        before: What :func:`training_state` gave when ``compile``, ``fit`` or ``restore_checkpoint`` ended.
 
     Raises:
         InputError: saying what to do instead.
     """
-    if any(isinstance(callback, tf.keras.callbacks.BackupAndRestore) for callback in callbacks or []):
-        raise InputError(
-            "BackupAndRestore would bring back the weights without what they cost, and draw the same noise again; "
-            "leave it out, and charge runs to a ledger by ChargedTo(ledger, name) among the callbacks."
-        )
     *trainable, steps = training_state(model)
     if trainable != list(before[:-1]):
         raise InputError("Other weights are trainable than when the model was compiled; call compile again.")
     if steps != before[-1]:
         raise InputError(
             f"The optimizer is at step {steps} and was at {before[-1]} when this model was last compiled or fitted: it "
-            "was restored or used elsewhere, and what that cost is in no record; compile with a new optimizer."
+            "was restored or used elsewhere, and what that cost is in no record; compile with a new optimizer, or go "
+            "on from what save_checkpoint wrote by restore_checkpoint."
         )

@@ -11,18 +11,29 @@ import math
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.dp import clipping, compile_arguments, example_arrays, example_batches, fit_arguments, model_checks
+from tfprivacy_lab.dp import (
+    clipping,
+    compile_arguments,
+    example_arrays,
+    example_batches,
+    fit_arguments,
+    lineage,
+    model_checks,
+    monitors,
+)
 from tfprivacy_lab.dp.callbacks import EpsilonLogger
+from tfprivacy_lab.dp.checkpoint import Resumable
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example, outputs_of
 from tfprivacy_lab.dp.example_losses import ExampleLosses
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.optimizers import begin_reference, check_reference, check_sgd, noise_generator
 from tfprivacy_lab.dp.privacy_account import PrivacyAccount, warn_of_shuffling
 from tfprivacy_lab.dp.quantile import QuantileClip
-from tfprivacy_lab.dp.record import StepKind, TrainingRecord
+from tfprivacy_lab.dp.record import StepKind
 from tfprivacy_lab.dp.replicas import Replicas
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example, refusal_of
 from tfprivacy_lab.dp.sampling import fresh_seed
+from tfprivacy_lab.dp.saving import SavedAsWrapped, ShownFigures
 from tfprivacy_lab.dp.steps import NoisySteps
 from tfprivacy_lab.dp.value_ranges import check_values_are_within_ranges
 
@@ -31,7 +42,7 @@ ENGINES = ("fast", "reference")
 _WORKING_FLOATS = 2**26
 
 
-class PrivateModel(PrivacyAccount, tf.keras.Model):
+class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
     r"""A Keras model whose ``fit`` is DP-SGD.
 
     Args:
@@ -58,9 +69,11 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
     (one example's gradient becomes zero while its place in the order stays). A step releases
     :math:`\sum_b c_b \nabla\ell_b + N(0, \sigma^2 C^2 I)`, divided by the expected batch size, a constant;
     one example moves the sum by at most C (Abadi et al. 2016, Alg. 1). Weights' regularisers are added
-    after the noise: they are no function of the data. Not covered: the loss and metrics that ``fit`` shows
-    for training examples, and validation figures. Not covered: the number n of examples, which is treated as public:
-    the sampling probability is B / n, and an epoch has floor(n / B) steps.
+    after the noise: they are no function of the data. A model that was fitted so before brings its past along:
+    :meth:`epsilon` counts it. Not covered: the loss and metrics that ``fit`` shows
+    for training examples, which leave in no file (:mod:`tfprivacy_lab.dp.saving`), and validation figures. Not covered:
+    the number n of examples, which is treated as public: the sampling probability is B / n, and an epoch has
+    floor(n / B) steps.
     """
 
     def __init__(
@@ -95,8 +108,8 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
             noise=GaussianNoise(self._seed, noise),
             replicas=self._replicas,
         )
-        self._record = TrainingRecord()
-        self._mean_loss = tf.keras.metrics.Mean(name="loss")
+        self._record = lineage.begin(model, self._seed)
+        self._shown = ShownFigures()
         self._noise_generator = noise_generator(self._seed) if engine == "reference" else None
         self._example_losses = self._floats = self._reference = self._left_at = None
         self._warned = False
@@ -139,6 +152,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         self._left_at = model_checks.training_state(self)
         self._record.retrace()
 
+    @monitors.leaving_nothing_behind
     def fit(
         self,
         x=None,
@@ -166,7 +180,8 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
             batch_size: Expected size B of a logical batch over all workers; the divisor of the noisy sum.
             epochs: Number of epochs.
             verbose: As Keras'.
-            callbacks: Keras callbacks; ``on_train_batch_end`` comes once a logical batch.
+            callbacks: Keras callbacks; ``on_train_batch_end`` comes once a logical batch. They see no training figures,
+                and what goes by such a figure is refused, see :mod:`tfprivacy_lab.dp.monitors`.
             validation_data: As Keras'; not covered by the guarantee.
             sample_weight: What each example's loss is multiplied by before clipping, (n,), >= 0.
             class_weight: The same by class, {0: ..., k - 1: ...}; taken as public.
@@ -189,12 +204,12 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         model_checks.check_scope(self, "fit")
         fit_arguments.check(options, batch_size, sampling, physical_batch_size, self.engine, epochs, steps_per_epoch)
         self._noisy_steps.check_batches(batch_size, sampling)
-        callbacks = fit_arguments.as_list(callbacks)
         examples = example_arrays.checked(x, y, sample_weight, class_weight, self.model)
         total = self._replicas.total(len(examples[2]))
         if batch_size > total:
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
-        model_checks.check_nothing_was_restored(self, self._left_at, callbacks)
+        model_checks.check_nothing_was_restored(self, self._left_at)
+        callbacks = monitors.admitted(callbacks, self, validation_data)
         rows = self._check(examples, batch_size)
         steps = total // batch_size if steps_per_epoch is None else steps_per_epoch
         if sampling == "shuffled" and not self._warned:
@@ -248,13 +263,6 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         self.train_function = run if self.run_eagerly else run_allowed
         return self.train_function
 
-    def save(self, filepath, **options):
-        """Save the wrapped model alone: no optimizer state, no seed, no metric of training examples.
-
-        A subclassed model is saved as it is; loading it takes its class, as Keras does.
-        """
-        model_checks.without_training(self.model).save(filepath, **options)
-
     def summary(self, *arguments, **options):
         """The wrapped model's summary."""
         return self.model.summary(*arguments, **options)
@@ -262,7 +270,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
     @property
     def metrics(self):
         """The loss, then what ``compile`` was given."""
-        return sorted(super().metrics, key=lambda metric: metric is not self._mean_loss)
+        return [self._mean_loss, *super().metrics]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
         """Mean of the examples' losses, for ``evaluate``; with the weights' regularisation."""
@@ -339,6 +347,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         if kind != self._record.traced:
             self.train_function = None
         self._record.open(kind, planned)
+        lineage.mark(self.model, self._record)
 
 
 def _rounding(batch_size: int) -> int:

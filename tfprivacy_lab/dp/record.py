@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import secrets
 
 import tensorflow as tf
@@ -31,10 +32,23 @@ class StepKind:
     padded: bool
 
 
-class TrainingRecord:
-    """Step counter, step limit and kinds of steps; no weights of the model, and in no saved file."""
+def fingerprint(seed: int) -> str:
+    """Tells a seed from others without giving it away; of 128 secret bits, that is."""
+    return hashlib.sha256(f"noise seed {seed}".encode()).hexdigest()
 
-    def __init__(self):
+
+class TrainingRecord:
+    """Step counter, step limit and kinds of steps; no weights of the model, and in no saved file but a checkpoint.
+
+    Args:
+        seed: Of sampling and noise of the steps that are counted here; only its fingerprint is kept.
+
+    Attributes:
+        not_covered: What lies outside ε in this training, in words.
+        identity: Tells this object from any other that draws by the same seed.
+    """
+
+    def __init__(self, seed: int):
         one = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self._done = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=one, name="steps_done")
         self._allowed = tf.Variable(
@@ -42,7 +56,11 @@ class TrainingRecord:
         )
         self._kinds: list[tuple[StepKind, int]] = []
         self._charged, self._uncharged_from = False, 0
-        # Tells this object from any other that draws by the same seed.
+        self._fingerprint = fingerprint(seed)
+        self._carried: list[Phase] = []
+        self._carried_uncharged: list[Phase] = []
+        self._carried_streams: list[dict] = []
+        self.not_covered: list[str] = []
         self.identity = secrets.token_hex(16)
         self.is_open = False
         self.traced: StepKind | None = None
@@ -69,7 +87,12 @@ class TrainingRecord:
         self._allowed.assign(self.steps())
         self.is_open = False
         if self._charged:
-            self._charged, self._uncharged_from = False, self.steps()
+            self._charged = False
+            self.settle()
+
+    def settle(self) -> None:
+        """All that was done is in a ledger."""
+        self._uncharged_from, self._carried_uncharged = self.steps(), []
 
     def charge(self) -> None:
         """What was done so far, and all that may come until the record is closed, is in a ledger."""
@@ -99,8 +122,12 @@ class TrainingRecord:
             self._done.assign_add(1)
         return number
 
-    def phases(self, since: int = 0) -> list[Phase]:
-        """The steps done, by kind; those before ``since`` are not counted."""
+    def phases(self) -> list[Phase]:
+        """All that was done, by kind, from a restored checkpoint on."""
+        return [*self._carried, *self._phases_since(0)]
+
+    def _phases_since(self, since) -> list[Phase]:
+        """The steps done here, by kind; those before ``since`` are not counted."""
         ends = [*[first for _, first in self._kinds], self.steps()][1:]
         return [
             Phase(kind.examples, kind.batch_size, kind.noise_multiplier, kind.sampling, max(0, end - max(first, since)))
@@ -109,4 +136,25 @@ class TrainingRecord:
 
     def uncharged_phases(self) -> list[Phase]:
         """The steps done that no ledger knows of; the last phase is the one that runs, with none so far if charged."""
-        return self.phases(self._uncharged_from)
+        return [*self._carried_uncharged, *self._phases_since(self._uncharged_from)]
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether a ledger knows of all that was done and of all that may come in the fit that is under way."""
+        return self._charged
+
+    def streams(self) -> list[dict]:
+        """Under which seeds noise was drawn, as fingerprints, and how many steps under each."""
+        return [*self._carried_streams, {"seed": self._fingerprint, "steps": self.steps()}]
+
+    def carry(self, phases: list[Phase], uncharged: list[Phase], streams: list[dict], not_covered: list[str]) -> None:
+        """What comes goes on from weights that another record is of, which a checkpoint kept."""
+        self._carried, self._carried_uncharged, self._carried_streams = list(phases), list(uncharged), list(streams)
+        self.not_covered[:0] = not_covered
+
+    def note(self, not_covered: str) -> bool:
+        """Note what lies outside ε; returns whether that is new."""
+        if not_covered in self.not_covered:
+            return False
+        self.not_covered.append(not_covered)
+        return True

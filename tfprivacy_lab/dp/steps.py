@@ -63,6 +63,15 @@ class NoisySteps:
         """C as it is now."""
         return float(self._clip if self._quantile is None else self._clip.numpy())
 
+    @property
+    def adaptive_clip(self) -> float | None:
+        """C as it is now if it adapts, for a checkpoint; None if it is fixed."""
+        return None if self._quantile is None else self.l2_norm_clip
+
+    def go_on_from(self, adaptive_clip: float) -> None:
+        """Let a C that adapts go on from that of a checkpoint."""
+        self._clip.assign(adaptive_clip)
+
     def keep_books(self) -> None:
         """Look at the model's layers anew: which are trained may have changed.
 

@@ -12,12 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_positive_int
-from tfprivacy_lab.dp import clipping, example_isolation
+from tfprivacy_lab.dp import clipping, example_isolation, lineage
 from tfprivacy_lab.dp.accounting import DpSgdRun, check_delta, epsilon_after, steps_for
 from tfprivacy_lab.dp.optimizers import check_jacobian, dp_sgd_optimizer
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
 from tfprivacy_lab.dp.private_model import PrivateModel
 from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.dp.spending import Phase
 
 
 def train(
@@ -89,6 +90,7 @@ def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoc
     for epoch in range(1, plan.epochs + 1):
         start, end = time.perf_counter(), steps_for(run.examples, run.batch_size, epoch)
         run_steps(step, end)
+        model.reset_metrics()  # A mean loss of private examples would be saved with the model.
         step = end
         _check_weights_finite(model, epoch)
         accuracy = None if validation is None else evaluate_accuracy(model, *validation)
@@ -110,6 +112,8 @@ def _reference(model, examples, labels, plan, run, delta, seed):
         optimizer=dp_sgd_optimizer(run, plan, batches),
         loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
     )
+    done = Phase(run.examples, run.batch_size, run.noise_multiplier, "poisson", run.steps)
+    lineage.mark(model, lineage.FinishedFit([done], seed))
     return lambda first, last: model.fit(physical_batches(batches, examples, labels, first, last), verbose=0)
 
 
