@@ -23,6 +23,7 @@ from tfprivacy_lab.dp.record import StepKind, TrainingRecord
 from tfprivacy_lab.dp.replicas import Replicas
 from tfprivacy_lab.dp.sampling import fresh_seed
 from tfprivacy_lab.dp.steps import NoisySteps
+from tfprivacy_lab.dp.trial_rows import rows_to_try
 
 ENGINES = ("fast", "reference")
 # Floats of working memory for what book-keeping keeps beyond back-propagation: 256 MiB.
@@ -136,6 +137,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         if self.engine == "reference":
             check_sgd(self.optimizer)
         self._reference = self._floats = None
+        self._tried = set()
         self._left_at = model_checks.training_state(self)
         self._record.retrace()
 
@@ -191,7 +193,7 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         if batch_size > total:
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
         model_checks.check_nothing_was_restored(self, self._left_at, callbacks)
-        rows = self._check(examples, batch_size)
+        rows = self._check(examples, batch_size, physical_batch_size)
         steps = total // batch_size if steps_per_epoch is None else steps_per_epoch
         if sampling == "shuffled" and not self._warned:
             self._warned = True
@@ -292,15 +294,18 @@ class PrivateModel(PrivacyAccount, tf.keras.Model):
         self._mean_loss.update_state(losses + self._penalty())
         self.compiled_metrics.update_state(labels, outputs)
 
-    def _check(self, examples, batch_size) -> int | None:
+    def _check(self, examples, batch_size, physical_batch_size) -> int | None:
         """Try the model on a few examples, and the loss on all labels; returns how many rows fit at a time, or None."""
         one = tf.nest.map_structure(lambda a: a[:1], examples[0])
         self._example_losses.check_labels(examples[1], outputs_of(self.model, one))
-        if self._floats is None:
-            first = tf.nest.map_structure(lambda a: a[:4], examples[:2])
+        # The reference engine always computes a fixed number of rows.
+        height = physical_batch_size or (128 if self.engine == "reference" else None)
+        if height not in self._tried:
             losses_of = lambda batch, training: self._losses_and_outputs(batch, training)[0]  # noqa: E731
-            check_gradients_are_per_example(self.model, losses_of, first)
-            self._floats = self._noisy_steps.check_books(losses_of, first)
+            few, how = rows_to_try(examples[:2]), {"height": height, "eagerly": self.run_eagerly}
+            check_gradients_are_per_example(self.model, losses_of, few, **how)
+            self._floats = self._noisy_steps.check_books(losses_of, few, **how)
+            self._tried.add(height)
         rows = max(1, _WORKING_FLOATS // max(1, self._floats))
         return rows if batch_size + 6 * math.sqrt(batch_size) > rows else None
 
