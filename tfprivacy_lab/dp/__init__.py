@@ -35,6 +35,7 @@ _EXPORTS = {
     "GaussianMechanism": "mechanisms",
     "GridGaussian": "discrete",
     "check_neighbours": "neighbours",
+    "PrivateScale": "private_scale",
     "noise_quantile": "intervals",
     "ratio_interval": "intervals",
     "QuantileClip": "quantile",
@@ -47,7 +48,7 @@ _MODULES = {
     *("adjacency", "allowance", "events", "composition", "group", "tuning", "ledger", "ledger_file"),
     *("callbacks", "charged", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
     *("accounting", "plan", "sampling", "training", "statement"),
-    *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile"),
+    *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile", "private_scale"),
     *("laplace", "laplace_accounting", "laplace_statement"),
 }
 

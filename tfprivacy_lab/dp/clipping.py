@@ -103,7 +103,8 @@ class BookKeeping:
         outputs = [output for use in uses for output in use.outputs]
         found = iter(tape.gradient(total, outputs, unconnected_gradients="zero"))
         for use in uses:
-            use.gradients = [next(found) for _ in use.outputs]
+            # Some operations leave the shape of their gradient open.
+            use.gradients = [tf.ensure_shape(next(found), output.shape) for output in use.outputs]
         return ExampleGradients(self.model, uses, losses, extra)
 
     @contextlib.contextmanager

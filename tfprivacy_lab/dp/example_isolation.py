@@ -123,16 +123,31 @@ class _Trial:
     def finds_mixing(self) -> bool:
         """Whether a row's gradient depends on its company, with what is dropped and without."""
         training = row_gradients(self._model, self._noting_added_losses, self._batch, True, **self._how)
-        if self._draws_at_random(training):
-            # What is dropped hides what mixes: other draws, and none.
-            mixes = self._mixes(training, True, 0) or self._mixes(training, True, 1)
-            if not mixes:
-                resting = row_gradients(self._model, self._losses_of, self._batch, False, **self._how)
-                mixes = self._mixes(resting, False, None)
-        else:
-            mixes = self._mixes(training, True, None)
+        first = self._first(training)
+        random = self._differs(training, first, times=1)
+        self._take_out_what_overflows(training, first)
+        mixes = not random and self._mixes(training, True, None)
+        if mixes:  # Unless the draws were alike by chance.
+            random = self._differs(training, first, times=8)
+        if random:
+            resting = row_gradients(self._model, self._losses_of, self._batch, False, **self._how)
+            mixes = self._mixes_at_random(training, first) or self._mixes(resting, False, None)
         self._check_weights(training)
         return mixes
+
+    def _mixes_at_random(self, training, first) -> bool:
+        """As they are drawn first, and as they are drawn next: what is dropped hides what mixes."""
+        if self._comes_again(training, first, times=1):
+            mixes = self._mixes(training, True, 0) or self._mixes(training, True, 1)
+            if not mixes or self._comes_again(training, first, times=4):
+                return mixes
+        if not self._how["eagerly"]:  # A loop in a graph draws in no fixed order; one in Python does.
+            how = {**self._how, "eagerly": True}
+            return _Trial(self._model, self._losses_of, self._batch, self._draws, how).finds_mixing()
+        raise InputError(
+            f"Model {self._model.name!r} draws random numbers that a trial cannot repeat, so whether it keeps examples "
+            "apart cannot be seen; draw by a layer of Keras, tf.random, or a tf.random.Generator that the layer holds."
+        )
 
     def _noting_added_losses(self, part, training):
         losses = self._losses_of(part, training)
@@ -143,8 +158,8 @@ class _Trial:
         batches = [self._all, *([row] * self._height for row in range(self._count))]
         self._left_alone.check(lambda rows: self._compute(gradients, rows, 0, 0), batches)
 
-    def _draws_at_random(self, gradients) -> bool:
-        """Whether the model draws random numbers; those that do not come again are refused."""
+    def _first(self, gradients):
+        """The first gradient and losses; all that is found at once by computing them."""
         first = self._compute(gradients, self._all, 0, 0)
         self._check_weights(gradients)
         if self._adds_losses:
@@ -152,19 +167,23 @@ class _Trial:
                 f"Model {self._model.name!r} adds losses that depend on the examples (add_loss): they belong to no "
                 "example; make them part of the loss, or remove them."
             )
-        # What overflows has no place beside others.
-        self._by_size = [
-            row for row in self._by_size if row not in self._all or np.isfinite(first[1][self._all.index(row)])
-        ]
-        if all(map(_close, first, self._compute(gradients, self._all, 0))):
-            return False
-        if not all(map(_close, first, self._compute(gradients, self._all, 0, 0))):
-            raise InputError(
-                f"Model {self._model.name!r} draws random numbers that a trial cannot repeat, so whether it keeps "
-                "examples apart cannot be seen; draw by a layer of Keras, tf.random, or a tf.random.Generator "
-                "that the layer holds."
-            )
-        return True
+        return first
+
+    def _differs(self, gradients, first, times) -> bool:
+        """Whether going on gives something else than ``first``."""
+        return not all(all(map(_close, first, self._compute(gradients, self._all, 0))) for _ in range(times))
+
+    def _comes_again(self, gradients, first, times) -> bool:
+        """Whether beginning again gives ``first`` again."""
+        return all(all(map(_close, first, self._compute(gradients, self._all, 0, 0))) for _ in range(times))
+
+    def _take_out_what_overflows(self, gradients, first):
+        """Rows whose loss is no number even among copies have no place beside others."""
+        for place, loss in enumerate(first[1][: self._count]):
+            if not np.isfinite(loss):
+                among_copies = self._compute(gradients, [place] * self._height, place)
+                if not np.isfinite(among_copies[1][place]):
+                    self._by_size.remove(place)
 
     def _compute(self, function, rows, place, draw=None):
         """What the function gives, after so many draws for as many rows as there are; None goes on drawing.

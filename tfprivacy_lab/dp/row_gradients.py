@@ -9,11 +9,10 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 
-# Lines of Keras' and TensorFlow's messages that say where, not what; lines of code are among those.
-_WHERE = re.compile(
-    r"(?i)^(in user code|file \"|call arguments|•|graph execution error|detected at|def |return |[\w., ()\[\]]+ = )"
-    r"|xception encountered|^\S+\(.*\)$"
-)
+# Lines of messages that say where, not what.
+_WHERE = re.compile(r"(?i)^(in user code|file \"|graph execution error|detected at|<stack|call arguments|•)")
+_NAMED = re.compile(r"^([\w.]*(?:Error|Exception)): (?!Exception encountered)(.*)")
+_CALLED = re.compile(r"xception encountered when calling layer ['\"]?([^'\" ]+)['\"]? \(type (\w+)\)")
 
 
 _INSTEAD = (
@@ -123,9 +122,13 @@ def reason(error: BaseException) -> str:
     """What went wrong, in a line, and in which layer: Keras and TensorFlow say where at length."""
     text = re.sub(r"\{\{[^}]*\}\}\s*", "", str(error))
     lines = [line.strip(" *\t") for line in text.splitlines() if line.strip(" *\t")]
-    called = re.findall(r"xception encountered when calling layer ['\"]?([^'\" ]+)['\"]? \(type (\w+)\)", text)
-    kinds = [found[1] for line in lines if (found := re.match(r"([\w.]*(?:Error|Exception)): ", line))]
-    plain = [line for line in lines if not _WHERE.search(line)]
-    said = re.sub(r"^[\w.]*(Error|Exception): ", "", (plain or [type(error).__name__])[0])
+    lines = [line for line in lines if not _WHERE.search(line)] or ["no message"]
+    called = _CALLED.findall(text)
+    kind, said = type(error).__name__, lines[0]
+    if named := [found for found in map(_NAMED.match, lines) if found]:
+        kind, said = named[-1].groups()
+    elif called:
+        said = lines[max(i for i, line in enumerate(lines) if _CALLED.search(line)) + 1 :][:1] or [said]
+        said = said[0]
     layer = f"layer {called[-1][0]!r} ({called[-1][1]}), " if called else ""
-    return f"{layer}{kinds[-1] if kinds else type(error).__name__}: {said[:300]}".rstrip(".")
+    return f"{layer}{kind}: {said[:160]}".rstrip(".")
