@@ -93,6 +93,7 @@ def _check_norm(model, norm, expected):
     if abs(norm - expected) > 1e-3 * max(expected, 1e-6):
         raise InputError(
             f"Model {model.name!r} does not use its layers as their rules expect: an example's gradient has norm "
-            f"{expected:.6g}, and by the rules {norm:.6g}. A weight is used outside its layer (tied weights), or a "
-            "layer is given rows that are no examples; pass unknown_layers='slow' to differentiate example by example."
+            f"{expected:.6g}, and by the rules {norm:.6g}. A weight is used outside its layer (tied weights), a layer "
+            "in a tf.function of the model's own, or a layer is given rows that are no examples; pass "
+            "unknown_layers='slow' to differentiate example by example."
         )

@@ -137,7 +137,7 @@ class _Trial:
 
     def _mixes_at_random(self, training, first) -> bool:
         """As they are drawn first, and as they are drawn next: what is dropped hides what mixes."""
-        if self._comes_again(training, first, times=1):
+        if not training.draws_in_loops() and self._comes_again(training, first, times=1):
             mixes = self._mixes(training, True, 0) or self._mixes(training, True, 1)
             if not mixes or self._comes_again(training, first, times=4):
                 return mixes

@@ -11,6 +11,7 @@ from tfprivacy_lab.checks import InputError
 
 # Lines of messages that say where, not what.
 _WHERE = re.compile(r"(?i)^(in user code|file \"|graph execution error|detected at|<stack|call arguments|•)")
+_DRAWS = re.compile("Random|Rng|Multinomial|Normal|PyFunc")
 _NAMED = re.compile(r"^([\w.]*(?:Error|Exception)): (?!Exception encountered)(.*)")
 _CALLED = re.compile(r"xception encountered when calling layer ['\"]?([^'\" ]+)['\"]? \(type (\w+)\)")
 
@@ -43,6 +44,15 @@ class Compiled:
             function if eagerly else tf.function(function, input_signature=(specs, tf.TensorSpec((), tf.int32)))
         )
         self._traced = eagerly
+
+    def draws_in_loops(self) -> bool:
+        """Whether random numbers may be drawn in a loop of the graph, whose turns need not come in their order."""
+        if self._eagerly:
+            return False
+        graph = self._compiled.get_concrete_function().graph.as_graph_def()
+        within = {node.op for function in graph.library.function for node in function.node_def}
+        loops = {kind for kind in within | {node.op for node in graph.node} if "While" in kind}
+        return bool(loops) and any(_DRAWS.search(kind) for kind in within)
 
     def __call__(self, part, place: int):
         """The function's value.
