@@ -317,7 +317,7 @@ class Table(tf.keras.Model):
 
     def call(self, inputs):
         tf.debugging.assert_equal(inputs[:, 0], tf.round(inputs[:, 0]))
-        tf.debugging.assert_less(tf.abs(inputs), 9.0)
+        tf.debugging.assert_less(tf.abs(inputs), 25.0)
         return self.head(tf.concat([self.names(tf.cast(inputs[:, 0], tf.int32)), inputs[:, 1:]], 1))
 
 
