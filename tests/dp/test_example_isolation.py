@@ -1,10 +1,13 @@
 """Layers that let examples meet, or keep them, are found by trying; random ones that do neither are let through."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, example_isolation, private_model, training
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example
 
 from .test_private_model import LOSS, B, N, dataset, private, weights_of
@@ -170,8 +173,8 @@ def test_random_recurrent_and_attending_layers_are_let_through():
     check_gradients_are_per_example(model, *losses_and_batch(model, (given, np.arange(4) % CLASSES)))
 
 
-def losses_and_batch(model, examples):
-    batch = tuple(tf.constant(part[:4]) for part in examples)
+def losses_and_batch(model, examples, rows=4):
+    batch = tuple(tf.constant(part[:rows]) for part in examples)
     return lambda part, training: LOSS.call(part[1], model(part[0], training=training)), batch
 
 
@@ -218,3 +221,276 @@ def test_unseeded_draws_stay_unseeded():
         assert not np.array_equal(*after)
     finally:
         context.context()._seed = before
+
+
+def centred(inputs):
+    return inputs - tf.stop_gradient(tf.reduce_mean(inputs, 0))
+
+
+class InGraph(layers.Layer):
+    """Does otherwise in a graph."""
+
+    def call(self, inputs):
+        return inputs if tf.executing_eagerly() else centred(inputs)
+
+
+class OpenHeight(layers.Layer):
+    """Does otherwise where the batch's size is open, as in fit."""
+
+    def call(self, inputs):
+        return centred(inputs) if inputs.shape[0] is None else inputs
+
+
+class FixedHeight(layers.Layer):
+    """Does otherwise where the batch has a certain size, known beforehand."""
+
+    def call(self, inputs):
+        return centred(inputs) if inputs.shape[0] == 5 else inputs
+
+
+class ByPlace(layers.Layer):
+    """Multiplies by the place in the batch, which moves when another example is there."""
+
+    def call(self, inputs):
+        return inputs * tf.cast(1 + tf.range(tf.shape(inputs)[0]), tf.float32)[:, tf.newaxis]
+
+
+class ByNumber(layers.Layer):
+    """Divides by how many there are."""
+
+    def call(self, inputs):
+        return inputs / tf.cast(tf.shape(inputs)[0], tf.float32)
+
+
+class NextRow(layers.Layer):
+    """Takes from the neighbour, detached."""
+
+    def call(self, inputs):
+        return inputs + tf.stop_gradient(tf.roll(inputs, 1, 0))
+
+
+class Ranks(layers.Layer):
+    """Says how many are larger: no derivative, and whole numbers."""
+
+    def call(self, inputs):
+        return inputs * (1 + tf.reduce_sum(tf.cast(inputs[:, tf.newaxis] < inputs, tf.float32), 1))
+
+
+class Leak(layers.Layer):
+    """So little of another row that no comparison sees it; a derivative does."""
+
+    def call(self, inputs):
+        return inputs + 1e-7 * tf.reduce_sum(inputs, 0)
+
+
+MEETINGS = [InGraph, OpenHeight, ByPlace, ByNumber, NextRow, Ranks, Leak]
+
+
+def check(model, x, **how):
+    check_gradients_are_per_example(model, *losses_and_batch(model, (x, np.arange(len(x)) % CLASSES), len(x)), **how)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("layer", MEETINGS)
+def test_what_meets_in_the_graph_of_fit_is_found_with_the_rows_there_are(layer, scale):
+    """Inputs so large that predictions are sure and gradients vanish, too: then the outputs' tell."""
+    x = (scale * dataset(N)[0])[:8]
+    with pytest.raises(InputError, match="mixes the examples"):
+        check(stacked(layer()), x)
+
+
+def test_what_meets_at_the_height_that_fit_computes_is_found():
+    x = dataset(N)[0][:8]
+    check(stacked(FixedHeight()), x)
+    with pytest.raises(InputError, match="mixes the examples"):
+        check(stacked(FixedHeight()), x, height=5)
+    with pytest.raises(InputError, match="mixes the examples"):
+        private(stacked(FixedHeight())).fit(*dataset(N), B, physical_batch_size=5, steps_per_epoch=1, verbose=0)
+
+
+class Table(tf.keras.Model):
+    """Ids in a column of a table of real numbers; others in between are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.head = layers.Embedding(9, 4), layers.Dense(CLASSES)
+
+    def call(self, inputs):
+        tf.debugging.assert_equal(inputs[:, 0], tf.round(inputs[:, 0]))
+        tf.debugging.assert_less(tf.abs(inputs), 25.0)
+        return self.head(tf.concat([self.names(tf.cast(inputs[:, 0], tf.int32)), inputs[:, 1:]], 1))
+
+
+@ENGINES
+def test_ids_in_a_table_of_real_numbers_stay_ids(engine):
+    x = dataset(N)[0]
+    x[:, 0] = np.arange(N) % 9
+    model = Table()
+    model(x[:2])
+    wrapped = private(model, engine=engine, noise_multiplier=1.0)
+    wrapped.fit(x, np.arange(N) % CLASSES, B, steps_per_epoch=1, verbose=0)
+    assert wrapped.phases()[0].steps == 1
+
+
+def test_the_trial_takes_rows_that_are_there():
+    x, seen = dataset(N)[0], []
+
+    class Seen(layers.Layer):
+        def call(self, inputs):
+            def note(rows):
+                seen.extend(map(bytes, rows))
+                return rows
+
+            return tf.ensure_shape(tf.numpy_function(note, [inputs], tf.float32), inputs.shape)
+
+    private(stacked(Seen()), noise_multiplier=1.0).fit(x, np.arange(N) % CLASSES, B, steps_per_epoch=1, verbose=0)
+    assert len(set(seen)) >= 8
+    assert set(seen) <= set(map(bytes, x))
+
+
+class OwnCell(layers.Layer):
+    """A recurrent cell of one's own."""
+
+    state_size = output_size = 3
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3, activation="tanh")
+
+    def call(self, inputs, states):
+        new = self.dense(tf.concat([inputs, states[0]], 1))
+        return new, [new]
+
+
+class InTime(layers.Layer):
+    """A loop over time in the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4)
+
+    def call(self, inputs):
+        state = tf.zeros_like(inputs[:, 0])
+        for t in tf.range(tf.shape(inputs)[1]):
+            state = tf.tanh(self.dense(state) + inputs[:, t])
+        return state
+
+
+OVER_TIME = {
+    "cell": lambda: layers.RNN(layers.LSTMCell(3)),
+    "stacked cells": lambda: layers.RNN([layers.GRUCell(4), layers.SimpleRNNCell(3)]),
+    "cell of one's own": lambda: layers.RNN(OwnCell()),
+    "both ways": lambda: layers.Bidirectional(layers.GRU(3)),
+    "loop": InTime,
+}
+
+
+@pytest.mark.parametrize("time", [5, None])
+@pytest.mark.parametrize("layer", OVER_TIME.values(), ids=OVER_TIME.keys())
+def test_layers_that_run_over_time_are_let_through(layer, time):
+    model = tf.keras.Sequential([layers.Input((time, 4)), layer(), layers.Dense(CLASSES)])
+    check(model, np.random.default_rng(0).normal(size=(8, 5, 4)).astype(np.float32))
+
+
+class ByTraining(layers.Layer):
+    """Another function in training, of each example alone."""
+
+    def call(self, inputs, training=None):
+        return tf.square(inputs) if training else inputs
+
+
+def test_what_differs_in_training_alone_is_let_through():
+    check(stacked(ByTraining()), dataset(N)[0][:8])
+
+
+class FromPython(tf.keras.Model):
+    """Takes a tensor's value, which a graph has not."""
+
+    def __init__(self):
+        super().__init__(name="valued")
+        self.head = layers.Dense(CLASSES)
+
+    def call(self, inputs):
+        return self.head(inputs * float(tf.size(inputs[0]).numpy()))
+
+
+def test_models_that_no_graph_takes_are_refused_by_name_with_the_reason_and_the_way_on():
+    x, y = dataset(N)
+    model = FromPython()
+    model(x[:2])
+    with pytest.raises(InputError, match=r"'valued' cannot be computed in a graph.*numpy.*run_eagerly=True"):
+        private(model, noise_multiplier=1.0).fit(x, y, B, verbose=0)
+    wrapped = private(model, noise_multiplier=1.0, compiled={"run_eagerly": True})
+    wrapped.fit(x, y, B, steps_per_epoch=1, verbose=0)
+    assert wrapped.phases()[0].steps == 1
+
+
+class Counter(layers.Layer):
+    """Counts its calls in a weight."""
+
+    def build(self, shape):
+        self.calls = self.add_weight("calls", (), trainable=False, initializer="zeros")
+
+    def call(self, inputs, training=None):
+        if training:
+            self.calls.assign_add(1.0)
+        return inputs
+
+
+def test_weights_that_change_whatever_the_examples_are_are_refused_for_that():
+    model = stacked(Counter())
+    with pytest.raises(InputError, match=r"changes the weight .*calls.* whatever the examples are"):
+        check(model, dataset(N)[0][:8])
+    assert model.layers[0].calls.numpy() == 0
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_spectral_normalisation_is_not_said_to_compute_from_examples(eagerly):
+    model = stacked(layers.SpectralNormalization(layers.Dense(4), name="bounded"))
+    before = weights_of(model)
+    with pytest.raises(InputError, match="kernel_constraint") as refused:
+        check(model, dataset(N)[0][:8], eagerly=eagerly)
+    assert "bounded" in str(refused.value)
+    assert "from examples" not in str(refused.value)
+    assert np.array_equal(weights_of(model), before)
+
+
+class Distinct(layers.Layer):
+    """Stops where two rows are equal, as no batch need not be."""
+
+    def call(self, inputs):
+        equal = tf.reduce_all(inputs[:, tf.newaxis] == inputs, -1)
+        tf.debugging.assert_equal(tf.reduce_sum(tf.cast(equal, tf.int32)), tf.shape(inputs)[0], message="twice")
+        return inputs
+
+
+def test_models_that_stop_at_some_batches_are_refused_for_that():
+    with pytest.raises(InputError, match=r"stops on examples of x.*twice"):
+        check(stacked(Distinct()), dataset(N)[0][:8])
+
+
+@pytest.mark.parametrize(("rows", "said"), [(1, "one example, or equal ones"), (8, "one example, or equal ones")])
+def test_a_trial_that_cannot_see_says_so(rows, said):
+    with pytest.warns(UserWarning, match=said):
+        check(stacked(layers.Dense(4)), np.ones((rows, WIDTH), np.float32))
+    with pytest.raises(InputError, match="mixes the examples"), pytest.warns(UserWarning, match=said):
+        check(stacked(ByNumber()), np.ones((rows, WIDTH), np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(stacked(layers.Dense(4)), dataset(N)[0][:8])
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_training_tries_a_model_once(engine, monkeypatch):
+    tried = []
+
+    def counted(*arguments, **how):
+        tried.append(how)
+        return check_gradients_are_per_example(*arguments, **how)
+
+    monkeypatch.setattr(example_isolation, "check_gradients_are_per_example", counted)
+    monkeypatch.setattr(private_model, "check_gradients_are_per_example", counted)
+    x, y = dataset(N)
+    plan, run = TrainingPlan(B, 2, 1.0, 0.5), DpSgdRun(N, B, 1.0, 2 * N // B)
+    training.train(stacked(layers.Dense(4)), x, y, plan=plan, run=run, delta=1e-3, seed=0, engine=engine)
+    assert len(tried) == 1

@@ -36,6 +36,7 @@ _EXPORTS = {
     "GaussianMechanism": "mechanisms",
     "GridGaussian": "discrete",
     "check_neighbours": "neighbours",
+    "PrivateScale": "private_scale",
     "noise_quantile": "intervals",
     "ratio_interval": "intervals",
     "QuantileClip": "quantile",
@@ -49,7 +50,7 @@ _MODULES = {
     *("callbacks", "charged", "checkpoint", "clipping", "gaussian_noise", "layers", "monitors", "private_model"),
     *("lineage", "saving", "spending"),
     *("accounting", "plan", "sampling", "training", "statement"),
-    *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile"),
+    *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile", "private_scale"),
     *("laplace", "laplace_accounting", "laplace_statement"),
 }
 

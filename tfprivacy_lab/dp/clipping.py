@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.dp.layers import KNOWN
 from tfprivacy_lab.dp.linear_layers import Uses
+from tfprivacy_lab.dp.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
 
 METHODS = ("flat", "automatic")
@@ -67,7 +68,9 @@ class BookKeeping:
     def __init__(self, model: tf.keras.Model):
         check_layers_keep_examples_apart(model)
         self.model = model
-        self._owners = [layer for layer in layers_of(model) if layer._trainable_weights and layer.trainable]
+        trained = {id(variable) for variable in model.trainable_variables}
+        # A layer's own ``trainable`` says nothing of the models around it: one of them may be frozen.
+        self._owners = [layer for layer in layers_of(model) if trained & set(map(id, layer._trainable_weights))]
         unknown = [layer for layer in self._owners if type(layer) not in KNOWN]
         if unknown:
             names = ", ".join(sorted(cls.__name__ for cls in KNOWN))
@@ -89,9 +92,16 @@ class BookKeeping:
             The gradients of all examples, unformed.
         """
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            with self._recording(tape) as uses:
+            with self._recording(tape) as (uses, out_of_reach):
                 losses, extra = compute_losses()
             total = losses if weights is None else losses * weights
+        if out_of_reach:
+            raise InputError(
+                f"Layer {out_of_reach[0].name!r} is called inside a loop, a condition or a tf.function within the "
+                "model: the fast engine cannot keep what it is given there; loop in Python (range, not tf.range), or "
+                "pass unknown_layers='slow' to differentiate example by example."
+            )
+        check_first_axes(self.model, uses, losses)
         outputs = [output for use in uses for output in use.outputs]
         found = tape.gradient(total, outputs, unconnected_gradients="zero")
         named = {"the losses": losses, "the sample weights": [] if weights is None else weights}
@@ -101,29 +111,38 @@ class BookKeeping:
         rows = tf.shape(losses if weights is None else weights)[0]
         found = iter(after(assert_one_row_per_example(rows, {**named, "the outputs' gradients": found}), found))
         for use in uses:
-            use.gradients = [next(found) for _ in use.outputs]
-        return ExampleGradients(self.model.trainable_variables, uses, losses, extra)
+            # Some operations leave the shape of their gradient open.
+            use.gradients = [tf.ensure_shape(next(found), output.shape) for output in use.outputs]
+        return ExampleGradients(self.model, uses, losses, extra)
 
     @contextlib.contextmanager
     def _recording(self, tape):
-        """Every owner's ``call`` notes its input and watches its output before the activation."""
+        """Every owner's ``call`` notes its input and watches its output before the activation.
+
+        Yields the uses, complete when the scope is left, and the layers that were called where no note can be taken.
+        """
         found: dict[int, Uses] = {}
+        out_of_reach: list[tf.keras.layers.Layer] = []
         try:
             for layer in self._owners:
-                layer.call = _recorded(layer, layer.call, tape, found)
+                layer.call = _recorded(layer, layer.call, tape, found, out_of_reach)
             uses: list[Uses] = []
-            yield uses
+            yield uses, out_of_reach
             uses.extend(found.values())
         finally:
             for layer in self._owners:
                 layer.__dict__.pop("call", None)
 
 
-def _recorded(layer, call, tape, found):
+def _recorded(layer, call, tape, found, out_of_reach):
     """The layer's ``call``, keeping a note of each use."""
+    graph = _graph()
 
     @tf.autograph.experimental.do_not_convert
     def recorded(inputs, *args, **kwargs):
+        if _graph() is not graph:  # A tensor of a loop's body does not outlive it.
+            out_of_reach.append(layer)
+            return call(inputs, *args, **kwargs)
         uses = found.setdefault(id(layer), KNOWN[type(layer)](layer))
         outputs = uses.forward(call, inputs, *args, **kwargs)
         tape.watch(outputs)
@@ -134,6 +153,11 @@ def _recorded(layer, call, tape, found):
     return recorded
 
 
+def _graph():
+    """The graph that is being built, or None where TensorFlow computes at once."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
 class ExampleGradients:
     """The gradients of a batch's examples, as layers' inputs and output gradients.
 
@@ -142,12 +166,17 @@ class ExampleGradients:
         extra: What the forward pass returned beside them.
     """
 
-    def __init__(self, variables, uses, losses, extra):
-        self._variables, self._uses, self.losses, self.extra = variables, uses, losses, extra
+    def __init__(self, model, uses, losses, extra):
+        self._variables, self._uses, self.losses, self.extra = model.trainable_variables, uses, losses, extra
 
     def norms(self) -> tf.Tensor:
         """Norm of each example's gradient over all trainable weights, (batch,)."""
         return tf.sqrt(tf.add_n([use.squared_norms() for use in self._uses]))
+
+    @property
+    def uses(self) -> list[Uses]:
+        """The layers' uses."""
+        return self._uses
 
     def clipped_sum(self, l2_norm_clip, method: str = "flat") -> tuple[list[tf.Tensor], tf.Tensor]:
         """The clipped gradients' sum, and the norms before clipping.

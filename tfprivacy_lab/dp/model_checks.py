@@ -6,10 +6,11 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping import layers_of
+from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 
 
 def check_model(model) -> None:
-    """Refuse what is no built Keras model of this scope, or does not compute in float32.
+    """Refuse what is no built Keras model of this scope, or does not compute in float32; warn of adapted layers.
 
     Raises:
         InputError: naming the argument, or the layer.
@@ -33,6 +34,7 @@ def check_model(model) -> None:
                 f"Layer {layer.name!r} computes in {dtype} (policy {layer.dtype_policy.name!r}): both engines compute "
                 "in float32, and the rounding of another would pass the clipping norm; use the policy 'float32'."
             )
+    warn_of_statistics(model)
 
 
 def check_something_is_trained(model: tf.keras.Model) -> None:
@@ -60,7 +62,8 @@ def check_scope(private: tf.keras.Model, doing: str) -> None:
 
 def _is_of_this_scope(model):
     here = tf.distribute.get_strategy().extended
-    return all(here.variable_created_in_scope(variable) for variable in model.variables)
+    # Lookup tables stand among a model's variables and are none: they belong to no scope.
+    return all(here.variable_created_in_scope(one) for one in model.variables if isinstance(one, tf.Variable))
 
 
 def _strategy_of(model):

@@ -35,6 +35,7 @@ from tfprivacy_lab.dp.rows import after, assert_one_row_per_example, refusal_of
 from tfprivacy_lab.dp.sampling import fresh_seed
 from tfprivacy_lab.dp.saving import SavedAsWrapped, ShownFigures
 from tfprivacy_lab.dp.steps import NoisySteps
+from tfprivacy_lab.dp.trial_rows import rows_to_try
 from tfprivacy_lab.dp.value_ranges import check_values_are_within_ranges
 
 ENGINES = ("fast", "reference")
@@ -149,6 +150,7 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
         if self.engine == "reference":
             check_sgd(self.optimizer)
         self._reference = self._floats = None
+        self._tried = set()
         self._left_at = model_checks.training_state(self)
         self._record.retrace()
 
@@ -210,7 +212,7 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
         model_checks.check_nothing_was_restored(self, self._left_at)
         callbacks = monitors.admitted(callbacks, self, validation_data)
-        rows = self._check(examples, batch_size)
+        rows = self._check(examples, batch_size, physical_batch_size)
         steps = total // batch_size if steps_per_epoch is None else steps_per_epoch
         if sampling == "shuffled" and not self._warned:
             self._warned = True
@@ -329,16 +331,19 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
         self._mean_loss.update_state(losses + self._penalty())
         self.compiled_metrics.update_state(labels, outputs)
 
-    def _check(self, examples, batch_size) -> int | None:
+    def _check(self, examples, batch_size, physical_batch_size) -> int | None:
         """Try the model on a few examples, and the loss on all labels; returns how many rows fit at a time, or None."""
         check_values_are_within_ranges(self.model, examples[0])
         one = tf.nest.map_structure(lambda a: a[:1], examples[0])
         self._example_losses.check_labels(examples[1], outputs_of(self.model, one))
-        if self._floats is None:
-            first = tf.nest.map_structure(lambda a: a[:4], examples[:2])
+        # The reference engine always computes a fixed number of rows.
+        height = physical_batch_size or (128 if self.engine == "reference" else None)
+        if height not in self._tried:
             losses_of = lambda batch, training: self._losses_and_outputs(batch, training)[0]  # noqa: E731
-            check_gradients_are_per_example(self.model, losses_of, first)
-            self._floats = self._noisy_steps.check_books(losses_of, first)
+            few, how = rows_to_try(examples[:2]), {"height": height, "eagerly": self.run_eagerly}
+            check_gradients_are_per_example(self.model, losses_of, few, **how)
+            self._floats = self._noisy_steps.check_books(losses_of, few, **how)
+            self._tried.add(height)
         rows = max(1, _WORKING_FLOATS // max(1, self._floats))
         return rows if batch_size + 6 * math.sqrt(batch_size) > rows else None
 

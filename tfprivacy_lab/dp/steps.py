@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
 from tfprivacy_lab.dp import clipping
-from tfprivacy_lab.dp.example_isolation import check_book_keeping
+from tfprivacy_lab.dp.book_keeping_trial import check_book_keeping
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.quantile import QuantileClip, gradient_noise_multiplier
 from tfprivacy_lab.dp.record import StepKind
@@ -80,12 +80,13 @@ class NoisySteps:
         """
         self.book_keeping = _book_keeping(self._model, self._unknown_layers)
 
-    def check_books(self, losses_of, batch) -> int:
+    def check_books(self, losses_of, batch, **how) -> int:
         """Try book-keeping on a few examples; with ``unknown_layers="slow"``, leave it where it is not right.
 
         Args:
             losses_of: From (batch, training) to losses (n,).
             batch: Structure of tensors, (n, ...).
+            **how: As :func:`tfprivacy_lab.dp.book_keeping_trial.check_book_keeping` takes them.
 
         Returns:
             Numbers of working memory that an example needs.
@@ -96,7 +97,7 @@ class NoisySteps:
         if self.book_keeping is None:
             return 0
         try:
-            return check_book_keeping(self.book_keeping, losses_of, batch)
+            return check_book_keeping(self.book_keeping, losses_of, batch, **how)
         except InputError:
             if self._unknown_layers == "refuse":
                 raise

@@ -47,15 +47,15 @@ class RepeatableDraws:
         self._before = own._seed, getattr(own, "_rng", None), np.random.get_state(), random.getstate()
         return self
 
-    def begin_again(self, draw: int = 0) -> None:
-        """Whatever is drawn next is what was drawn after the last call with the same ``draw``."""
-        tf.random.set_seed(_SEED + draw)
-        np.random.seed(draw)
-        random.seed(draw)
+    def begin_again(self) -> None:
+        """Whatever is drawn next is what was drawn after the last call, in a graph too."""
+        tf.random.set_seed(_SEED)
+        np.random.seed(0)
+        random.seed(0)
         for one, seed in self._seeds:
             one._seed = seed
         for generator in self._generators:
-            generator.reset_from_seed(_SEED + draw)
+            generator.reset_from_seed(_SEED)
 
     def __exit__(self, *error):
         own = context.context()
