@@ -1,4 +1,4 @@
-"""The sensitivity contract for every structure of inputs that Keras takes: one row moves the noiseless sum by C at most."""
+"""For every structure of inputs that Keras takes, one row moves the noiseless sum by C at most."""
 
 import numpy as np
 import pandas as pd

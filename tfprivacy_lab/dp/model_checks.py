@@ -17,6 +17,12 @@ def check_model(model) -> None:
     """
     if not isinstance(model, tf.keras.Model):
         raise InputError(f"Expected model to be a tf.keras.Model, got {type(model).__name__}.")
+    for name in ("train_step", "compute_loss"):
+        if getattr(type(model), name) is not getattr(tf.keras.Model, name):
+            raise InputError(
+                f"Model {model.name!r} ({type(model).__name__}) has a {name} of its own, which a private fit does not "
+                "run; wrap a model without it, and give its loss to compile."
+            )
     if not model.built:
         raise InputError(
             f"Expected model to be built, got {model.name!r} without weights: begin it with an Input, or call it once "

@@ -10,6 +10,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import lineage
 from tfprivacy_lab.dp.accounting import ADJACENCY, accountant_name
 from tfprivacy_lab.dp.adjacency import ZERO_OUT
+from tfprivacy_lab.dp.preprocessing_layers import not_covered_statistics
 from tfprivacy_lab.dp.record import TrainingRecord
 from tfprivacy_lab.dp.spending import Phase, epsilon_of, further_steps_within
 
@@ -54,7 +55,7 @@ class PrivacyAccount:
 
     def privacy(self, delta: float | None = None) -> dict:
         """ε spent so far, and all that it holds for; see :func:`figures`."""
-        not_covered = (*NEVER_COVERED, *self.privacy_notes())
+        not_covered = (*NEVER_COVERED, *self.privacy_notes(), *not_covered_statistics(self.model))
         return figures(self.phases(), self.delta if delta is None else delta, not_covered)
 
     def privacy_notes(self) -> list[str]:

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
 from tfprivacy_lab.dp import (
-    clipping,
     compile_arguments,
     example_arrays,
     example_batches,
@@ -21,6 +20,7 @@ from tfprivacy_lab.dp import (
     model_checks,
     monitors,
 )
+from tfprivacy_lab.dp.accounting import warn_of_large_delta
 from tfprivacy_lab.dp.callbacks import EpsilonLogger
 from tfprivacy_lab.dp.checkpoint import Resumable
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example, outputs_of
@@ -28,10 +28,11 @@ from tfprivacy_lab.dp.example_losses import ExampleLosses
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.optimizers import begin_reference, check_reference, check_sgd, noise_generator
 from tfprivacy_lab.dp.privacy_account import PrivacyAccount, warn_of_shuffling
+from tfprivacy_lab.dp.private_steps import PrivateSteps
 from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind
 from tfprivacy_lab.dp.replicas import Replicas
-from tfprivacy_lab.dp.rows import after, assert_one_row_per_example, refusal_of
+from tfprivacy_lab.dp.rows import refusal_of
 from tfprivacy_lab.dp.sampling import fresh_seed
 from tfprivacy_lab.dp.saving import SavedAsWrapped, ShownFigures
 from tfprivacy_lab.dp.steps import NoisySteps
@@ -43,7 +44,7 @@ ENGINES = ("fast", "reference")
 _WORKING_FLOATS = 2**26
 
 
-class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
+class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
     r"""A Keras model whose ``fit`` is DP-SGD.
 
     Args:
@@ -210,6 +211,7 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
         total = self._replicas.total(len(examples[2]))
         if batch_size > total:
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
+        warn_of_large_delta(self.delta, total)
         model_checks.check_nothing_was_restored(self, self._left_at)
         callbacks = monitors.admitted(callbacks, self, validation_data)
         rows = self._check(examples, batch_size, physical_batch_size)
@@ -246,69 +248,9 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
             self._left_at = model_checks.training_state(self)
             self._record.close()
 
-    def train_on_batch(self, *arguments, **options):
-        """Refused: a batch of one's own choice is no sample that ε could be stated for."""
-        raise InputError("train_on_batch takes a batch that no accountant knows the sampling of; call fit.")
-
-    def make_train_function(self, force=False):
-        """Keras', which runs no more steps at a time than are allowed, whatever ``steps_per_execution`` is."""
-        run, at_a_time = super().make_train_function(force), self._steps_per_execution
-
-        def run_allowed(iterator):
-            wanted = int(at_a_time.numpy())
-            at_a_time.assign(max(1, min(wanted, self.steps_allowed())))
-            try:
-                return run(iterator)
-            finally:
-                at_a_time.assign(wanted)
-
-        self.train_function = run if self.run_eagerly else run_allowed
-        return self.train_function
-
     def summary(self, *arguments, **options):
         """The wrapped model's summary."""
         return self.model.summary(*arguments, **options)
-
-    @property
-    def metrics(self):
-        """The loss, then what ``compile`` was given."""
-        return [self._mean_loss, *super().metrics]
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
-        """Mean of the examples' losses, for ``evaluate``; with the weights' regularisation."""
-        losses = self._example_losses(y, y_pred)
-        self._mean_loss.update_state((losses if sample_weight is None else losses * sample_weight) + self._penalty())
-        return self._mean_loss.result()
-
-    def _penalty(self):
-        return sum(clipping.regularisation(self.model), 0.0)
-
-    def train_step(self, data):
-        """One logical batch: clip, sum, add noise once, divide by the expected size, let the optimizer step."""
-        x, y, weights, count = data
-        x, y = after(assert_one_row_per_example(tf.shape(weights)[0], {"x": x, "y": y}), (x, y))
-        steps = self._record.count_step()
-        if self.engine == "reference":
-            self._reference.step(lambda x, y: self._losses_and_outputs((x, y), True)[0], x, y, weights)
-            held = tf.nest.map_structure(lambda a: a[:count], (x, y))
-            losses, outputs = self._losses_and_outputs(held, False)
-            self._show(losses * weights[:count], y[:count], outputs)
-            return self.get_metrics_result()
-        gradients = self._noisy_steps.mean_gradient(
-            self._losses_and_outputs, self._show, data, steps, self._record.kind
-        )
-        with tf.GradientTape() as tape:
-            penalty = self._penalty()
-        variables = self.trainable_variables
-        if tf.is_tensor(penalty):
-            more = tape.gradient(penalty, variables, unconnected_gradients="zero")
-            gradients = [g + tf.convert_to_tensor(m) for g, m in zip(gradients, more, strict=True)]
-        self._replicas.apply(self.optimizer, gradients, variables)
-        return self.get_metrics_result()
-
-    def _losses_and_outputs(self, batch, training):
-        outputs = self.model(batch[0], training=training)
-        return self._example_losses(batch[1], outputs), outputs
 
     def _begin_reference(self, last, physical_batch_size) -> int:
         """Fix the shapes of DPKerasSGDOptimizer's batches; returns the rows of a logical one."""
@@ -325,11 +267,6 @@ class PrivateModel(SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
         )
         self.train_function = None
         return self._reference.physical_batch_size
-
-    def _show(self, losses, labels, outputs):
-        """Loss and metrics of examples."""
-        self._mean_loss.update_state(losses + self._penalty())
-        self.compiled_metrics.update_state(labels, outputs)
 
     def _check(self, examples, batch_size, physical_batch_size) -> int | None:
         """Try the model on a few examples, and the loss on all labels; returns how many rows fit at a time, or None."""
