@@ -168,25 +168,26 @@ def training(history: list[dict], epsilon, nonprivate_accuracy):
 
 
 @_png
-def roc(results: dict, epsilon, delta):
-    """ROC of the best attack on each model on log axes, beside guessing and what (ε, δ)-DP allows.
+def roc(results: dict, epsilon, delta, bound=None):
+    """ROC of the best attack on each model on log axes, beside guessing and what the guarantee allows.
 
     Args:
         results: By model ("dp", "non_private", "positive_control"), each as
             :func:`tfprivacy_lab.audit.membership_inference` returns it, curves included.
         epsilon: ε accounted for the DP model, or None.
         delta: Its δ.
+        bound: From FPRs to the largest TPRs that the whole run allows; None: what the point (ε, δ) does, which is more.
     """
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
     counts = [number((result or {}).get("nonmembers")) for result in results.values()]
     floor = 0.5 / max((count for count in counts if count > 0), default=1000.0)
     rates = np.geomspace(floor, 1, 400)
-    bound = tpr_bound(epsilon, delta, rates)
-    if np.isfinite(bound).all():
-        label = f"most that ε = {number(epsilon):.4f} allows"
-        axes.plot(rates, bound, color=DP, linestyle="--", linewidth=1.4, label=label)
-        axes.fill_between(rates, bound, 1, color=DP, alpha=0.08, linewidth=0)
+    allowed = tpr_bound(epsilon, delta, rates) if bound is None else bound(rates)
+    if np.isfinite(allowed).all():
+        label = f"most that {'this run' if bound else 'the point'} allows (ε = {number(epsilon):.4f})"
+        axes.plot(rates, allowed, color=DP, linestyle="--", linewidth=1.4, label=label)
+        axes.fill_between(rates, allowed, 1, color=DP, alpha=0.08, linewidth=0)
     axes.plot(rates, rates, color="black", linestyle=":", linewidth=1.2, label="guessing")
     for name, (label, colour, line) in _MODELS.items():
         attack = _best_attack(results.get(name))

@@ -226,6 +226,7 @@ def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | N
         "batch_size": recipe.plan.batch_size,
         "epochs": recipe.plan.epochs,
         "engine": engine,
+        "trained_weights": sum(int(np.prod(weight.shape)) for weight in trained.model.trainable_weights),
         "events": [events.to_json(trained.run.event())],
         "history": [
             {key: value for key, value in dataclasses.asdict(record).items() if key != "seconds"}

@@ -15,6 +15,9 @@ _EXPORTS = {
     "group_epsilon": "group",
     "group_epsilon_gaussian": "group",
     "group_epsilon_sampled": "group",
+    "largest_belief": "tradeoff",
+    "largest_tpr": "tradeoff",
+    "probability_beyond": "tradeoff",
     "Repetitions": "tuning",
     "epsilon_tuned": "tuning",
     "pure_epsilon_tuned": "tuning",
@@ -44,7 +47,7 @@ _EXPORTS = {
     "train_laplace": "laplace",
 }
 _MODULES = {
-    *("adjacency", "allowance", "events", "composition", "group", "tuning", "ledger", "ledger_file"),
+    *("adjacency", "allowance", "events", "composition", "group", "tradeoff", "tuning", "ledger", "ledger_file"),
     *("callbacks", "charged", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
     *("accounting", "plan", "sampling", "training", "statement"),
     *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile"),
