@@ -30,6 +30,8 @@ from tfprivacy_lab.checks import InputError, check_choice, check_positive_int
 DATASETS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1"}
 SOURCES = ("auto", "package", "download")
 CLASSES = 10
+# What one example of every dataset here is: the record that a guarantee is for.
+UNIT = "one example: one image with its label"
 
 _PACKAGED_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 
@@ -95,7 +97,10 @@ def load_private(dataset: str = "mnist", data_dir=None, *, validation: int = 5_0
     check_positive_int("seed", seed, at_least=0)
     images, labels = _load(dataset, "train", data_dir)
     if validation >= len(labels):
-        raise InputError(f"Expected validation < {len(labels)} train examples, got validation={validation}.")
+        raise InputError(
+            f"Expected validation < {len(labels)} train examples, got validation={validation}; prepare a larger {dataset} "
+            f"in {data_directory(data_dir)} by 'data prepare --from-idx DIR', or hold out fewer."
+        )
     official = dataset == "mnist" and idx.content_digest(images, labels) == idx.MNIST_CONTENT["train"]
     order = np.random.default_rng([seed, 0]).permutation(len(labels))
     everything = _as_split(images, labels)

@@ -90,7 +90,7 @@ def _png(draw):
 
 @_png
 def samples(public_images, public_labels, private_images, private_labels):
-    """Public rendered digits above, private ones below; images (k, 28, 28) uint8, labels (k,)."""
+    """Public rendered digits above, private ones below, two rows each; images (k, 28, 28) uint8, labels (k,)."""
     figure = Figure(figsize=(7.2, 3.75), layout="constrained")
     halves = figure.subplots(2, 1)
     sides = (
@@ -98,12 +98,12 @@ def samples(public_images, public_labels, private_images, private_labels):
         ("private: handwritten by people", DP, private_images, private_labels),
     )
     for axes, (title, colour, images, labels) in zip(halves, sides, strict=True):
-        shown = 2 * _TILES
-        ink = np.asarray(images[:shown], np.float64) / 255
-        _tiles(axes, [ink[:_TILES], ink[_TILES:]])
+        ink = np.asarray(images[: 2 * _TILES], np.float64) / 255
+        columns = math.ceil(len(ink) / 2)
+        _tiles(axes, [ink[:columns], ink[columns:]])
         axes.set_title(title, color=colour, fontweight="bold")
-        for place, label in enumerate(np.asarray(labels[:shown]).tolist()):
-            row, column = divmod(place, _TILES)
+        for place, label in enumerate(np.asarray(labels[: len(ink)]).tolist()):
+            row, column = divmod(place, columns)
             axes.text(column * _STRIDE, row * _STRIDE + 8, f"{label}", color=colour, fontsize=8)
     return figure
 

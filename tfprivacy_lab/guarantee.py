@@ -89,8 +89,8 @@ def shifted_epsilon(run: accounting.DpSgdRun, delta: float) -> float:
     r"""ε under add-or-remove if batches were cut from one fixed order: why the figure for that order is not for it.
 
     One record more at the front, and every batch loses one example and gains another: each of T sums may move by 2C,
-    and does if gradients alternate. One Gaussian of :math:`\sigma / (2 \sqrt{T})` (Balle and Wang 2018, Thm 8), as long as
-    the record does not change the number of batches a pass.
+    and does if gradients alternate. One Gaussian of :math:`\sigma / (2 \sqrt{T})` (Balle and Wang 2018, Thm 8), as long
+    as the record does not change the number of batches a pass.
     """
     accounting.check_delta(delta)
     return accounting.gaussian_epsilon(run.noise_multiplier / (2 * math.sqrt(run.steps)), delta)

@@ -249,6 +249,7 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
             l1_norm_clip=recipe.plan.l1_norm_clip,
             tuning=recipe.tuning,
             seeded=seeded,
+            unit=data.UNIT,
             not_covered=NOT_COVERED,
         )
     return statement.privacy_statement(
@@ -258,6 +259,7 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
         l2_norm_clip=recipe.plan.l2_norm_clip,
         tuning=recipe.tuning,
         seeded=seeded,
+        unit=data.UNIT,
         not_covered=NOT_COVERED,
         tensorflow_privacy=accounting.tensorflow_privacy_figures(run, delta),
     )
