@@ -98,8 +98,8 @@ def load_private(dataset: str = "mnist", data_dir=None, *, validation: int = 5_0
     images, labels = _load(dataset, "train", data_dir)
     if validation >= len(labels):
         raise InputError(
-            f"Expected validation < {len(labels)} train examples, got validation={validation}; prepare a larger {dataset} "
-            f"in {data_directory(data_dir)} by 'data prepare --from-idx DIR', or hold out fewer."
+            f"Expected validation < {len(labels)} train examples, got validation={validation}; prepare a larger "
+            f"{dataset} in {data_directory(data_dir)} by 'data prepare --from-idx DIR', or hold out fewer."
         )
     official = dataset == "mnist" and idx.content_digest(images, labels) == idx.MNIST_CONTENT["train"]
     order = np.random.default_rng([seed, 0]).permutation(len(labels))
@@ -116,6 +116,18 @@ def load_test(dataset: str = "mnist", data_dir=None) -> Split:
         InputError: as :func:`load_private`.
     """
     return _as_split(*_load(dataset, "test", data_dir))
+
+
+def count_train(dataset: str = "mnist", data_dir=None) -> int:
+    """How many examples the train split has, validation included; prepares the dataset if need be, reads no image."""
+    check_choice("dataset", dataset, DATASETS)
+    root, version = data_directory(data_dir), DATASETS[dataset]
+    if not (root / dataset / version / "dataset_info.json").exists():
+        return prepare(dataset, root)["train"]
+    try:
+        return int(_tfds().builder(f"{dataset}:{version}", data_dir=str(root)).info.splits["train"].num_examples)
+    except Exception:
+        return len(_load(dataset, "train", root)[1])  # says what is damaged
 
 
 def prepare(dataset: str = "mnist", data_dir=None, *, source: str = "auto", from_idx=None) -> dict:

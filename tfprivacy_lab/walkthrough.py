@@ -136,13 +136,13 @@ def check_size(settings: Settings, data_dir=None) -> None:
     """
     from tfprivacy_lab import data
 
-    found = data.prepare(settings.dataset, data_dir)
+    found, folder = data.count_train(settings.dataset, data_dir), data.data_directory(data_dir)
     held_out, batch = settings.recipe.validation, settings.recipe.plan.batch_size
-    if found["train"] < held_out + batch:
+    if found < held_out + batch:
         smaller = "" if settings.fast else ", or add --fast, which takes fewer"
         raise InputError(
-            f"Expected at least {held_out + batch} train images in --data-dir {found['directory']} ({held_out} to hold "
-            f"out, {batch} in a batch), got {found['train']}; prepare more by 'data prepare --from-idx DIR'{smaller}."
+            f"Expected at least {held_out + batch} train images in --data-dir {folder} ({held_out} to hold out, "
+            f"{batch} in a batch), got {found}; prepare more by 'data prepare --from-idx DIR'{smaller}."
         )
 
 
