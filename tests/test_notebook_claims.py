@@ -106,3 +106,10 @@ def test_clipping_the_batch_lets_one_example_move_more():
     assert batch > 10 * each
     assert (bound, noise) == (2, 1.1)
     assert (less, quiet) == pytest.approx((2 / 64, 1.1 / 64), abs=1e-4)
+
+
+def test_a_wild_example_moves_the_clipped_sum_by_the_norm():
+    said = re.search(r"the sum moves by ([\d.]+), and C is 1", printed(code_cell("03", "wild as it likes"))).group(1)
+    assert float(said) == pytest.approx(1, abs=1e-5)
+    shuffled = printed(code_cell("03", '("poisson", "shuffled")')).splitlines()
+    assert [line.split()[-1] for line in shuffled] == ["add_or_remove_one", "zero_out"]
