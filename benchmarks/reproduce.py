@@ -48,8 +48,8 @@ def summary(metrics: dict) -> str:
     return (
         f"One walkthrough (seed {metrics['seed']}): {100 * metrics['test_accuracy']:.2f} % of the test images at "
         f"ε = {metrics['epsilon']:.3f}, δ = {metrics['delta']:g}; on encrypted features {agree} of them. "
-        f"{machine}. The same seed gives the same figures on a processor of the same vector instructions and with the "
-        "same versions; others round sums otherwise, and answer some images in ten thousand otherwise."
+        f"{machine}. The same seed gives the same figures on the same kind of processor, with as many cores and the "
+        "same versions; others add in another order, round otherwise, and answer some images in ten thousand otherwise."
     )
 
 
