@@ -44,10 +44,12 @@ def summary(metrics: dict) -> str:
         f"{scheme.upper()} gives the same answers on {found['agreement'] * metrics['test_examples']:,.0f}"
         for scheme, found in metrics["he"].items()
     )
+    machine = ", ".join(filter(None, [metrics["hardware"], metrics.get("instructions")]))
     return (
         f"One walkthrough (seed {metrics['seed']}): {100 * metrics['test_accuracy']:.2f} % of the test images at "
         f"ε = {metrics['epsilon']:.3f}, δ = {metrics['delta']:g}; on encrypted features {agree} of them. "
-        f"{metrics['hardware']}."
+        f"{machine}. The same seed gives the same figures on the same kind of processor, with as many cores and the "
+        "same versions; others add in another order, round otherwise, and answer some images in ten thousand otherwise."
     )
 
 

@@ -72,6 +72,7 @@ def test_notebook_keeps_the_house_style(path):
     assert max(len(cell.source.splitlines()) for cell in cells) <= 20
     assert path.stat().st_size < 400_000
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "commit it as executed"
+    assert not [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     assert any("solution" in cell.metadata.get("tags", []) for cell in cells)
     assert not any("../" in cell.source for cell in cells), "a copy elsewhere would not find it"
 

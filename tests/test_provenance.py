@@ -95,4 +95,4 @@ def test_processor_is_named_without_proc(monkeypatch):
 def test_provenance_is_json():
     found = provenance.provenance()
     assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"commit", "versions", "hardware"}
+    assert set(found) == {"commit", "versions", "hardware", "instructions"}

@@ -13,8 +13,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tfprivacy_lab import figures, files, report
+from tfprivacy_lab import figures, files, guarantee, report
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import accounting, composition, events, group, laplace_accounting
 
 FIGURES = {"samples", "pretraining", "reconstructions", "training", "roc", "logits", "encrypted_cost"}
 INPUTS = (
@@ -97,6 +98,7 @@ def measured_metrics(audit):
         "batch_size": 2048,
         "epochs": 20,
         "engine": "reference",
+        "trained_weights": 1290,
         "history": [
             {"epoch": k, "steps": 27 * k, "epsilon": 0.67 * k**0.5, "validation_accuracy": 0.98 - 0.05 / k}
             for k in range(1, 21)
@@ -132,6 +134,7 @@ def measured_metrics(audit):
         "commit": "0123abcd0123abcd0123abcd0123abcd0123abcd",
         "versions": {"python": "3.11.7", "tensorflow": "2.15.1", "Pyfhel": "3.5.0"},
         "hardware": "A processor (R), 2 cores, 24 GiB, Linux x86_64",
+        "instructions": "avx, fma, avx2",
     }
 
 
@@ -273,6 +276,95 @@ def test_numbers_of_the_run_are_in_the_page_and_the_card(out):
     assert [number for number in told if number not in card] == []
     # A whole run leaves no gap, so a key that the template misspells shows up here.
     assert report.MISSING not in text + card
+
+
+RUN = accounting.DpSgdRun(examples=55_000, batch_size=2_048, noise_multiplier=1.4424, steps=538)
+
+
+def cells(page, heading):
+    """Texts of the cells of the table row that begins with a heading."""
+    row = re.search(rf'<tr><th scope="row">{heading}.*?</tr>', page, re.DOTALL).group()
+    return [re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL)]
+
+
+def test_figures_for_several_records_of_a_person_are_those_of_this_very_run(out):
+    page = built(out)
+    figures_of_groups = [f"{group.group_epsilon(RUN, size, 1e-5):.2f}" for size in (2, 3, 4)]
+    assert cells(page, "ε at δ = 1e-5") == figures_of_groups
+    assert all(float(said) > size * 2.9996 for size, said in zip((2, 3, 4), figures_of_groups, strict=True))
+    assert " / ".join(figures_of_groups) in (out / "model_card.md").read_text()
+    # Another run, other figures.
+    quieter = accounting.DpSgdRun(55_000, 2_048, 5.0, 538)
+    card = f"ε = {group.group_epsilon(quieter, 2, 1e-5):.2f} / "
+    built(out, noise_multiplier=5.0)
+    assert card in (out / "model_card.md").read_text()
+
+
+def test_what_an_attacker_finds_is_read_off_the_whole_curve_of_the_run(out):
+    text = " ".join(Page(built(out)).text.split())
+    said = re.search(r"at most ([\d.]+) % of the members, and at 1 % at most ([\d.]+) %", text).groups()
+    # Independently: e^ε FPR + δ(ε) by dp-accounting's own distribution, over a grid of ε.
+    loss, grid = composition.privacy_loss(RUN), np.linspace(0, 12, 2_401)
+    deltas = np.array(loss.get_delta_for_epsilon(grid))
+    for figure, rate in zip(said, (0.001, 0.01), strict=True):
+        assert float(figure) == pytest.approx(100 * np.min(np.exp(grid) * rate + deltas), abs=0.02)
+    assert float(said[1]) < 5.2
+
+
+def test_what_a_result_can_make_of_a_belief_and_how_often_it_makes_more(out):
+    page = built(out)
+    odds = {prior: prior / (1 - prior) * np.exp(2.9996) for prior in (0.001, 0.01, 0.1, 0.5)}
+    assert cells(page, "afterwards, at most") == [f"{100 * odd / (1 + odd):.1f} %" for odd in odds.values()]
+    text = " ".join(Page(page).text.split())
+    beyond = float(re.search(r"probability of at most (\S+) here", text).group(1))
+    # The masses of losses above ε in dp-accounting's distribution: less than the bound, and more than δ.
+    pmf = composition.privacy_loss(RUN)._pmf_remove.to_dense_pmf()
+    losses = (pmf._lower_loss + np.arange(pmf.size)) * pmf._discretization
+    truth = pmf._probs[losses > 2.9996].sum() + pmf._infinity_mass
+    assert 1e-5 < truth <= beyond < 5 * truth
+
+
+def test_noise_is_measured_by_its_norm(out):
+    text = " ".join(Page(built(out)).text.split())
+    norm, times = re.search(r"σ · C · √d = ([\d.]+), ([\d.]+) times what one example can do", text).groups()
+    drawn = np.linalg.norm(np.random.default_rng(0).normal(0, 1.4424 * 0.1, (200, 1290)), axis=1)
+    assert float(norm) == pytest.approx(drawn.mean(), rel=0.01)
+    assert float(times) == pytest.approx(drawn.mean() / 0.1, rel=0.01)
+    assert "204.8" in text
+
+
+@pytest.mark.parametrize("said", [{}, {"epsilon_no_amplification_adjacency": "zero_out"}])
+def test_each_epsilon_stands_beside_its_adjacency(out, said):
+    page = built(out, **said)
+    rows = re.findall(r"<tr><td>.*?</tr>", page, re.DOTALL)
+    adjacency = {re.sub(r"<.*?>", "", re.findall(r"<td>(.*?)</td>", row)[0]): row for row in rows}
+    for epsilon in ("2.9996", "3.2932"):
+        assert "<td>add or remove one example</td>" in adjacency[epsilon]
+    for epsilon in ("17.4036", "18.5698"):
+        assert "<td>zero out one example</td>" in adjacency[epsilon]
+        assert "add or remove" not in adjacency[epsilon]
+    shifted = accounting.gaussian_epsilon(1.4424 / (2 * 538**0.5), 1e-5)
+    assert f"about ε = {shifted:.4g}" in " ".join(Page(page).text.split())
+
+
+def test_same_numbers_are_promised_for_the_same_processor_only(out):
+    text = " ".join(Page(built(out, seed=0)).text.split())
+    assert "same kind of processor, with as many cores" in re.search(r"Seed.*?Commit", text).group()
+    assert "instructions: avx, fma, avx2" in text
+    metrics = files.read_json(out / "metrics.json", "metrics")
+    del metrics["instructions"]
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    assert "instructions:" not in built(out)
+
+
+def test_numbers_that_describe_no_run_are_missing_not_wrong(out):
+    assert guarantee.run_of({"examples": 10, "batch_size": 20, "noise_multiplier": 1, "steps": 1}) is None
+    assert guarantee.bound_of({"l1_norm_clip": 1.0, "noise_multiplier": 1.0, "examples": 9, "batch_size": 3}) is None
+    logged = [events.to_json(laplace_accounting.LaplaceRun(100, 10, 2.0, 5).event())]
+    pure = guarantee.bound_of({"l1_norm_clip": 1.0, "events": logged})(0.01)
+    assert 0.01 < pure <= 0.01 * np.exp(5 * np.log1p(0.1 * np.expm1(0.5))) + 1e-9
+    text = Page(built(out, batch_size=60_000)).text
+    assert "at most not measured of the members" in " ".join(text.split())
 
 
 def test_sections_come_in_the_order_of_the_story(out):

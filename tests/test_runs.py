@@ -61,6 +61,7 @@ def test_writes_a_run(run, tmp_path):
     statement = (tmp_path / "run" / "privacy_statement.txt").read_text()
     assert f"epsilon = {metrics['epsilon']:.4f}" in statement
     assert "SEEDED RUN" in statement
+    assert "one example: one image with its label" in " ".join(statement.split())
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"model.keras", "metrics.json", "privacy_statement.txt", "settings.json", ".lock"}
 

@@ -1,5 +1,6 @@
 """The whole path on real MNIST, small; and the same path killed and resumed."""
 
+import dataclasses
 import json
 import signal
 import stat
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import walkthrough_command
-from tfprivacy_lab import claims, data, files, he, stages, walkthrough
+from tfprivacy_lab import claims, cli, data, figures, files, he, idx, stages, walkthrough
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import accounting
 from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
@@ -124,6 +125,83 @@ def test_second_run_does_nothing(walkthrough_run):
 def test_a_folder_holds_one_run(walkthrough_run):
     with pytest.raises(InputError, match="other settings \\(recipe, seed"):
         walkthrough.walk(walkthrough_run[0], fast=True, seed=1)
+
+
+def own_set(root, digits, others=(), test=range(10), count=60):
+    """A prepared set of drawn images with some digits in turn, ``others`` once each."""
+    draw, splits = np.random.default_rng(0), {}
+    for split, labels in (("train", [*(list(digits) * count)[:count], *others]), ("test", list(test))):
+        images = draw.integers(0, 255, (len(labels), 28, 28), dtype=np.uint8)
+        splits[split] = images, np.array(labels, np.uint8)
+    for (split, kind), name in idx._NAMES.items():
+        files.write_bytes(root / "idx" / name, idx.encode(splits[split][kind == "labels"]))
+    data.prepare("mnist", root / "tfds", from_idx=root / "idx")
+    return root / "tfds"
+
+
+def small(count):
+    """Settings of the small run that suit an own set of so many images."""
+    fast = walkthrough.settings_for(fast=True)
+    plan = dataclasses.replace(fast.recipe.plan, batch_size=count // 4)
+    return dataclasses.replace(fast, recipe=dataclasses.replace(fast.recipe, plan=plan, validation=count // 4))
+
+
+@pytest.mark.parametrize(
+    ("digits", "others", "test"),
+    [(range(7), (), range(10)), ([3], (), [3]), (range(5), (9,), [7, 8]), (range(10), (), [0])],
+)
+def test_own_set_may_lack_digits(tmp_path, digits, others, test):
+    """Absent from train, from test, from both; one image of a digit: the first of each, then the second, are shown."""
+    work = stages.Work(tmp_path / "run", small(60), own_set(tmp_path, digits, others, test), print)
+    found = stages.prepare_data(work)
+    assert found["test"] == len(test)
+    shown = files.read_arrays(work.state("samples.npz"), "samples", ("private_images", "private_labels"))
+    labels = shown["private_labels"].tolist()
+    present = sorted(set(work.private().train.labels.tolist()))
+    assert labels[: len(present)] == present
+    assert labels[len(present) :] == [digit for digit in present if digit not in others]
+    assert shown["private_images"].shape == (len(labels), 28, 28)
+    with np.load(work.state("samples.npz")) as arrays:
+        assert figures.samples(**arrays).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("options", "least"), [(["--fast"], 1_512), ([], 7_048)])
+def test_too_few_images_are_one_line_and_nothing_is_written(tmp_path, capsys, options, least):
+    root, out = own_set(tmp_path, range(10)), tmp_path / "out" / "run"
+    assert cli.main(["walkthrough", "--out", str(out), "--data-dir", str(root), *options]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"Expected at least {least} train images in --data-dir {root}" in said[0]
+    assert "got 60; prepare more by 'data prepare --from-idx DIR'" in said[0]
+    assert ("add --fast" in said[0]) == (not options)
+    assert not out.parent.exists()
+
+
+def test_labels_beyond_nine_are_one_line_and_nothing_is_written(tmp_path, capsys):
+    with pytest.raises(InputError, match=r"labels 0 to 9 .* got 12 at position 60; leave such images out"):
+        own_set(tmp_path, range(10), others=[12])
+    assert not (tmp_path / "tfds").exists()
+    assert cli.main(["data", "prepare", "--from-idx", str(tmp_path / "idx"), "--data-dir", str(tmp_path / "tfds")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_walkthrough_on_an_own_set_without_some_digits(tmp_path, monkeypatch):
+    settings = small(400)
+    pretraining = dataclasses.replace(settings.recipe.pretraining, images=400, epochs=1)
+    settings = dataclasses.replace(
+        settings,
+        recipe=dataclasses.replace(settings.recipe, pretraining=pretraining),
+        compared=(("autoencoder", 1),),
+        compared_images=320,
+    )
+    monkeypatch.setattr(walkthrough, "settings_for", lambda **options: settings)
+    root = own_set(tmp_path, range(7), others=[8], test=[7, 9], count=400)
+    metrics = walkthrough.walk(tmp_path / "run", data_dir=root)
+    assert metrics["official_mnist"] is False
+    assert metrics["he"]["bfv"]["exact"] is True
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
 
 
 def test_two_at_once_are_refused(tmp_path):

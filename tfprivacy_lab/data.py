@@ -30,6 +30,8 @@ from tfprivacy_lab.checks import InputError, check_choice, check_positive_int
 DATASETS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1"}
 SOURCES = ("auto", "package", "download")
 CLASSES = 10
+# What one example of every dataset here is: the record that a guarantee is for.
+UNIT = "one example: one image with its label"
 
 _PACKAGED_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 
@@ -95,7 +97,10 @@ def load_private(dataset: str = "mnist", data_dir=None, *, validation: int = 5_0
     check_positive_int("seed", seed, at_least=0)
     images, labels = _load(dataset, "train", data_dir)
     if validation >= len(labels):
-        raise InputError(f"Expected validation < {len(labels)} train examples, got validation={validation}.")
+        raise InputError(
+            f"Expected validation < {len(labels)} train examples, got validation={validation}; prepare a larger "
+            f"{dataset} in {data_directory(data_dir)} by 'data prepare --from-idx DIR', or hold out fewer."
+        )
     official = dataset == "mnist" and idx.content_digest(images, labels) == idx.MNIST_CONTENT["train"]
     order = np.random.default_rng([seed, 0]).permutation(len(labels))
     everything = _as_split(images, labels)
@@ -111,6 +116,18 @@ def load_test(dataset: str = "mnist", data_dir=None) -> Split:
         InputError: as :func:`load_private`.
     """
     return _as_split(*_load(dataset, "test", data_dir))
+
+
+def count_train(dataset: str = "mnist", data_dir=None) -> int:
+    """How many examples the train split has, validation included; prepares the dataset if need be, reads no image."""
+    check_choice("dataset", dataset, DATASETS)
+    root, version = data_directory(data_dir), DATASETS[dataset]
+    if not (root / dataset / version / "dataset_info.json").exists():
+        return prepare(dataset, root)["train"]
+    try:
+        return int(_tfds().builder(f"{dataset}:{version}", data_dir=str(root)).info.splits["train"].num_examples)
+    except Exception:
+        return len(_load(dataset, "train", root)[1])  # says what is damaged
 
 
 def prepare(dataset: str = "mnist", data_dir=None, *, source: str = "auto", from_idx=None) -> dict:

@@ -90,7 +90,7 @@ def _png(draw):
 
 @_png
 def samples(public_images, public_labels, private_images, private_labels):
-    """Public rendered digits above, private ones below; images (k, 28, 28) uint8, labels (k,)."""
+    """Public rendered digits above, private ones below, two rows each; images (k, 28, 28) uint8, labels (k,)."""
     figure = Figure(figsize=(7.2, 3.75), layout="constrained")
     halves = figure.subplots(2, 1)
     sides = (
@@ -98,12 +98,12 @@ def samples(public_images, public_labels, private_images, private_labels):
         ("private: handwritten by people", DP, private_images, private_labels),
     )
     for axes, (title, colour, images, labels) in zip(halves, sides, strict=True):
-        shown = 2 * _TILES
-        ink = np.asarray(images[:shown], np.float64) / 255
-        _tiles(axes, [ink[:_TILES], ink[_TILES:]])
+        ink = np.asarray(images[: 2 * _TILES], np.float64) / 255
+        columns = math.ceil(len(ink) / 2)
+        _tiles(axes, [ink[:columns], ink[columns:]])
         axes.set_title(title, color=colour, fontweight="bold")
-        for place, label in enumerate(np.asarray(labels[:shown]).tolist()):
-            row, column = divmod(place, _TILES)
+        for place, label in enumerate(np.asarray(labels[: len(ink)]).tolist()):
+            row, column = divmod(place, columns)
             axes.text(column * _STRIDE, row * _STRIDE + 8, f"{label}", color=colour, fontsize=8)
     return figure
 
@@ -168,25 +168,26 @@ def training(history: list[dict], epsilon, nonprivate_accuracy):
 
 
 @_png
-def roc(results: dict, epsilon, delta):
-    """ROC of the best attack on each model on log axes, beside guessing and what (ε, δ)-DP allows.
+def roc(results: dict, epsilon, delta, bound=None):
+    """ROC of the best attack on each model on log axes, beside guessing and what the guarantee allows.
 
     Args:
         results: By model ("dp", "non_private", "positive_control"), each as
             :func:`tfprivacy_lab.audit.membership_inference` returns it, curves included.
         epsilon: ε accounted for the DP model, or None.
         delta: Its δ.
+        bound: From FPRs to the largest TPRs that the whole run allows; None: what the point (ε, δ) does, which is more.
     """
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
     counts = [number((result or {}).get("nonmembers")) for result in results.values()]
     floor = 0.5 / max((count for count in counts if count > 0), default=1000.0)
     rates = np.geomspace(floor, 1, 400)
-    bound = tpr_bound(epsilon, delta, rates)
-    if np.isfinite(bound).all():
-        label = f"most that ε = {number(epsilon):.4f} allows"
-        axes.plot(rates, bound, color=DP, linestyle="--", linewidth=1.4, label=label)
-        axes.fill_between(rates, bound, 1, color=DP, alpha=0.08, linewidth=0)
+    allowed = tpr_bound(epsilon, delta, rates) if bound is None else bound(rates)
+    if np.isfinite(allowed).all():
+        label = f"most that {'this run' if bound else 'the point'} allows (ε = {number(epsilon):.4f})"
+        axes.plot(rates, allowed, color=DP, linestyle="--", linewidth=1.4, label=label)
+        axes.fill_between(rates, allowed, 1, color=DP, alpha=0.08, linewidth=0)
     axes.plot(rates, rates, color="black", linestyle=":", linewidth=1.2, label="guessing")
     for name, (label, colour, line) in _MODELS.items():
         attack = _best_attack(results.get(name))

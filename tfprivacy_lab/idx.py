@@ -99,7 +99,10 @@ def check_images_and_labels(images: np.ndarray, labels: np.ndarray, where: str) 
         raise InputError(f"Expected one label an image in {where}, got {len(images)} images, {len(labels)} labels.")
     if labels.max() > 9:
         place = int(np.argmax(labels > 9))
-        raise InputError(f"Expected labels 0 to 9 in {where}, got {int(labels[place])} at position {place}.")
+        raise InputError(
+            f"Expected labels 0 to 9 in {where}, got {int(labels[place])} at position {place}; leave such images out, "
+            "or number their classes from 0 to 9."
+        )
 
 
 def check_official_mnist(splits, where: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import audit, data, files, models, runs
+from tfprivacy_lab import audit, data, files, guarantee, models, runs
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.recipes import recipe as recipe_named
@@ -138,7 +138,8 @@ def audit_run(run, out, *, data_dir=None) -> dict:
         **provenance(),
     }
     files.write_json(out / "audit.json", results)
-    files.write_bytes(out / "roc.png", figures.roc(results, described["epsilon"], delta))
+    bound = guarantee.bound_of(described)
+    files.write_bytes(out / "roc.png", figures.roc(results, described["epsilon"], delta, bound))
     files.write_json(out / "metrics.json", metrics)
     return {**_summary(results), **metrics}
 

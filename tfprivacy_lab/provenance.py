@@ -8,12 +8,14 @@ import platform
 import subprocess
 from pathlib import Path
 
+# x86's, then ARM's; kernels of TensorFlow and NumPy are chosen by them when a program starts.
+_INSTRUCTIONS = ("avx", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 _PACKAGES = ("tensorflow", "tensorflow-privacy", "dp-accounting", "tensorflow-datasets", "Pyfhel", "numpy")
 
 
 def provenance() -> dict:
-    """``commit``, ``versions`` and ``hardware`` as metrics.json records them."""
-    return {"commit": commit(), "versions": versions(), "hardware": hardware()}
+    """``commit``, ``versions``, ``hardware`` and ``instructions`` as metrics.json records them."""
+    return {"commit": commit(), "versions": versions(), "hardware": hardware(), "instructions": instructions()}
 
 
 def commit() -> str | None:
@@ -46,14 +48,23 @@ def hardware() -> str:
     return f"{_processor()}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
 
 
+def instructions() -> str:
+    """Vector instructions of the processor, which decide how sums are ordered and rounded, and so every last digit."""
+    has = _cpuinfo("flags", "Features").split()
+    return ", ".join(name for name in _INSTRUCTIONS if name in has) or "unknown"
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or "unknown processor"
+
+
+def _cpuinfo(*names: str) -> str:
+    """The first line of one of these names in what Linux says of the processor, or nothing."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or "unknown processor"
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")
 
 
 def _git(root, *arguments) -> str:

@@ -17,13 +17,15 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from tfprivacy_lab import figures, files
+from tfprivacy_lab import figures, files, guarantee
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.parameters import PARAMETERS
 
 MISSING = "not measured"
 MODELS = ("positive_control", "non_private", "dp")
 SCHEMES = ("bfv", "ckks")
+# What the figure without amplification compares, where the metrics were written before they said so.
+_FIXED_ORDER = "zero_out"
 _IMAGES = (None, 28, 28)
 _ARRAYS = {
     "samples": {
@@ -60,12 +62,14 @@ def build(out) -> dict[str, str]:
     pictures = draw(metrics, audit, he, arrays)
     texts = _environment()
     facts = {"m": metrics, "audit": audit, "he": he, "parameters": PARAMETERS, "missing": MISSING}
+    facts["meaning"] = guarantee.meaning(metrics)
     page = texts.get_template("report.html.jinja").render(
         facts,
         statement=statement,
         models=MODELS,
         pretraining_words=_in_words((metrics.get("pretraining") or {}).get("probe")),
         schemes=SCHEMES,
+        fixed_order=metrics.get("epsilon_no_amplification_adjacency") or _FIXED_ORDER,
         logits=_logits_of_first(arrays["logits"]),
         shown=_agreements(arrays["logits"]),
         images={name: _data_uri(picture) for name, picture in pictures.items()},
@@ -91,7 +95,7 @@ def draw(metrics: dict, audit: dict, he: dict, arrays: dict) -> dict[str, bytes]
         "training": figures.training(
             metrics.get("history") or [], metrics.get("epsilon"), metrics.get("nonprivate_test_accuracy")
         ),
-        "roc": figures.roc(audit, metrics.get("epsilon"), metrics.get("delta")),
+        "roc": figures.roc(audit, metrics.get("epsilon"), metrics.get("delta"), guarantee.bound_of(metrics)),
         "logits": figures.logits(
             values["plain"],
             {scheme: values[scheme] for scheme in SCHEMES},

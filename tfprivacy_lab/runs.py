@@ -226,6 +226,7 @@ def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | N
         "batch_size": recipe.plan.batch_size,
         "epochs": recipe.plan.epochs,
         "engine": engine,
+        "trained_weights": sum(int(np.prod(weight.shape)) for weight in trained.model.trainable_weights),
         "events": [events.to_json(trained.run.event())],
         "history": [
             {key: value for key, value in dataclasses.asdict(record).items() if key != "seconds"}
@@ -248,6 +249,7 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
             l1_norm_clip=recipe.plan.l1_norm_clip,
             tuning=recipe.tuning,
             seeded=seeded,
+            unit=data.UNIT,
             not_covered=NOT_COVERED,
         )
     return statement.privacy_statement(
@@ -257,6 +259,7 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
         l2_norm_clip=recipe.plan.l2_norm_clip,
         tuning=recipe.tuning,
         seeded=seeded,
+        unit=data.UNIT,
         not_covered=NOT_COVERED,
         tensorflow_privacy=accounting.tensorflow_privacy_figures(run, delta),
     )

@@ -217,8 +217,9 @@ STAGES = {
 
 
 def _two_of_each(labels) -> np.ndarray:
-    """Places of the first of each digit, then of the second."""
-    return np.array([np.flatnonzero(labels == digit)[:2] for digit in range(data.CLASSES)]).T.ravel()
+    """Places of the first of each digit, then of the second, as far as there are such."""
+    places = [np.flatnonzero(labels == digit)[:2] for digit in range(data.CLASSES)]
+    return np.concatenate([found[turn : turn + 1] for turn in range(2) for found in places])
 
 
 def _random_backbone(seed: int) -> tf.keras.Model:

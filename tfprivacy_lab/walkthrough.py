@@ -89,7 +89,8 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
         What ``metrics.json`` holds.
 
     Raises:
-        InputError: if the folder holds another run, one is being written by another process, or the ledger refuses.
+        InputError: if the folder holds another run, one is being written by another process, the data are too few, or
+            the ledger refuses.
 
     Guarantee: ``metrics.json`` states the ε of every noise draw that touched private data; see
     :mod:`tfprivacy_lab.dp.training` for what it covers.
@@ -99,6 +100,8 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
         Ledger.open(ledger)  # Refused now, not when the head is to be trained.
     note = on_progress or (lambda line: None)
     state = out / "state"
+    if not state.exists():
+        check_size(settings, data_dir)  # Refused now, with nothing written.
     _make_private(state)
     with claims.only_one(state):
         claims.claim(state, settings.described())
@@ -121,6 +124,26 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
             if name == "train":
                 claims.forget_noise_seed(state)
     return files.read_json(out / "metrics.json", "metrics")
+
+
+def check_size(settings: Settings, data_dir=None) -> None:
+    """Hold the data set against what a walkthrough takes out of it: what is held out, and a batch to train on.
+
+    Which digits are there, in the train or the test part, does not matter.
+
+    Raises:
+        InputError: naming both sizes, the folder and the remedy.
+    """
+    from tfprivacy_lab import data
+
+    found, folder = data.count_train(settings.dataset, data_dir), data.data_directory(data_dir)
+    held_out, batch = settings.recipe.validation, settings.recipe.plan.batch_size
+    if found < held_out + batch:
+        smaller = "" if settings.fast else ", or add --fast, which takes fewer"
+        raise InputError(
+            f"Expected at least {held_out + batch} train images in --data-dir {folder} ({held_out} to hold out, "
+            f"{batch} in a batch), got {found}; prepare more by 'data prepare --from-idx DIR'{smaller}."
+        )
 
 
 def _make_private(folder: Path) -> None:

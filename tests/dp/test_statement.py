@@ -6,6 +6,8 @@ import pytest
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun, account, tensorflow_privacy_figures
+from tfprivacy_lab.dp.laplace_accounting import LaplaceRun
+from tfprivacy_lab.dp.laplace_statement import laplace_statement
 from tfprivacy_lab.dp.statement import privacy_statement
 
 RUN = DpSgdRun(examples=60_000, batch_size=256, noise_multiplier=1.1, steps=14_063)
@@ -59,6 +61,18 @@ def test_words_are_the_callers():
     assert rows["Tuning"] == "none"
     assert rows["Not covered"] == "accuracy; audit"
     assert fields(statement())["Not covered"] == "nothing further was computed"
+
+
+def test_unit_is_the_callers_and_no_kind_of_data_by_itself():
+    assert fields(statement())["Unit of privacy"] == "one example: one row of x with its label"
+    patient = "one example: all visits of one patient"
+    assert fields(statement(unit=patient))["Unit of privacy"] == patient
+    run = LaplaceRun(examples=100, batch_size=10, noise_multiplier=8.0, steps=10)
+    arguments = {"released": "w", "l1_norm_clip": 1.0, "tuning": "none", "seeded": False}
+    assert (
+        fields(laplace_statement(run, 1e-5, **arguments))["Unit of privacy"] == fields(statement())["Unit of privacy"]
+    )
+    assert fields(laplace_statement(run, 1e-5, **arguments, unit=patient))["Unit of privacy"] == patient
 
 
 def test_randomness_is_told_apart():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from tfprivacy_lab.dp.laplace_accounting import LaplaceRun, account_laplace
+<<<<<<< HEAD
 from tfprivacy_lab.dp.statement import SEEDED, UNSEEDED, ZEROED, row
+=======
+from tfprivacy_lab.dp.statement import SEEDED, UNIT, UNSEEDED, row
+>>>>>>> w-statements
 
 _SECURE = (
     "Noise came from the operating system's cryptographic generator; sampling was seeded with 128 bits from it. In "
@@ -20,6 +24,7 @@ def laplace_statement(
     tuning: str,
     seeded: bool,
     secure_noise: bool = False,
+    unit: str = UNIT,
     not_covered: tuple[str, ...] = (),
 ) -> str:
     """The statement that goes beside a released model.
@@ -32,6 +37,7 @@ def laplace_statement(
         tuning: What was chosen, on which data, outside the guarantee.
         seeded: Whether noise came from a published seed.
         secure_noise: Whether noise came from the operating system's generator.
+        unit: What one example is: the record that the guarantee is for.
         not_covered: Further outputs that the guarantee does not cover.
 
     Returns:
@@ -42,7 +48,7 @@ def laplace_statement(
     rows = [
         ("Guarantee", f"pure epsilon = {figures['epsilon_pure']:.4f}, delta = 0"),
         ("At a delta above 0", f"epsilon = {figures['epsilon']:.4f}, delta = {delta:g}, of the same run"),
-        ("Unit of privacy", "one example (one image with its label)"),
+        ("Unit of privacy", unit),
         ("Adjacency", "add or remove one example"),
         ("Sampling", f"Poisson, each example joins a step with probability {run.sampling_probability:.6g}"),
         ("Accountant", f"sum of the steps' largest losses; {figures['accountant']} at delta = {delta:g}"),

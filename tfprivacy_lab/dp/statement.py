@@ -20,6 +20,7 @@ ZEROED = (
     "and for zero-out neighbours (one example's gradient becomes zero while its place stays), not for add-or-remove: "
     "one example more would shift all later batches"
 )
+UNIT = "one example: one row of x with its label"
 
 
 def privacy_statement(
@@ -30,6 +31,7 @@ def privacy_statement(
     l2_norm_clip: float,
     tuning: str,
     seeded: bool,
+    unit: str = UNIT,
     not_covered: tuple[str, ...] = (),
     tensorflow_privacy: dict | None = None,
 ) -> str:
@@ -42,6 +44,7 @@ def privacy_statement(
         l2_norm_clip: Clipping norm C.
         tuning: What was chosen, on which data, outside the guarantee.
         seeded: Whether noise came from a published seed.
+        unit: What one example is: the record that the guarantee is for.
         not_covered: Further outputs that the guarantee does not cover.
         tensorflow_privacy: The figures of
             :func:`tfprivacy_lab.dp.accounting.tensorflow_privacy_figures`, to print beside ours.
@@ -53,7 +56,7 @@ def privacy_statement(
     warning = delta_warning(delta, run.examples)
     rows = [
         ("Guarantee", f"(epsilon = {figures['epsilon']:.4f}, delta = {delta:g})-differential privacy"),
-        ("Unit of privacy", "one example (one image with its label)"),
+        ("Unit of privacy", unit),
         ("Adjacency", "add or remove one example"),
         ("Sampling", f"Poisson, each example joins a step with probability {run.sampling_probability:.6g}"),
         ("Accountant", f"{figures['accountant']}, pessimistic discretisation"),
