@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
 from tfprivacy_lab.dp.model_checks import check_model
 from tfprivacy_lab.dp.preprocessing_layers import not_covered_statistics, statistics_layers
 from tfprivacy_lab.dp.private_scale import PrivateScale
@@ -113,3 +114,12 @@ def test_a_private_scale_goes_into_a_normalization_layer():
     assert statistics_layers(model) == []
     private(model, noise_multiplier=1.0).fit(x, y, B, steps_per_epoch=1, verbose=0)
     assert np.isfinite(weights_of(model)).all()
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_training_warns_of_an_adapted_layer_once(engine):
+    model = behind(adapted(layers.Normalization(name="scaled"), TABLE), (WIDTH,), "float32")
+    plan, run = TrainingPlan(B, 1, 1.0, 0.5), DpSgdRun(N, B, 1.0, N // B)
+    with pytest.warns(UserWarning, match="Layer 'scaled'.*outside of epsilon") as said:
+        train(model, TABLE, np.arange(N) % CLASSES, plan=plan, run=run, delta=1e-3, seed=0, engine=engine)
+    assert sum("outside of epsilon" in str(one.message) for one in said) == 1

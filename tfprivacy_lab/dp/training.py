@@ -16,6 +16,7 @@ from tfprivacy_lab.dp import clipping, example_isolation, lineage
 from tfprivacy_lab.dp.accounting import DpSgdRun, check_delta, epsilon_after, steps_for
 from tfprivacy_lab.dp.optimizers import check_jacobian, dp_sgd_optimizer
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
+from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 from tfprivacy_lab.dp.private_model import PrivateModel
 from tfprivacy_lab.dp.sampling import PoissonBatches
 from tfprivacy_lab.dp.spending import Phase
@@ -167,7 +168,7 @@ def physical_batches(batches, examples, labels, first, last):
 def checked_arguments(model, examples, labels, run, plan, *, tried=True):
     """Refuse what would run and void the guarantee; returns float32 examples and int64 labels.
 
-    Without ``tried``, whether the model keeps examples apart is left to who trains it.
+    Without ``tried``, whether the model keeps examples apart, and holds statistics of them, is left to who trains it.
     """
     if np.shape(examples)[:1] != (run.examples,) or np.shape(labels) != (run.examples,):
         raise InputError(
@@ -199,6 +200,7 @@ def checked_arguments(model, examples, labels, run, plan, *, tried=True):
     _check_no_added_losses(model)
     labels = labels.astype(np.int64, copy=False)
     if tried:
+        warn_of_statistics(model)
         losses_of = lambda batch, training: _losses(model, batch, training)  # noqa: E731
         few = rows_to_try((tf.convert_to_tensor(examples), tf.convert_to_tensor(labels)))
         example_isolation.check_gradients_are_per_example(model, losses_of, few)
