@@ -6,7 +6,7 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import pld
-from scipy import special
+from scipy import optimize, special
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import accounting, analytic_gaussian, composition, fourier_accountant, spending
@@ -140,6 +140,45 @@ def test_small_losses_get_a_finer_grid():
         near = analytic_gaussian.epsilon(run.noise_multiplier / (run.sampling_probability * run.steps**0.5), 1e-5)
         assert 0.001 < near < 0.02
         assert epsilon_after(run, run.steps, 1e-5) == pytest.approx(near, rel=0.02)
+
+
+def least_epsilon(parts, delta):
+    """What telling by the largest single loss reaches, in closed form: no accountant may say less."""
+    aims = np.linspace(0, 12, 4001)
+
+    def reached(epsilon):
+        log_with = log_without = 0
+        for q, sigma, count in parts:
+            x = sigma**2 * np.log1p(np.expm1(aims) / q) + 0.5
+            zero = special.ndtr(-x / sigma)
+            log_with = log_with + count * np.log1p(-((1 - q) * zero + q * special.ndtr((1 - x) / sigma)))
+            log_without = log_without + count * np.log1p(-zero)
+        return (-np.expm1(log_with) + math.exp(epsilon) * np.expm1(log_without)).max()
+
+    return optimize.brentq(lambda epsilon: reached(epsilon) - delta, 0, 30)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(1e-4, 0.5, 20_000), (1e-3, 1.1, 3000)],
+        [(1e-4, 0.5, 20_000), (1e-4, 0.6, 20_000)],
+        [(1e-5, 0.4, 20_000), (1e-5, 0.5, 20_000)],
+    ],
+)
+@pytest.mark.parametrize("delta", [1e-12, 3e-14])
+def test_where_one_rare_loss_decides_it_is_that_loss_s(parts, delta):
+    """Thousands of steps of two kinds, and a δ below what a transform of doubles leaves."""
+    least = least_epsilon(parts, delta)
+    found = composition.compose(*[DpSgdRun(100_000, round(1e5 * q), s, t) for q, s, t in parts], delta=delta)
+    assert least < found["epsilon"] < least * 1.02
+
+
+@pytest.mark.parametrize("delta", [1e-12, 1e-13, 3e-14])
+def test_a_composition_costs_no_less_than_a_part_of_it(delta):
+    part, more = DpSgdRun(60_000, 60, 0.7, 20_000), DpSgdRun(60_000, 256, 1.1, 3000)
+    alone, both = (composition.compose(*parts, delta=delta)["epsilon"] for parts in ([part], [part, more]))
+    assert alone < both
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-7])

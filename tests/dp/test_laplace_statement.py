@@ -21,6 +21,7 @@ def test_statement_holds_every_figure_of_the_account():
     for part in (
         f"pure epsilon = {figures['epsilon_pure']:.4f}, delta = 0",
         f"epsilon = {figures['epsilon']:.4f}, delta = 1e-05",
+        "for zero-out neighbours",
         f"pure epsilon = {figures['epsilon_no_amplification']:.4f}: batches cut",
         "25 steps of a sum clipped to L1 norm 0.5 under Laplace noise",
         "probability 0.1", "1000, 100 expected", "add or remove one example", "a head", "on public data", "one; two",

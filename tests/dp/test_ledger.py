@@ -53,7 +53,8 @@ def test_a_long_life_does_not_brick_a_ledger(tmp_path):
     insert_entries(ledger.path, tiny, 10_500)
     granted = ledger.register("one-more", dp_accounting.SelfComposedDpEvent(tiny, 500))
     all_of_it = pld.PLDAccountant().compose(dp_accounting.GaussianDpEvent(400.0 / 11_000**0.5)).get_epsilon(1e-5)
-    assert granted.spent == ledger.spent() == pytest.approx(all_of_it, rel=1e-9)
+    # A closed form where dp_accounting rounds upwards.
+    assert all_of_it * (1 - 1e-7) < granted.spent == ledger.spent() <= all_of_it
     assert ledger.show()["entries"] == 10_501
     with pytest.raises(InputError, match=r"refuses run 'too-much'"):
         ledger.register("too-much", dp_accounting.GaussianDpEvent(1.0))
@@ -340,7 +341,7 @@ def test_two_processes_at_once_never_pass_the_total(tmp_path):
     assert sum(count > 0 for count in granted) > 1
     assert len({entry.run for entry in known}) == len(known)
     spent = pld.PLDAccountant().compose(STEP, len(known)).get_epsilon(1e-5)
-    assert ledger.spent() == pytest.approx(spent, rel=1e-9)
+    assert spent * (1 - 1e-7) < ledger.spent() <= spent
     assert spent <= 1.0 < pld.PLDAccountant().compose(STEP, len(known) + 1).get_epsilon(1e-5)
 
 
@@ -358,8 +359,9 @@ def test_killed_anywhere_nothing_is_drawn_that_is_not_counted(tmp_path, kills):
     # A kill between charge and draw leaves a part that is counted and not drawn: at most one a run.
     assert len(counted - drawn) <= len({run for run, _ in counted})
     of_draws = pld.PLDAccountant().compose(STEP, len(drawn)).get_epsilon(1e-5)
-    assert of_draws * (1 - 1e-9) <= ledger.spent() <= 3.0
-    assert ledger.spent() == pytest.approx(pld.PLDAccountant().compose(STEP, len(counted)).get_epsilon(1e-5), rel=1e-9)
+    assert of_draws * (1 - 1e-7) <= ledger.spent() <= 3.0
+    rounded = pld.PLDAccountant().compose(STEP, len(counted)).get_epsilon(1e-5)
+    assert rounded * (1 - 1e-7) < ledger.spent() <= rounded
 
 
 def start(function, *arguments):

@@ -41,6 +41,8 @@ def test_numbers_are_the_accountants():
     assert float(rows["RDP, Poisson"].removeprefix("epsilon = ")) == pytest.approx(2.597, abs=5e-4)
     plain = account(RUN, 1e-5)
     assert f"epsilon = {plain['epsilon_no_amplification_exact']:.4f} exactly, 56.9" in rows["No amplification"]
+    assert "for zero-out neighbours" in rows["No amplification"]
+    assert "not for add-or-remove" in rows["No amplification"]
     assert f"probability {256 / 60_000:.6g}" in rows["Sampling"]
     assert rows["Sampling"].startswith("Poisson")
     assert rows["Adjacency"] == "add or remove one example"

@@ -28,17 +28,8 @@ import numpy as np
 from scipy import fft
 
 from tfprivacy_lab.dp import analytic_gaussian
-from tfprivacy_lab.dp.loss_grid import MASS_ERROR, GridLoss, losses_of, moments, span
+from tfprivacy_lab.dp.loss_grid import MASS_ERROR, MOST_POINTS, WINDOW, GridLoss, interval_for, losses_of
 
-# The coarsest grid in use where nothing asks for another; dp_accounting's default.
-DISCRETISATION = 1e-4
-# A grid of 1/32 of a loss's root mean square makes that of the sum wrong by 1e-4 of itself at most.
-_FINE, _COARSE = 32, 1024
-# Points: beyond the first a coarser grid does if it is fine still; none is made finer beyond the second, be it for one
-# loss or for the sum; and none has more than the third.
-_SOON, _MANY, _MOST = 2**18, 2**20, 2**22
-# Standard deviations of the sum that a period holds.
-_WINDOW = 24.0
 # What comes around is e^-30 of itself at most.
 _DECAY = 30.0
 # Transforms up to this length are kept: 16 MiB each.
@@ -81,23 +72,6 @@ def canonical(counts: dict[tuple, int]) -> tuple:
     precision = math.fsum(count / mechanism[2] ** 2 for mechanism, count in counts.items() if mechanism not in sampled)
     whole = {("gaussian", 1.0, precision**-0.5): 1} if precision else {}
     return tuple(sorted((whole | sampled).items(), key=repr))
-
-
-def interval_for(counts: tuple) -> float:
-    """A grid fine against the losses, with a number of points that is bounded: 10^-4 times a power of two."""
-    uses = sum(count for _, count in counts)
-    square = math.fsum(moments(mechanism)[1] * count for mechanism, count in counts)
-    mean = math.fsum(moments(mechanism)[0] * count for mechanism, count in counts)
-    typical, widest = math.sqrt(square / uses), max(span(mechanism) for mechanism, _ in counts)
-    window = _WINDOW * math.sqrt(2 * mean)
-    interval = DISCRETISATION
-    while (widest + window) / interval > _SOON and typical / (2 * interval) >= _COARSE:
-        interval *= 2
-    while typical / interval < _FINE and 2 * max(window, widest) / interval <= _MANY:
-        interval /= 2
-    while (widest + window) / interval > _MOST:
-        interval *= 2
-    return interval
 
 
 def _only_gaussian(counts: tuple) -> float | None:
@@ -195,7 +169,7 @@ def _best_tilt(uses: tuple, bound, start: int | None = None) -> int:
     interval = uses[0][0].interval
     spread = math.sqrt(math.fsum(count * _variance(loss) for loss, count in uses)) + interval
     largest = min(_LARGEST_TILT, math.floor(2 * math.log2(2 / interval)))
-    least = max(_LEAST_TILT, math.ceil(2 * math.log2(_DECAY / max(_MOST / 2 * interval, _WINDOW * spread))))
+    least = max(_LEAST_TILT, math.ceil(2 * math.log2(_DECAY / max(MOST_POINTS / 2 * interval, WINDOW * spread))))
     best = min(max(round(2 * math.log2(1 / spread)) if start is None else start, least), largest)
     for way in (1, -1):
         while least <= best + way <= largest and bound(best + way) < bound(best):
@@ -275,7 +249,7 @@ def _curve(uses: tuple, tilt: int) -> _Curve:
     t, interval = _tilt(tilt), uses[0][0].interval
     variance = math.fsum(count * _cumulants(loss, tilt)[1] for loss, count in uses)
     widest = max(_width(loss, tilt) for loss, _ in uses)
-    length = _length(math.ceil(max(_WINDOW * math.sqrt(variance) + widest, _DECAY / t) / interval) + 1)
+    length = _length(math.ceil(max(WINDOW * math.sqrt(variance) + widest, _DECAY / t) / interval) + 1)
     each = [(_transform(loss, tilt, length), count) for loss, count in uses]
     places = np.flatnonzero(sum(count * log_bounds for (_, _, log_bounds), count in each) > math.log(_NEGLIGIBLE))
     log_sizes, log_bounds, angles, relative = 0.0, 0.0, 0.0, 2.0**-46

@@ -24,6 +24,15 @@ MASS_ERROR = 2.0**-42
 _DIFFERENCES_ERROR = 2.0**-48
 # Losses further out than so many standard deviations are infinite: a mass of 1.8e-33.
 _TAIL = 12.0
+# The coarsest grid in use where nothing asks for another; dp_accounting's default.
+DISCRETISATION = 1e-4
+# A grid of 1/32 of a loss's root mean square makes that of the sum wrong by 1e-4 of itself at most.
+_FINE, _COARSE = 32, 1024
+# Points: beyond the first a coarser grid does if it is fine still; none is made finer beyond the second, be it for one
+# loss or for the sum; and none has more than the third.
+_SOON, _MANY, MOST_POINTS = 2**18, 2**20, 2**22
+# Standard deviations of the sum that a transform holds.
+WINDOW = 24.0
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 _AT_ONCE = 2**16
 
@@ -251,3 +260,20 @@ def span(mechanism: tuple) -> float:
         reach = _TAIL * numbers[-1]
         ends = _mixture_loss(np.array([-reach, joined[-1] + reach]), numbers[-1], joined, chances)
     return float(ends[1] - ends[0])
+
+
+def interval_for(counts: tuple) -> float:
+    """A grid fine against the losses, with a number of points that is bounded: 10^-4 times a power of two."""
+    uses = sum(count for _, count in counts)
+    square = math.fsum(moments(mechanism)[1] * count for mechanism, count in counts)
+    mean = math.fsum(moments(mechanism)[0] * count for mechanism, count in counts)
+    typical, widest = math.sqrt(square / uses), max(span(mechanism) for mechanism, _ in counts)
+    window = WINDOW * math.sqrt(2 * mean)
+    interval = DISCRETISATION
+    while (widest + window) / interval > _SOON and typical / (2 * interval) >= _COARSE:
+        interval *= 2
+    while typical / interval < _FINE and 2 * max(window, widest) / interval <= _MANY:
+        interval /= 2
+    while (widest + window) / interval > MOST_POINTS:
+        interval *= 2
+    return interval
