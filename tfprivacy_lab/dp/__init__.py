@@ -49,14 +49,9 @@ _EXPORTS = {
     "train_laplace": "laplace",
 }
 _MODULES = {
-<<<<<<< HEAD
-    *("adjacency", "allowance", "events", "composition", "group", "tuning", "ledger", "ledger_file"),
+    *("adjacency", "allowance", "events", "composition", "group", "tradeoff", "tuning", "ledger", "ledger_file"),
     *("callbacks", "charged", "checkpoint", "clipping", "gaussian_noise", "layers", "monitors", "private_model"),
     *("lineage", "saving", "spending"),
-=======
-    *("adjacency", "allowance", "events", "composition", "group", "tradeoff", "tuning", "ledger", "ledger_file"),
-    *("callbacks", "charged", "clipping", "gaussian_noise", "layers", "private_model", "spending"),
->>>>>>> w-statements
     *("accounting", "plan", "sampling", "training", "statement"),
     *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile", "private_scale"),
     *("laplace", "laplace_accounting", "laplace_statement"),

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from tfprivacy_lab.dp.laplace_accounting import LaplaceRun, account_laplace
-<<<<<<< HEAD
-from tfprivacy_lab.dp.statement import SEEDED, UNSEEDED, ZEROED, row
-=======
-from tfprivacy_lab.dp.statement import SEEDED, UNIT, UNSEEDED, row
->>>>>>> w-statements
+from tfprivacy_lab.dp.statement import SEEDED, UNIT, UNSEEDED, ZEROED, row
 
 _SECURE = (
     "Noise came from the operating system's cryptographic generator; sampling was seeded with 128 bits from it. In "
