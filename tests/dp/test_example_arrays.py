@@ -82,7 +82,7 @@ def test_a_short_last_batch_is_no_traceback():
     [
         (lambda: Dataset.from_tensor_slices((X, Y)), row_model, [(12, 5), (12,)]),
         (lambda: Dataset.from_tensor_slices((X, Y)).batch(5).unbatch(), row_model, [(12, 5), (12,)]),
-        (lambda: Dataset.from_tensor_slices((X, Y)).batch(5).map(lambda a, b: (a, b)).unbatch(), None, [(12, 5), (12,)]),
+        (lambda: Dataset.from_tensor_slices((X, Y)).batch(5).map(lambda *a: a).unbatch(), None, [(12, 5), (12,)]),
         (lambda: Dataset.from_tensor_slices((X[..., None], Y)), row_model, [(12, 5, 1), (12,)]),
         # Four time steps with a label each are one example of a model that takes sequences.
         (lambda: generated((4,)), sequence_model, [(3, 4, 5), (3, 4)]),

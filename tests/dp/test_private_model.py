@@ -321,13 +321,13 @@ def test_training_stops_before_the_budget_and_not_a_step_earlier():
     assert np.array_equal(weights_of(wrapped.model), at)
 
 
-@pytest.mark.parametrize(("callbacks", "compiled"), [([Stubborn()], {}), ([], {"steps_per_execution": 7})])
-def test_no_step_passes_the_budget_whatever_else_goes_on(callbacks, compiled):
-    """A callback that will not stop, or steps that Keras runs in bunches: the step itself refuses."""
+@pytest.mark.parametrize("compiled", [{}, {"steps_per_execution": 7}])
+def test_no_step_passes_the_budget_whatever_else_goes_on(compiled):
+    """A callback that will not stop: the step itself refuses."""
     x, y = dataset(N)
     wrapped = private(noise_multiplier=2.0, delta=1e-3, compiled=compiled)
     with pytest.raises(tf.errors.InvalidArgumentError, match="would pass the privacy budget"):
-        wrapped.fit(x, y, B, epochs=50, callbacks=[StopBeforeBudget(2.0), *callbacks], verbose=0)
+        wrapped.fit(x, y, B, epochs=50, callbacks=[StopBeforeBudget(2.0), Stubborn()], verbose=0)
     (phase,) = wrapped.phases()
     assert 0 < independent_epsilon([phase], 1e-3) <= 2.0 + 1e-3
 

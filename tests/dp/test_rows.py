@@ -55,8 +55,8 @@ class Folds(layers.Layer):
 @pytest.fixture
 def without_trial(monkeypatch):
     """The trial finds nothing, as it may for a model that behaves in another way once it is compiled."""
-    monkeypatch.setattr(private_model, "check_gradients_are_per_example", lambda *_: None)
-    monkeypatch.setattr(steps, "check_book_keeping", lambda *_: 1)
+    monkeypatch.setattr(private_model, "check_gradients_are_per_example", lambda *_, **__: None)
+    monkeypatch.setattr(steps, "check_book_keeping", lambda *_, **__: 1)
     monkeypatch.setattr(private_model.ExampleLosses, "check_labels", lambda *_: None)
 
 

@@ -81,12 +81,13 @@ class BookKeeping:
             )
         _check_dtypes(model)
 
-    def gradients(self, compute_losses, weights: tf.Tensor | None = None) -> ExampleGradients:
+    def gradients(self, compute_losses, weights: tf.Tensor | None = None, *, asserted: bool = True) -> ExampleGradients:
         """Run the model once and keep what per-example gradients are made of.
 
         Args:
             compute_losses: Called with no argument; calls the model and returns (losses (batch,), anything).
             weights: What each example's loss is multiplied by, (batch,); 0 takes an example out exactly.
+            asserted: Whether every layer's rows are held against the examples as this runs; a trial counts them itself.
 
         Returns:
             The gradients of all examples, unformed.
@@ -104,12 +105,13 @@ class BookKeeping:
         check_first_axes(self.model, uses, losses)
         outputs = [output for use in uses for output in use.outputs]
         found = tape.gradient(total, outputs, unconnected_gradients="zero")
-        named = {"the losses": losses, "the sample weights": [] if weights is None else weights}
+        named: dict = {"the losses": losses, "the sample weights": [] if weights is None else weights}
         for use in uses:
             named[f"the input of layer {use.layer.name!r}"] = use.inputs
             named[f"the output of layer {use.layer.name!r}"] = use.outputs
         rows = tf.shape(losses if weights is None else weights)[0]
-        found = iter(after(assert_one_row_per_example(rows, {**named, "the outputs' gradients": found}), found))
+        named["the outputs' gradients"] = found
+        found = iter(after(assert_one_row_per_example(rows, named), found) if asserted else found)
         for use in uses:
             # Some operations leave the shape of their gradient open.
             use.gradients = [tf.ensure_shape(next(found), output.shape) for output in use.outputs]

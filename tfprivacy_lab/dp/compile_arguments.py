@@ -40,8 +40,7 @@ def checked_optimizer(optimizer) -> tf.keras.optimizers.Optimizer:
     if any("tensorflow_privacy" in cls.__module__ for cls in type(optimizer).__mro__):
         raise InputError(
             f"Expected a plain Keras optimizer, got {type(optimizer).__name__} of TF Privacy: PrivateModel clips and "
-            "adds the noise itself; pass tf.keras.optimizers.SGD and the like, or engine='reference' to PrivateModel for "
-            "DPKerasSGDOptimizer."
+            "adds the noise itself; pass a plain one, and engine='reference' to PrivateModel for DPKerasSGDOptimizer."
         )
     if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
         raise InputError("Expected a plain optimizer, got a LossScaleOptimizer: both engines compute in float32.")

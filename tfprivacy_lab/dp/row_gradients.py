@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.rows import refusal_of
 
 # Lines of messages that say where, not what.
 _WHERE = re.compile(r"(?i)^(in user code|file \"|graph execution error|detected at|<stack|call arguments|•)")
@@ -124,6 +125,8 @@ def known(error: BaseException | None) -> InputError | None:
     while error is not None:
         if isinstance(error, InputError):
             return error
+        if isinstance(error, tf.errors.OpError) and (refusal := refusal_of(error)):
+            return InputError(refusal)
         error = error.__cause__ or error.__context__
     return None
 
