@@ -348,3 +348,21 @@ def test_a_checkpoint_goes_on_under_a_strategy(tmp_path):
         made[-1].save_checkpoint(path)
     assert [phase.steps for phase in made[1].phases()] == [5, 5]
     assert made[1].optimizer.iterations == 10
+
+
+def test_layers_that_are_frozen_on_resuming_keep_their_past(tmp_path):
+    """They were trained under DP where the checkpoint came from; another head on them begins from that."""
+
+    def stacked(trainable):
+        base = tf.keras.Sequential([tf.keras.Input((WIDTH,)), tf.keras.layers.Dense(4, trainable=trainable)])
+        return base, tf.keras.Sequential([base, tf.keras.layers.Dense(3)])
+
+    _, both = stacked(True)
+    first = model(3, model=both, optimizer=tf.keras.optimizers.legacy.SGD(0.1))
+    first.fit(X, Y, B, verbose=0)
+    first.save_checkpoint(tmp_path / "run.npz")
+    base, head = stacked(False)
+    resumed(tmp_path / "run.npz", model=head, optimizer=tf.keras.optimizers.legacy.SGD(0.1))
+    with pytest.warns(UserWarning, match="was fitted under differential privacy before"):
+        other = model(5, model=tf.keras.Sequential([base, tf.keras.layers.Dense(3)]))
+    assert other.phases() == first.phases()

@@ -55,6 +55,10 @@ BATCHED = {
     "concatenated": lambda: (lambda d: d.concatenate(d))(Dataset.from_tensor_slices((X, Y)).batch(4)),
     "unbatched and batched again": lambda: Dataset.from_tensor_slices((X, Y)).batch(4).unbatch().batch(3),
     "padded batches": lambda: Dataset.from_tensor_slices((X, Y)).padded_batch(4),
+    "sampled from batched ones": lambda: Dataset.sample_from_datasets(
+        [Dataset.from_tensor_slices((X, Y)).batch(4)] * 2
+    ),
+    "buckets": lambda: Dataset.from_tensor_slices((X, Y)).bucket_by_sequence_length(lambda a, b: 5, [3], [4, 4]),
 }
 
 
@@ -166,3 +170,16 @@ def test_class_weights_that_say_nothing_of_a_class_are_refused(class_weight, lab
 def test_structures_keep_their_shape_and_lists_are_tuples():
     x, _, _ = example_arrays.checked({"a": [X, (X, X)], "b": X}, Y)
     assert tf.nest.map_structure(lambda a: tuple(a.shape), x) == {"a": ((12, 5), ((12, 5), (12, 5))), "b": (12, 5)}
+
+
+@pytest.mark.parametrize("weights", [(), (None,)])
+def test_single_examples_of_a_sequence_are_told_by_the_models_inputs(weights):
+    """Tokens with a label each: twelve examples of five tokens, not sixty examples."""
+    tokens, labels = X.astype(np.int64) % 7, X.astype(np.int64) % 3
+    model = tf.keras.Sequential([layers.Input((5,)), layers.Embedding(7, 2), layers.Dense(3)])
+    single = Items(*((t, one, *weights) for t, one in zip(tokens, labels, strict=True)))
+    batches = Items((tokens[:7], labels[:7], *weights), (tokens[7:], labels[7:], *weights))
+    for sequence in (single, batches):
+        x, y, _ = example_arrays.checked(sequence, model=model)
+        assert np.array_equal(x, tokens)
+        assert np.array_equal(y, labels)

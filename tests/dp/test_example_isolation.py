@@ -495,3 +495,26 @@ def test_training_tries_a_model_once(engine, monkeypatch):
     plan, run = TrainingPlan(B, 2, 1.0, 0.5), DpSgdRun(N, B, 1.0, 2 * N // B)
     training.train(stacked(layers.Dense(4)), x, y, plan=plan, run=run, delta=1e-3, seed=0, engine=engine)
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize("kind", ["mutable", "dense"])
+def test_examples_kept_in_a_lookup_table_are_refused(kind):
+    """A table is saved with the weights, and is no variable."""
+
+    class Keeps(tf.keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            make = tf.lookup.experimental.MutableHashTable if kind == "mutable" else dense_table
+            self.table = make(tf.int64, tf.float32, [0.0] * WIDTH)
+
+        def call(self, inputs):
+            self.table.insert(tf.range(tf.shape(inputs)[0], dtype=tf.int64), inputs)
+            return inputs
+
+    model = tf.keras.Sequential([tf.keras.Input((WIDTH,)), Keeps(), tf.keras.layers.Dense(CLASSES)])
+    with pytest.raises(InputError, match="writes into a lookup table"):
+        private(model).fit(*dataset(N), B, verbose=0)
+
+
+def dense_table(keys, values, default):
+    return tf.lookup.experimental.DenseHashTable(keys, values, default, empty_key=-1, deleted_key=-2)

@@ -52,6 +52,10 @@ REFUSED = {
     "a user's": (lambda at: OfAUser("loss"), "OfAUser goes by 'loss'"),
     "end at NaN": (lambda at: callbacks_of_keras.TerminateOnNaN(), "TerminateOnNaN stops by the training loss"),
     "graph with the noise's key": (lambda at: callbacks_of_keras.TensorBoard(at), "pass write_graph=False"),
+    "profile with that graph": (
+        lambda at: callbacks_of_keras.TensorBoard(at, write_graph=False, profile_batch=(1, 2)),
+        "pass profile_batch=0",
+    ),
     "figures of batches": (
         lambda at: callbacks_of_keras.TensorBoard(at, write_graph=False, update_freq="batch"),
         "pass update_freq='epoch'",

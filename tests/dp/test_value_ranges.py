@@ -61,6 +61,55 @@ def test_a_value_out_of_range_is_found_in_any_row(make, columns, said, wrong):
     assert not any("call" in layer.__dict__ for layer in model.layers)
 
 
+class InALoop(tf.keras.Model):
+    """Embeds column after column in a loop of the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = layers.Embedding(10, 3)
+        self(tf.zeros((2, 4), tf.int32))
+
+    def call(self, inputs):
+        total = tf.zeros((tf.shape(inputs)[0], 3))
+        for i in tf.range(4):
+            total = total + self.embedding(inputs[:, i])
+        return total
+
+
+class OutOfAGraph(tf.keras.Model):
+    """Looks at values by Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = layers.Embedding(10, 3)
+        self(tf.zeros((2, 4), tf.int32))
+
+    def call(self, inputs):
+        return tf.reduce_sum(self.embedding(inputs), 1) * float(tf.ones(()).numpy())
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(InALoop, {"unknown_layers": "slow"}), (OutOfAGraph, {"compiled": {"run_eagerly": True}})],
+)
+def test_models_that_no_graph_takes_are_looked_at_too(make, options):
+    x, y = np.random.default_rng(0).integers(0, 10, (60, 4)), np.arange(60) % 3
+    wrapped = private(make(), **options)
+    wrapped.fit(x, y, 12, verbose=0)
+    x[50, 1] = 12
+    with pytest.raises(InputError, match="got 12"):
+        wrapped.fit(x, y, 12, verbose=0)
+
+
+def test_a_lookup_takes_its_mask():
+    inputs = layers.Input((4,), dtype="int64")
+    codes = layers.IntegerLookup(vocabulary=[10, 20], mask_token=0, num_oov_indices=0)(inputs)
+    model = tf.keras.Model(inputs, layers.Dense(3)(layers.Rescaling(1.0)(codes)))
+    check_values_are_within_ranges(model, tf.constant([[0, 10, 20, 0]]))
+    with pytest.raises(InputError, match="got 11"):
+        check_values_are_within_ranges(model, tf.constant([[0, 10, 20, 11]]))
+
+
 def test_fit_refuses_it_before_its_first_step():
     x, y = np.zeros((60, 4), np.int32), np.arange(60) % 3
     x[33, 2] = 10

@@ -13,15 +13,17 @@ import math
 
 from scipy import optimize, special
 
-# Relative to δ: the logarithms below are of normal distribution functions to some 15 digits.
-_ROUNDING = 2.0**-40
+# Relative to the logarithms below, which are of normal distribution functions to some 15 digits.
+_ROUNDING = 2.0**-50
 
 
 def log_delta(noise_multiplier: float, epsilon: float) -> float:
     """log δ at ε, rounded upwards."""
     s = noise_multiplier
     first, second = special.log_ndtr(0.5 / s - epsilon * s), epsilon + special.log_ndtr(-0.5 / s - epsilon * s)
-    return first + math.log(-math.expm1(min(second - first, -1e-300))) + _ROUNDING
+    kept = -math.expm1(min(second - first, -1e-300))
+    # Where the two all but cancel, as under much noise, what they are wrong by is a larger part of what is left.
+    return first + math.log(kept) + _ROUNDING * (1 + abs(first) + abs(second) + epsilon) / kept
 
 
 def epsilon(noise_multiplier: float, delta: float) -> float:

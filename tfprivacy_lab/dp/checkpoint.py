@@ -134,7 +134,8 @@ class Resumable:
         if record["adaptive_clip"] is not None:
             self._noisy_steps.go_on_from(record["adaptive_clip"])
         lineage.forget(self.model)
-        lineage.mark(self.model, self._record)
+        # Layers that are frozen here may have been trained there.
+        lineage.mark(self.model, self._record, frozen=True)
         self._record.carry(record["phases"], record["uncharged"], record["streams"], record["not_covered"])
         self._left_at = model_checks.training_state(self)
         lost = record["steps_under_way"]

@@ -31,7 +31,7 @@ def checked(x, y=None, sample_weight=None, class_weight=None, model: tf.keras.Mo
         for name, value in (("y", y), ("sample_weight", sample_weight)):
             if value is not None:
                 raise InputError(f"{name} is given beside x, a {type(x).__name__}, which brings its own; leave it out.")
-        read = example_sources.from_sequence(x) if isinstance(x, tf.keras.utils.Sequence) else None
+        read = example_sources.from_sequence(x, model) if isinstance(x, tf.keras.utils.Sequence) else None
         x, y, sample_weight = (*(read or example_sources.from_dataset(x, model)), None)[:3]
     x = structured("x", x)
     if y is None:

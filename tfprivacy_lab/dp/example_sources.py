@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 
-_APART = ("Unbatch", "FlatMap", "Interleave")
+# In the names of what takes elements apart, and of what makes one of several.
+_APART, _TOGETHER = ("Unbatch", "FlatMap", "Interleave"), ("Batch", "GroupByWindow")
 
 
 def from_dataset(dataset: tf.data.Dataset, model: tf.keras.Model | None = None) -> tuple:
@@ -49,9 +50,9 @@ def from_dataset(dataset: tf.data.Dataset, model: tf.keras.Model | None = None) 
 def _is_batched(dataset) -> bool:
     """Whether elements are batches: looked for through zip, cache, map and the like, up to what takes apart."""
     name = type(dataset).__name__
-    if any(word in name for word in _APART):
+    if any(word in name for word in _APART) and "DirectedInterleave" not in name:
         return False
-    return "Batch" in name or any(_is_batched(part) for part in dataset._inputs())
+    return any(word in name for word in _TOGETHER) or any(_is_batched(part) for part in dataset._inputs())
 
 
 def _check_elements_are_examples(spec, columns, model) -> None:
@@ -99,11 +100,13 @@ def _has_an_axis_more(got, expected) -> bool:
     return not (squeezed and fits)
 
 
-def from_sequence(sequence: tf.keras.utils.Sequence) -> tuple:
+def from_sequence(sequence: tf.keras.utils.Sequence, model: tf.keras.Model | None = None) -> tuple:
     """The examples of a Keras Sequence, read once, batch after batch; each row of its batches is one example.
 
     Args:
-        sequence: Of (x, y) or (x, y, weights), batches as Keras has them, or single examples whose label is a number.
+        sequence: Of (x, y) or (x, y, weights), batches as Keras has them, or single examples: those whose label is a
+            number, or that are as the model's inputs are.
+        model: Whose inputs tell an example from a batch.
 
     Raises:
         InputError: if it is empty, of something else, or of examples of several shapes.
@@ -113,10 +116,11 @@ def from_sequence(sequence: tf.keras.utils.Sequence) -> tuple:
         raise InputError("Expected x to hold examples, got an empty Sequence.")
     if any(not isinstance(part, tuple | list) or len(part) not in (2, 3) for part in parts):
         raise InputError("Expected x to be a Sequence of (x, y) or (x, y, weights).")
-    single = np.ndim(parts[0][1]) == 0 and not isinstance(parts[0][1], dict)
+    parts = [tuple(part[:-1] if len(part) == 3 and part[2] is None else part) for part in parts]
+    single = _is_single(parts[0], model)
     join = np.stack if single else np.concatenate
     for part in parts if not single else ():
-        lengths = {len(a) if np.ndim(a) else -1 for a in tf.nest.flatten(tuple(part))}
+        lengths = {len(a) if np.ndim(a) else -1 for a in tf.nest.flatten(part)}
         if len(lengths) != 1 or -1 in lengths:
             raise InputError(
                 f"Expected a Sequence's x and y to have one row per example, got lengths {sorted(lengths)}."
@@ -128,3 +132,17 @@ def from_sequence(sequence: tf.keras.utils.Sequence) -> tuple:
         )
     except (ValueError, TypeError) as error:
         raise InputError("Expected x to be a Sequence of examples of one shape; pad them to one length.") from error
+
+
+def _is_single(part, model) -> bool:
+    """Whether an element of a Sequence is one example: its label is a number, or its x is as the model's inputs are."""
+    if np.ndim(part[1]) == 0 and not isinstance(part[1], dict):
+        return True
+    expected = input_shapes(model, part[0])
+    if expected is None:
+        return False
+    shapes = [np.shape(array) for array in tf.nest.flatten(part[0])]
+    return all(
+        len(shape) == len(wanted) - 1 and all(w in (None, s) for s, w in zip(shape, wanted[1:], strict=True))
+        for shape, wanted in zip(shapes, expected, strict=True)
+    )

@@ -50,10 +50,10 @@ class FinishedFit:
         return [{"seed": fingerprint(self.seed), "steps": sum(phase.steps for phase in self.done)}]
 
 
-def mark(model: tf.keras.Model, record) -> None:
-    """From here on ``record`` is part of the past of all layers that are trained now."""
+def mark(model: tf.keras.Model, record, *, frozen: bool = False) -> None:
+    """From here on ``record`` is part of the past of all layers that are trained now; with ``frozen``, of all others."""
     for layer in layers_of(model):
-        if layer.trainable_weights:
+        if layer.trainable_weights or (frozen and layer.weights):
             records = _RECORDS.setdefault(layer, [])
             if not any(known is record for known in records):
                 records.append(record)

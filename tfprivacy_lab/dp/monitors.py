@@ -230,6 +230,11 @@ def _check_tensorboard(callback):
             "TensorBoard(write_graph=True) would write the graph of a step, which holds the key of the noise; pass "
             "write_graph=False."
         )
+    if getattr(callback, "_should_trace", False):
+        raise InputError(
+            "TensorBoard(profile_batch=...) would write the graph of a step, which holds the key of the noise; pass "
+            "profile_batch=0."
+        )
     if callback.update_freq != "epoch":
         raise InputError(
             f"TensorBoard(update_freq={callback.update_freq!r}) would write figures of training batches, "

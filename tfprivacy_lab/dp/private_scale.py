@@ -15,7 +15,7 @@ import dp_accounting
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_finite_number, check_matrix
-from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ADJACENCIES
+from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
 from tfprivacy_lab.dp.mechanisms import GaussianMechanism
 
 # The largest of u² + (u² - 1/2)² for u in [-1, 1].
@@ -91,7 +91,7 @@ class PrivateScale:
 
         The same whether a row is added, removed or becomes zero: it is the norm of what one row adds.
         """
-        check_choice("adjacency", adjacency, ADJACENCIES)
+        check_choice("adjacency", adjacency, (ADD_OR_REMOVE_ONE, ZERO_OUT))
         return math.sqrt(_LARGEST_SQUARE * self.low.size + (self.count is None))
 
     def sums(self, examples) -> np.ndarray:

@@ -14,12 +14,12 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.dp import adjacency, composition, events
-from tfprivacy_lab.dp.hockey_stick import epsilon_for_delta
+from tfprivacy_lab.dp.fourier_accountant import epsilon_of_counts
 
 _GRID = 4_000
 _LARGEST_EPSILON = 500.0  # beyond it e^ε times any rate that can be told from 0 is more than 1
-# What convolution by FFT may take off a divergence, see :mod:`tfprivacy_lab.dp.group`.
-_ROUNDING = 1e-11
+# The grid of ε ends where δ is this: what lies beyond binds no rate that can be told from 0.
+_SMALLEST_DELTA = 1e-11
 
 
 def largest_tpr(part, fpr) -> np.ndarray:
@@ -99,6 +99,6 @@ def _privacy_curve(part) -> tuple[np.ndarray, np.ndarray]:
 @functools.lru_cache(maxsize=16)
 def _curve_of_event(text: str) -> tuple[np.ndarray, np.ndarray]:
     loss = composition.privacy_loss(events.loads(text))
-    largest = epsilon_for_delta(loss, _ROUNDING)
+    largest = epsilon_of_counts(loss.counts, _SMALLEST_DELTA)
     epsilons = np.linspace(0, largest if 0 < largest < _LARGEST_EPSILON else _LARGEST_EPSILON, _GRID)
-    return epsilons, np.clip(loss.get_delta_for_epsilon(epsilons), 0, 1) + _ROUNDING
+    return epsilons, np.clip(loss.get_delta_for_epsilon(epsilons), 0, 1)

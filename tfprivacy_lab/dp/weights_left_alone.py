@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+
+_TABLES = (tf.lookup.experimental.MutableHashTable, tf.lookup.experimental.DenseHashTable)
+
+
+def _entries(table) -> list:
+    """What a table holds, in an order of its own content."""
+    keys, values = (part.numpy() for part in table.export())
+    return sorted((str(key), value.tobytes()) for key, value in zip(keys, np.asarray(values), strict=True))
 
 
 class WeightsLeftAlone:
@@ -17,9 +26,11 @@ class WeightsLeftAlone:
 
     def __init__(self, model: tf.keras.Model, exempt=()):
         self._model, exempt = model, {id(state) for state in exempt}
-        # Lookup tables stand among a model's variables and are none: calls cannot change them.
+        # Lookup tables stand among a model's variables and are none.
         variables = [one for one in model.variables if isinstance(one, tf.Variable) and id(one) not in exempt]
         self._kept = [(variable, variable.numpy()) for variable in variables]
+        held = [value for part in (model, *model.submodules) for value in vars(part).values()]
+        self._tables = [(table, _entries(table)) for table in held if isinstance(table, _TABLES)]
 
     def check(self, compute, batches) -> None:
         """Refuse a model whose weights are others than they were, and bring them back.
@@ -31,6 +42,13 @@ class WeightsLeftAlone:
         Raises:
             InputError: naming the weight; and saying so if it becomes the same whatever the examples are.
         """
+        for table, before in self._tables:
+            if _entries(table) != before:
+                raise InputError(
+                    f"Model {self._model.name!r} writes into a lookup table ({type(table).__name__}) when it is "
+                    "called: what it keeps of examples there would be saved without noise; remove the layer that does, and build the "
+                    "model anew."
+                )
         if not (changed := self._changed()):
             return
         name = changed[0].name
