@@ -350,12 +350,16 @@ def test_a_checkpoint_goes_on_under_a_strategy(tmp_path):
     assert made[1].optimizer.iterations == 10
 
 
+def with_a_head(base):
+    return tf.keras.Sequential([tf.keras.Input((WIDTH,)), base, tf.keras.layers.Dense(3)])
+
+
 def test_layers_that_are_frozen_on_resuming_keep_their_past(tmp_path):
     """They were trained under DP where the checkpoint came from; another head on them begins from that."""
 
     def stacked(trainable):
         base = tf.keras.Sequential([tf.keras.Input((WIDTH,)), tf.keras.layers.Dense(4, trainable=trainable)])
-        return base, tf.keras.Sequential([base, tf.keras.layers.Dense(3)])
+        return base, with_a_head(base)
 
     _, both = stacked(True)
     first = model(3, model=both, optimizer=tf.keras.optimizers.legacy.SGD(0.1))
@@ -364,5 +368,5 @@ def test_layers_that_are_frozen_on_resuming_keep_their_past(tmp_path):
     base, head = stacked(False)
     resumed(tmp_path / "run.npz", model=head, optimizer=tf.keras.optimizers.legacy.SGD(0.1))
     with pytest.warns(UserWarning, match="was fitted under differential privacy before"):
-        other = model(5, model=tf.keras.Sequential([base, tf.keras.layers.Dense(3)]))
+        other = model(5, model=with_a_head(base))
     assert other.phases() == first.phases()
