@@ -51,7 +51,7 @@ class FinishedFit:
 
 
 def mark(model: tf.keras.Model, record, *, frozen: bool = False) -> None:
-    """From here on ``record`` is part of the past of all layers that are trained now; with ``frozen``, of others too."""
+    """From here on ``record`` is part of the past of all layers that are trained now, or with ``frozen`` of all."""
     for layer in layers_of(model):
         if layer.trainable_weights or (frozen and layer.weights):
             records = _RECORDS.setdefault(layer, [])

@@ -45,7 +45,7 @@ class WeightsLeftAlone:
         for table, before in self._tables:
             if _entries(table) != before:
                 raise InputError(
-                    f"Model {self._model.name!r} writes into a lookup table ({type(table).__name__}) when it is called: "
+                    f"Model {self._model.name!r} writes into a lookup table ({type(table).__name__}) when called: "
                     "what it keeps of examples there would be saved without noise; remove the layer that does, and "
                     "build the model anew."
                 )
