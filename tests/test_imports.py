@@ -120,7 +120,7 @@ def double(x):
 
 model = tf.keras.Sequential([tf.keras.layers.Input((4,)), tf.keras.layers.Dense(3)])
 model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-x, y = np.ones((8, 4), np.float32), np.zeros(8, int)
+x, y = np.arange(32, dtype=np.float32).reshape(8, 4) / 32, np.arange(8) % 3
 model.fit(x, y, verbose=0)
 train(model, x, y, plan=TrainingPlan(4, 1, 1.0, 0.1), run=DpSgdRun(8, 4, 2.0, 2), delta=1e-3, seed=0)
 kept.append(double.get_concrete_function(tf.TensorSpec([None])))

@@ -21,8 +21,10 @@ class PrivateSteps:
         run, at_a_time = super().make_train_function(force), self._steps_per_execution
 
         def run_allowed(iterator):
-            wanted = int(at_a_time.numpy())
-            at_a_time.assign(max(1, min(wanted, self.steps_allowed())))
+            wanted, allowed = int(at_a_time.numpy()), max(1, self.steps_allowed())
+            if wanted <= allowed:
+                return run(iterator)
+            at_a_time.assign(allowed)
             try:
                 return run(iterator)
             finally:
