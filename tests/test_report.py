@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab import figures, files, guarantee, report
 from tfprivacy_lab.checks import InputError
@@ -318,7 +319,10 @@ def test_what_a_result_can_make_of_a_belief_and_how_often_it_makes_more(out):
     text = " ".join(Page(page).text.split())
     beyond = float(re.search(r"probability of at most (\S+) here", text).group(1))
     # The masses of losses above ε in dp-accounting's distribution: less than the bound, and more than δ.
-    pmf = composition.privacy_loss(RUN)._pmf_remove.to_dense_pmf()
+    step = privacy_loss_distribution.from_gaussian_mechanism(
+        RUN.noise_multiplier, sampling_prob=RUN.sampling_probability
+    )
+    pmf = step.self_compose(RUN.steps)._pmf_remove.to_dense_pmf()
     losses = (pmf._lower_loss + np.arange(pmf.size)) * pmf._discretization
     truth = pmf._probs[losses > 2.9996].sum() + pmf._infinity_mass
     assert 1e-5 < truth <= beyond < 5 * truth
