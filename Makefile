@@ -86,8 +86,8 @@ reproduce: $(READY) ## the figures of the README: accuracy table and a walkthrou
 reproduce-dp: $(READY) ## accuracy at epsilon 1, 2, 3 and 8, every recipe, three seeds (REPRODUCTION.md; hours, resumes)
 	@$(RUN) benchmarks/reproduce_dp.py
 
-test: $(READY) ## the test-suite, some twenty minutes on two cores
-	@$(RUN) -m pytest
+test: $(READY) ## the test-suite, half an hour on two cores
+	@$(RUN) -m pytest -n auto --dist loadfile
 
 test-slow: $(READY) ## the tests that take minutes
 	@$(RUN) -m pytest -m slow

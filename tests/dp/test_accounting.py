@@ -201,7 +201,7 @@ def test_a_delta_of_one_over_n_is_warned_of_once(call):
         call(1e-3)
     assert len(warned) == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         call(9e-4)
 
 

@@ -154,7 +154,7 @@ def test_a_fit_that_is_killed_is_taken_up_at_its_last_epoch(tmp_path):
     assert any("10 steps" in text for text in second.privacy()["not_covered"])
     second.fit(X, Y, B, epochs=4, initial_epoch=2, callbacks=[SaveCheckpoint(path)], verbose=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         third = resumed(path)
     assert sum(phase.steps for phase in third.phases()) == 20
     assert any("10 steps" in text for text in third.privacy()["not_covered"])

@@ -78,7 +78,7 @@ def test_a_delta_that_allows_publishing_a_record_is_told():
     with pytest.warns(UserWarning, match=f"delta=0.02 is not below 1/examples = {1 / N:.3g}"):
         private(noise_multiplier=1.0, delta=0.02).fit(x, y, B, verbose=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         private(noise_multiplier=1.0, delta=1e-3).fit(x, y, B, verbose=0)
 
 

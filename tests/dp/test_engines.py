@@ -79,12 +79,16 @@ def test_engines_give_the_same_sum_on_many(built, seed):
 
 
 def test_the_reference_engine_refuses_what_its_jacobian_gets_wrong():
-    """In groups, TensorFlow's Jacobian is another than the gradients are; the refusal can go when this fails."""
+    """In groups, TensorFlow's Jacobian is wrong, or stops; the refusal can go when this fails."""
     model = tf.keras.Sequential([layers.Input((3, 4, 4)), layers.Conv2D(4, 2, groups=2), layers.Flatten()])
     model.add(layers.Dense(CLASSES))
     rng = np.random.default_rng(0)
     x, y = tf.constant(rng.normal(size=(BATCH, 3, 4, 4)), tf.float32), rng.integers(0, CLASSES, BATCH)
     right = flat(by_book_keeping(model, x, y, np.ones(BATCH), 1e6)[0])
-    assert np.linalg.norm(flat(by_reference(model, x, y, np.ones(BATCH), 1e6)) - right) > 0.01 * np.linalg.norm(right)
+    try:
+        found = flat(by_reference(model, x, y, np.ones(BATCH), 1e6))
+    except tf.errors.InvalidArgumentError:
+        found = np.zeros_like(right)  # where convolutions are not oneDNN's
+    assert np.linalg.norm(found - right) > 0.01 * np.linalg.norm(right)
     with pytest.raises(InputError, match="convolution in 2 groups"):
         check_reference(model, 1.0, "flat", "philox", 1)

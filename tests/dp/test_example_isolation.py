@@ -477,7 +477,7 @@ def test_a_trial_that_cannot_see_says_so(rows, said):
     with pytest.raises(InputError, match="mixes the examples"), pytest.warns(UserWarning, match=said):
         check(stacked(ByNumber()), np.ones((rows, WIDTH), np.float32))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         check(stacked(layers.Dense(4)), dataset(N)[0][:8])
 
 

@@ -216,7 +216,11 @@ def test_another_data_set_is_refused(ledger):
         Ledger.open(ledger.path, dataset="cd" * 32)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database", b"SQLite format 3\0" + bytes(200), os.urandom(4096)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a database", b"SQLite format 3\0" + bytes(200), bytes(range(256)) * 16],
+    ids=["empty", "text", "header", "bytes"],
+)
 def test_foreign_files_are_refused(tmp_path, content):
     path = tmp_path / "ledger"
     path.write_bytes(content)

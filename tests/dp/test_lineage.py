@@ -86,7 +86,7 @@ def test_layers_that_were_frozen_have_no_past():
     heads = [tf.keras.Sequential([layers.Input((WIDTH,)), backbone, layers.Dense(CLASSES)]) for _ in range(2)]
     fitted(heads[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert wrap(heads[1]).epsilon() == 0
 
 

@@ -79,7 +79,7 @@ def test_adapted_layers_are_warned_of_once_each_by_name_with_the_way_on(build, s
 def test_what_is_given_as_an_argument_or_learns_nothing_is_not_warned_of(build, shape, dtype):
     model = behind(build(), shape, dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         check_model(model)
     assert statistics_layers(model) == not_covered_statistics(model) == []
 

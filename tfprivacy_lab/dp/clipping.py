@@ -283,7 +283,7 @@ def regularisation(model: tf.keras.Model) -> list[tf.Tensor]:
 
 
 def layers_of(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    """The model and every layer in it, however deep."""
+    """The model (or layer) and every layer in it, however deep."""
     return list(model._flatten_layers(include_self=True, recursive=True))
 
 

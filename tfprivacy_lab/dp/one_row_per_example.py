@@ -47,7 +47,7 @@ def check_heights(model: tf.keras.Model, layers: list, found, count: int) -> Non
 
 def _wrong(model, layer, rows, count) -> InputError:
     called = f"Layer {layer.name!r} is called with {rows} rows for a batch of {count}"
-    if any(isinstance(one, _TimeDistributed) and one.layer is layer for one in model.submodules):
+    if any(isinstance(one, _TimeDistributed) and one.layer is layer for one in model._flatten_layers()):
         return InputError(
             f"{called}: TimeDistributed folds time into the batch; call the layer directly, or pass "
             "unknown_layers='slow'."

@@ -39,7 +39,7 @@ def warn_of_statistics(model: tf.keras.Model) -> None:
 def _adapted(model):
     found = [layer for layer in layers_of(model) if _kind(layer) and _KINDS[_kind(layer)](layer)]
     # TextVectorization holds a StringLookup.
-    parts = {id(part) for layer in found for part in layer.submodules}
+    parts = {id(part) for layer in found for part in layers_of(layer)[1:]}
     return [layer for layer in found if id(layer) not in parts]
 
 

@@ -29,8 +29,8 @@ class WeightsLeftAlone:
         # Lookup tables stand among a model's variables and are none.
         variables = [one for one in model.variables if isinstance(one, tf.Variable) and id(one) not in exempt]
         self._kept = [(variable, variable.numpy()) for variable in variables]
-        held = [value for part in (model, *model.submodules) for value in vars(part).values()]
-        self._tables = [(table, _entries(table)) for table in held if isinstance(table, _TABLES)]
+        saved = tf.train.TrackableView(model).descendants()
+        self._tables = [(one, _entries(one)) for one in saved if isinstance(one, _TABLES)]
 
     def check(self, compute, batches) -> None:
         """Refuse a model whose weights are others than they were, and bring them back.
