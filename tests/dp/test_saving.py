@@ -260,7 +260,7 @@ def test_what_callbacks_log_while_a_fit_runs(tmp_path):
     wrapped = private(model, metrics=["accuracy"], noise_multiplier=1.0)
     logging = [
         callbacks_of_keras.CSVLogger(tmp_path / "log.csv"),
-        callbacks_of_keras.TensorBoard(tmp_path / "board", histogram_freq=1, write_graph=False),
+        callbacks_of_keras.TensorBoard(tmp_path / "board", histogram_freq=1),
         callbacks_of_keras.LearningRateScheduler(lambda epoch, rate: rate),
     ]
     writer = tf.summary.create_file_writer(str(tmp_path / "default"))
@@ -383,6 +383,9 @@ def test_loaded_weights_are_stated_since_their_cost_is_unknown(tmp_path):
     assert not any("other.weights.h5" in text for text in wrapped.privacy()["not_covered"])
     wrapped.load_weights(tmp_path / "other.weights.h5")
     assert sum("other.weights.h5" in text for text in wrapped.privacy()["not_covered"]) == 1
+    for _ in range(2):
+        wrapped.set_weights(wrapped.get_weights())
+    assert sum("given to set_weights" in text for text in wrapped.privacy()["not_covered"]) == 1
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])

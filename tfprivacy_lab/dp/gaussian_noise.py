@@ -12,6 +12,9 @@ from tfprivacy_lab.dp import native
 
 GENERATORS = ("philox", "secure")
 
+# Words; a tensor of up to 128 is copied into a graph as a constant.
+_HELD_BY_REFERENCE = 256
+
 
 class GaussianNoise:
     """A stream of standard Gaussian vectors, one a (step, replica).
@@ -29,9 +32,11 @@ class GaussianNoise:
 
     def __init__(self, seed: int, generator: str = "philox"):
         self.generator = check_choice("noise", generator, GENERATORS)
-        state = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(3, np.uint64)
-        # Philox counts in its low word; the high word keeps replicas apart, so each has 2^64 blocks.
-        self._key, self._low, self._high = state[:1], state[1], state[2]
+        # Of so many words TensorFlow holds a reference, where it would write three into every graph, and the graph into
+        # whatever a summary or a profile shows. Three are used: key, and the counter's low and high word.
+        words = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(_HELD_BY_REFERENCE, np.uint64)
+        with tf.init_scope():
+            self._words = tf.constant(words)
         self._sizes: dict[int, int] = {}
 
     def draw(self, shapes: list, step: tf.Tensor, replica: tf.Tensor | int = 0) -> list[tf.Tensor]:
@@ -46,7 +51,7 @@ class GaussianNoise:
         if self.generator == "secure":
             flat = self._secure(sum(sizes))
         else:
-            flat = standard_normal(sum(sizes), self._key, self._counter(sum(sizes), step, replica))
+            flat = standard_normal(sum(sizes), self._words[:1], self._counter(sum(sizes), step, replica))
         parts = tf.split(flat, sizes) if len(sizes) > 1 else [flat]
         return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -65,16 +70,17 @@ class GaussianNoise:
             return [value + stddev * one for value, stddev, one in zip(values, stddevs, drawn, strict=True)]
         counter = self._counter(sum(map(math.prod, shapes)), step, replica)
         scales = tf.stack([tf.cast(stddev, tf.float32) for stddev in stddevs])
-        return compiled.tfprivacy_lab_add_normal_noise(values, scales, self._key, counter)
+        return compiled.tfprivacy_lab_add_normal_noise(values, scales, self._words[:1], counter)
 
     def _counter(self, size, step, replica):
         """Where the draw of so many begins: no other step, replica or size of draw comes near."""
+        # Philox counts in its low word; the high word keeps replicas apart, so each has 2^64 blocks.
         # A size, as of a model whose layers were frozen in between, has a stride of its own, so it has a place of its
         # own too: above the replicas' numbers.
         place = self._sizes.setdefault(size, len(self._sizes)) << 32
         blocks = tf.cast(step, tf.uint64) * tf.constant(2 * size + 8, tf.uint64)
-        high = tf.cast(replica, tf.uint64) + tf.constant((int(self._high) + place) % 2**64, tf.uint64)
-        return tf.stack([tf.constant(self._low, tf.uint64) + blocks, high])
+        high = tf.cast(replica, tf.uint64) + self._words[2] + tf.constant(place, tf.uint64)
+        return tf.stack([self._words[1] + blocks, high])
 
     @staticmethod
     def _secure(size):

@@ -225,15 +225,10 @@ def _check(callback, validation_data) -> None:
 
 
 def _check_tensorboard(callback):
-    if callback.write_graph:
-        raise InputError(
-            "TensorBoard(write_graph=True) would write the graph of a step, which holds the key of the noise; pass "
-            "write_graph=False."
-        )
     if getattr(callback, "_should_trace", False):
         raise InputError(
-            "TensorBoard(profile_batch=...) would write the graph of a step, which holds the key of the noise; pass "
-            "profile_batch=0."
+            "TensorBoard(profile_batch=...) would write how long each step took, which follows how many examples were "
+            "drawn, and that is secret; pass profile_batch=0."
         )
     if callback.update_freq != "epoch":
         raise InputError(

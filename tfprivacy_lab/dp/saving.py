@@ -72,7 +72,8 @@ class SavedAsWrapped:
         return self.model.get_weights()
 
     def set_weights(self, weights):
-        """Set the wrapped model's weights; what they cost elsewhere is in no record."""
+        """Set the wrapped model's weights; what they cost elsewhere is in no record, and ``privacy()`` says so."""
+        self._record.note("what weights given to set_weights cost where they were trained, unless on public examples")
         self.model.set_weights(weights)
 
     def get_config(self):
