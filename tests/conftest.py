@@ -20,7 +20,7 @@ def walkthrough_run(tmp_path_factory):
     """(folder, finished process) of an uninterrupted ``walkthrough --fast``."""
     out = tmp_path_factory.mktemp("walk") / "a run"
     done = subprocess.run(
-        walkthrough_command(out), capture_output=True, text=True, timeout=280, check=False, env=os.environ.copy()
+        walkthrough_command(out), capture_output=True, text=True, timeout=800, check=False, env=os.environ.copy()
     )
     assert done.returncode == 0, done.stderr
     return out, done

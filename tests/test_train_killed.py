@@ -29,7 +29,7 @@ def told(tmp_path_factory):
         [sys.executable, "-c", code, str(folder)],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=800,
         cwd=Path(__file__).parents[1],
         check=False,
     )

@@ -383,7 +383,7 @@ def start(function, *arguments):
 
 def finished(process):
     """What it printed, if it ended well."""
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 0, err[-2000:]
     return out
 

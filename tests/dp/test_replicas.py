@@ -61,7 +61,7 @@ def run_workers(folder, count):
             )
         )
     for one in running:
-        said, _ = one.communicate(timeout=250)
+        said, _ = one.communicate(timeout=800)
         assert one.returncode == 0, said[-3000:]
     return [dict(np.load(folder / f"{count}-{rank}.npz")) for rank in range(count)]
 
