@@ -82,7 +82,13 @@ def _score(options) -> dict:
 
     queries = options.queries[0] if len(options.queries) == 1 else options.queries
     outcome = scoring.score(
-        options.head, queries, options.out, jobs=options.jobs, cluster=options.cluster, on_progress=options.note
+        options.head,
+        queries,
+        options.out,
+        jobs=options.jobs,
+        cluster=options.cluster,
+        replies=options.replies,
+        on_progress=options.note,
     )
     outcome.check()
     return {"replies": options.out, "scored": outcome.scored, "finished_before": outcome.finished}
@@ -148,14 +154,17 @@ def _write_logits(path, logits) -> dict:
     return {"logits": path, "samples": logits.shape[0], "classes": logits.shape[1]}
 
 
+_REPLIES = "default sanitized: refuse queries whose replies would give the head away; any: answer them too"
 _SCHEMES = ("bfv", "ckks", "bfv-sanitized", "ckks-sanitized")
 _LIMITS = {
     "max_body_bytes": (int, "largest query (64 MiB)"),
-    "max_bytes": (int, "bodies and replies held at a time (256 MiB)"),
+    "max_reply_bytes": (int, "largest reply (64 MiB)"),
+    "max_samples": (int, "most samples in a query (4096)"),
+    "max_bytes": (int, "what queries hold at a time, evaluation and replies included (512 MiB)"),
     "max_requests": (int, "queries in flight (64)"),
     "max_connections": (int, "open connections (512)"),
     "workers": (int, "threads that evaluate (one a processor)"),
-    "header_seconds": (float, "for a request's head (10)"),
+    "header_seconds": (float, "for the TLS handshake and a request's head (10)"),
     "body_seconds": (float, "for a query's body (30)"),
     "queue_seconds": (float, "longest wait for a worker (10)"),
     "evaluate_seconds": (float, "longest wait for an evaluation (120)"),
@@ -182,6 +191,7 @@ def add(commands, command, note) -> None:
     score.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
     score.add_argument("--queries", required=True, nargs="+", metavar="PATH", help="a folder, or files")
     score.add_argument("--out", required=True, metavar="DIR", help="replies, NAME.reply; an earlier run's goes on")
+    score.add_argument("--replies", default="sanitized", choices=("any", "sanitized"), help=_REPLIES)
     where = score.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a processor)")
     where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler of yours; files are shared")
@@ -252,9 +262,7 @@ def _add_service(group, command, note) -> None:
     serve.add_argument("--private-key", metavar="PEM", help="its key, unless the chain's file holds it")
     for name, (kind, text) in _LIMITS.items():
         serve.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
-    serve.add_argument(
-        "--replies", default="any", choices=("any", "sanitized"), help="sanitized: refuse queries without"
-    )
+    serve.add_argument("--replies", default="sanitized", choices=("any", "sanitized"), help=_REPLIES)
     serve.set_defaults(note=note)
     predict = command(group, "predict", _predict, "client: features to logits, by a service")
     predict.add_argument("--url", required=True, metavar="URL", help="http://HOST:PORT or https://...")

@@ -134,10 +134,22 @@ def test_requests_that_are_none_are_refused(service):
         head_of("-5"),
         head_of("5x"),
         head_of(5, "Content-Length: 6\r\n"),
+        head_of(5, "Transfer-Encoding: chunked\r\n"),
+        b"GET /healthz HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         b"GET /" + b"a" * 20_000,
         b"GET /healthz HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 20_000,
     ],
-    ids=["tls", "no host", "negative", "no number", "two lengths", "long path", "long header"],
+    ids=[
+        "tls",
+        "no host",
+        "negative",
+        "no number",
+        "two lengths",
+        "two ways",
+        "two ways, another route",
+        "long path",
+        "long header",
+    ],
 )
 def test_what_is_no_http_gets_400_and_the_end_of_the_connection(service, request_bytes):
     with connect(service.port) as sock:
@@ -229,7 +241,14 @@ def test_the_description_fits_the_routes(service):
 
 def test_head_health_and_metrics(service):
     shape = json.loads(service.ask("GET", "/v1/head")[2])
-    assert shape == {"features": 6, "classes": 3, "max_body_bytes": 2**21, "max_requests": 64}
+    assert shape == {
+        "features": 6,
+        "classes": 3,
+        "max_body_bytes": 2**21,
+        "max_reply_bytes": 2**26,
+        "max_samples": 4096,
+        "max_requests": 64,
+    }
     assert json.loads(service.ask("GET", "/readyz")[2]) == {"status": "ready"}
     before = service.metric('he_requests_total{route="/healthz",status="200"}')
     service.ask("GET", "/healthz")
@@ -259,13 +278,23 @@ def test_what_is_too_much_is_shed_and_the_rest_answered(folder, head, samples, b
         assert running.metric('he_shed_total{limit="requests"}') == 1
 
 
-def test_connections_above_the_limit_are_refused(folder, head):
+def test_connections_above_the_limit(folder, head):
+    """One that says nothing gives way; where all are being answered, another is refused."""
     with serving(folder, head[0], "--max-connections", 2) as running:
-        with connect(running.port), connect(running.port), connect(running.port) as third:
-            answer = http.client.HTTPResponse(third)
-            answer.begin()
-            assert "connections" in problem((answer.status, answer.headers, answer.read()), 503)
+        with connect(running.port) as first, connect(running.port):
+            assert running.ask("GET", "/healthz")[0] == 200
+            assert first.recv(1) == b""
+        with connect(running.port) as first, connect(running.port) as second:
+            for sock in (first, second):
+                sock.sendall(head_of(1000, "Expect: 100-continue\r\n"))
+                assert sock.recv(100).startswith(b"HTTP/1.1 100")
+            with connect(running.port) as third:
+                answer = http.client.HTTPResponse(third)
+                answer.begin()
+                assert "connections" in problem((answer.status, answer.headers, answer.read()), 503)
         running.wait_until(lambda: running.ask("GET", "/healthz")[0] == 200)
+        assert running.metric('he_connections_cut_total{reason="idle"}') >= 1
+        assert running.metric('he_connections_cut_total{reason="limit"}') >= 1
 
 
 def test_sigterm_finishes_what_is_in_flight(folder, head, samples, bfv_client):
@@ -289,7 +318,8 @@ def test_sigterm_finishes_what_is_in_flight(folder, head, samples, bfv_client):
 
 def test_a_client_that_never_reads_is_cut_off(folder, head, bfv_client):
     query = bfv_client.encrypt(np.ones((60_000, 6)), 1.0)
-    with serving(folder, head[0], "--send-seconds", 1, "--header-seconds", 1) as running, socket.socket() as sock:
+    limits = ["--send-seconds", 1, "--header-seconds", 1, "--max-samples", 60_000]
+    with serving(folder, head[0], *limits) as running, socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", running.port))
         sock.sendall(head_of(len(query)) + query)
