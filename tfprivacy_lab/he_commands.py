@@ -15,6 +15,7 @@ def _keygen(options) -> dict:
 
 def _encrypt(options) -> dict:
     from tfprivacy_lab import files, he
+    from tfprivacy_lab.he import messages
 
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
@@ -22,7 +23,8 @@ def _encrypt(options) -> dict:
         features, feature_range=options.feature_range, packing=options.packing, compress=options.compress
     )
     files.write_bytes(options.out, query)
-    return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
+    shown = {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
+    return shown | _noted(options.keys, messages.parse_header(query, messages.QUERY, "query").query_id.hex())
 
 
 def _evaluate(options) -> dict:
@@ -39,8 +41,44 @@ def _decrypt(options) -> dict:
     from tfprivacy_lab import files, he
 
     query = None if options.query is None else files.read_bytes(options.query, "query")
-    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"), query)
+    client, reply = he.Client.load(options.keys), files.read_bytes(options.reply, "reply")
+    logits = client.decrypt(reply, query)
+    if query is None:
+        _check_query_id(options, reply)
     return _write_logits(options.out, logits)
+
+
+def _noted(keys, query_id: str) -> dict:
+    """Note beside the keys which query was the last, for a decryption that names none."""
+    from tfprivacy_lab import files
+    from tfprivacy_lab.checks import InputError
+
+    try:
+        files.write_json(f"{keys}{_LAST_QUERY}", {"query_id": query_id}, mode=0o600)
+    except InputError as error:
+        return {"query_id": query_id, "note": f"{error} Decrypt with --query."}
+    return {"query_id": query_id}
+
+
+def _check_query_id(options, reply: bytes) -> None:
+    """Refuse a reply to another query than the one named by its id, or than the last one of these keys."""
+    import os
+
+    from tfprivacy_lab import files
+    from tfprivacy_lab.checks import InputError
+    from tfprivacy_lab.he import messages
+
+    wanted, note = options.query_id, f"{options.keys}{_LAST_QUERY}"
+    if wanted is None:
+        if not os.path.lexists(note):
+            raise InputError(f"Expected --query, the query that the reply answers: no {note} tells which was the last.")
+        wanted = files.read_json(note, "note of the last query").get("query_id")
+    got = messages.parse_header(reply, messages.REPLY, "reply").query_id.hex()
+    if got != wanted:
+        which = f"query_id={options.query_id}" if options.query_id else f"the last query of {options.keys}"
+        raise InputError(
+            f"Expected reply to answer {which}, got one to {got}: name the query that you mean by --query."
+        )
 
 
 def _serve(options) -> dict:
@@ -150,11 +188,12 @@ def _explain_head(options) -> dict:
 def _write_logits(path, logits) -> dict:
     from tfprivacy_lab import files
 
-    files.write_array(path, logits)
+    files.write_array(path, logits, mode=0o600)
     return {"logits": path, "samples": logits.shape[0], "classes": logits.shape[1]}
 
 
 _REPLIES = "default sanitized: refuse queries whose replies would give the head away; any: answer them too"
+_LAST_QUERY = ".last-query"
 _SCHEMES = ("bfv", "ckks", "bfv-sanitized", "ckks-sanitized")
 _LIMITS = {
     "max_body_bytes": (int, "largest query (64 MiB)"),
@@ -224,7 +263,9 @@ def _add_files(group, command) -> None:
     decrypt = command(group, "decrypt", _decrypt, "client: reply to logits (samples, c)")
     decrypt.add_argument("--keys", required=True, metavar="KEYS")
     decrypt.add_argument("--reply", required=True, metavar="REPLY")
-    decrypt.add_argument("--query", metavar="QUERY", help="refuse a reply to any other query")
+    which = decrypt.add_mutually_exclusive_group()
+    which.add_argument("--query", metavar="QUERY", help="what the reply must answer (default: the keys' last query)")
+    which.add_argument("--query-id", metavar="HEX", help="the same by its id, which encrypt shows")
     for parser, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
         parser.add_argument("--out", required=True, metavar=out)
 

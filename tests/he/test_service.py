@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 
-from tests.he.services import OCTETS, Load, connect, head_of, make_certificate, make_head, serving
+from tests.he.services import OCTETS, Load, Running, connect, head_of, make_certificate, make_head, serving
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import remote
@@ -254,6 +254,39 @@ def test_head_health_and_metrics(service):
     service.ask("GET", "/healthz")
     assert service.metric('he_requests_total{route="/healthz",status="200"}') == before + 1
     assert service.metric("he_requests_in_flight") == service.metric("he_bytes_in_flight") == 0
+
+
+def test_samples_are_counted_in_answer_metrics_and_log(folder, head, samples, bfv_client):
+    """And limited in one query, whatever its packing: 65 of them may be all that a head is worth."""
+    with serving(folder, head[0], "--max-samples", 64) as running:
+        for query, wanted in ((samples[1][0], "2"), (samples[4][0], "8")):
+            status, headers, _ = running.evaluate(query)
+            assert (status, headers["X-Samples"]) == (200, wanted)
+        for packing in ("coefficient", "batched"):
+            many = bfv_client.encrypt(np.zeros((65, 6)), 1.0, packing)
+            assert "64 samples (max_samples), got 65" in problem(running.evaluate(many), 413)
+        assert running.metric("he_samples_total") == 10
+        assert running.stop() == 0
+        lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+    assert [line["samples"] for line in lines if line["route"] == "/v1/evaluate"] == [2, 8, None, None]
+
+
+def test_only_sanitised_replies_are_given_unless_others_are_asked_for(folder, head, samples, bfv_sanitized_client):
+    query = bfv_sanitized_client.encrypt(np.ones((1, 6)), 1.0)
+    log = folder / "default.log"
+    command = [sys.executable, "-m", "tfprivacy_lab", "he", "serve", "--head", head[0], "--port", "0", "--json"]
+    with open(log, "wb") as stream:
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=stream)
+    try:
+        running = Running("", process, log)
+        running.wait_until(lambda: "listening on" in log.read_text())
+        running.url = next(line.split()[-1] for line in log.read_text().splitlines() if line.startswith("listening on"))
+        assert "make keys with a sanitized scheme" in problem(running.evaluate(samples[0][0]), 422)
+        assert running.evaluate(query)[0] == 200
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_what_is_too_much_is_shed_and_the_rest_answered(folder, head, samples, bfv_client):
