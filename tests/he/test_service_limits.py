@@ -158,7 +158,7 @@ def test_bodies_are_counted_as_they_come_and_not_as_announced(app):
     asyncio.run(run())
 
 
-def age(application, seconds=2 * PATIENCE_SECONDS):
+def age(application, seconds=PATIENCE_SECONDS):
     """Makes all transfers begin earlier."""
     for ticket in application.admission._tickets:
         ticket._paid_until -= seconds
@@ -172,8 +172,9 @@ def test_a_stalled_body_gives_way_to_another(app):
         evaluator.go.set()
         stalled, slow = Caller(application, bytes(80)), Caller(application, bytes(80)).give(bytes(50), more=True)
         await until(lambda: application.admission.bytes == 50)
+        age(application, -10)
         assert (await Caller(application).give(b"query").answer())[0] == 503
-        age(application)
+        age(application, 10 + PATIENCE_SECONDS)
         assert (await Caller(application).give(b"query").answer())[0] == 200
         status, body = await stalled.answer()
         assert (status, "others waited" in json.loads(body)["detail"]) == (408, True)
@@ -193,9 +194,9 @@ def test_a_body_that_keeps_to_its_schedule_stays(app):
         application, _ = app(workers=1, max_requests=1, body_seconds=60)
         steady = Caller(application, bytes(60)).give(bytes(59), more=True)
         await until(lambda: application.admission.bytes == 59)
-        age(application, CREDIT_SECONDS)
+        age(application, CREDIT_SECONDS / 2)
         assert (await Caller(application).give(b"query").answer())[0] == 503
-        age(application, PATIENCE_SECONDS)
+        age(application, CREDIT_SECONDS / 2 + PATIENCE_SECONDS)
         other = Caller(application).give(b"query")
         assert (await steady.answer())[0] == 408
         other.leave()

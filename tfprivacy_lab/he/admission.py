@@ -22,7 +22,7 @@ from tfprivacy_lab.he.parameters import MAX_MESSAGE_BYTES
 
 MEBIBYTE = 2**20
 _LONGEST_RETRY_AFTER = 30
-PATIENCE_SECONDS = 0.25
+PATIENCE_SECONDS = 0.05
 """No transfer is ended for others that is less behind: the first bytes are on their way."""
 CREDIT_SECONDS = 1.0
 """How far ahead of its schedule a transfer may be: who sends all but the last byte and stops is soon behind."""
@@ -210,7 +210,7 @@ class Admission:
                 if not self._drop(lambda ticket: ticket.work):
                     released = self._released
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(released.wait(), PATIENCE_SECONDS)
+                        await asyncio.wait_for(released.wait(), 2 * PATIENCE_SECONDS)
 
     def _drop(self, wanted) -> bool:
         """End the transfer that is furthest behind its schedule, among those wanted, if one is."""
