@@ -229,7 +229,7 @@ def test_bodies_that_stop_short_of_their_last_bytes(folder, bfv_client, seconds)
     size = header.message_bytes
     limits = ["--max-body-bytes", size, "--max-bytes", 2 * size, "--max-samples", 8 * 2048]
     with serving(folder, folder / "small.npz", *limits) as running:
-        attack = Crowd(running.port, 3, head_of(size) + start + bytes(size - len(start) - 1024))
+        attack = Crowd(running.port, 3, head_of(size) + start + bytes(size - len(start) - 1024), receive_buffer=4096)
         found = under(attack, running, remote.Service(running.url, None, 30), sample, bfv_client, seconds)
         check(found, seconds)
         assert found.grown > size // 2  # they were read
