@@ -122,12 +122,7 @@ class Header:
 def pack(header: Header, body) -> bytes:
     """One message: header, body, digest.
 
-    Args:
-        header: Kind, parameters, ids and shape.
-        body: A contiguous bytes-like object or array of ``header.expanded_bytes`` bytes.
-
-    Returns:
-        The bytes.
+    Args, Returns: as :func:`pack_pieces`, of one piece.
     """
     return pack_pieces(header, [body])
 
