@@ -204,6 +204,24 @@ def test_a_body_that_keeps_to_its_schedule_stays(app):
     asyncio.run(run())
 
 
+def test_a_body_that_is_itself_furthest_behind_leaves_nothing_counted(app):
+    async def run():
+        application, _ = app(workers=1, max_bytes=200, max_body_bytes=100, body_seconds=100)
+        slow = Caller(application, bytes(100)).give(bytes(50), more=True)
+        await until(lambda: application.admission.bytes == 50)
+        age(application, 50)
+        other = Caller(application, bytes(100)).give(bytes(45), more=True)
+        await until(lambda: application.admission.bytes == 95)
+        slow.give(bytes(10), more=True)
+        assert (await slow.answer())[0] in (408, 503)
+        assert (application.admission.requests, application.admission.bytes) == (1, 45)
+        other.leave()
+        await other.task
+        assert (application.admission.requests, application.admission.bytes) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_an_evaluation_waits_for_replies_on_their_way_out(app, monkeypatch):
     monkeypatch.setattr(Evaluator, "times", 20)
 

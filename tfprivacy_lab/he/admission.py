@@ -102,7 +102,7 @@ class Ticket:
     def arrive(self, size: int) -> bool:
         """Count more bytes of the body, if there is room for them."""
         self.move(size)
-        if not self._held or not self._admission.make_room(size):
+        if not self._admission.make_room(size) or not self._held:  # which may have been its own
             return False
         self.body += size
         self._admission.bodies += size
