@@ -124,8 +124,8 @@ class Listening(socket.socket):
     def accept(self):
         """The next connection with a place; BlockingIOError where there is none for now."""
         for _ in range(_REFUSED_AT_A_TIME):
-            if self.connections.full and self._is_asked() and self.connections.makes_place():
-                break
+            if self.connections.full and (not self._is_asked() or self.connections.makes_place()):
+                break  # who comes after the look must not be refused, or end another, by this one
             accepted, address = super().accept()
             if self.connections.admit(accepted):
                 return accepted, address
