@@ -49,7 +49,7 @@ encrypt: walkthrough ## the walkthrough's head on encrypted features, by the fou
 	$(LAB) he keygen --scheme $(SCHEME) --out runs/encrypt/keys
 	$(LAB) he encrypt --keys runs/encrypt/keys --features "$(OUT)/examples.npy" --feature-range 1 --out runs/encrypt/query
 	$(LAB) he evaluate --head "$(OUT)/head.npz" --query runs/encrypt/query --out runs/encrypt/reply
-	$(LAB) he decrypt --keys runs/encrypt/keys --reply runs/encrypt/reply --out runs/encrypt/logits.npy
+	$(LAB) he decrypt --keys runs/encrypt/keys --reply runs/encrypt/reply --query runs/encrypt/query --out runs/encrypt/logits.npy
 
 mpc: $(READY) ## the document's listing 4.2 on shares, under three protocols, each party a process
 	@for protocol in semi2k aby3 cheetah; do $(LAB) mpc listing --protocol $$protocol --processes --tls; echo; done

@@ -84,6 +84,39 @@ def test_four_commands_give_the_float_logits(lab, he_files, tmp_path, scheme):
     assert np.load(files["logits"]) == pytest.approx(expected, abs=0.05 if scheme == "bfv" else 1e-3)
 
 
+def test_a_replayed_reply_is_refused_unless_its_query_is_named(refused, lab, he_files, tmp_path):
+    """The reply to an earlier query of the same keys, under which it decrypts without a fault."""
+    first = he_files | {"query": tmp_path / "q1", "reply": tmp_path / "r1"}
+    code, out, _ = lab(*encrypt(first), "--json")
+    assert code == 0
+    first_id = json.loads(out)["query_id"]
+    assert lab(*evaluate(first))[0] == 0
+    assert lab(*encrypt(he_files))[0] == 0
+    assert lab(*evaluate(he_files))[0] == 0
+    refused(*decrypt(first), naming="the last query")
+    refused(*decrypt(first), "--query", he_files["query"], naming="another query")
+    refused(*decrypt(he_files), "--query-id", first_id, naming=first_id)
+    refused(*decrypt(he_files), "--query-id", first_id, "--query", he_files["query"], naming="--query")
+    for files, more in ((he_files, ()), (first, ("--query", first["query"])), (first, ("--query-id", first_id))):
+        assert lab(*decrypt(files), *more)[0] == 0
+    note = tmp_path / "keys.last-query"
+    assert stat.S_IMODE(note.stat().st_mode) == 0o600
+    note.write_text("{")
+    refused(*decrypt(he_files), naming="last query")
+    note.unlink()
+    refused(*decrypt(he_files), naming="--query")
+    note.mkdir()  # it cannot be written
+    code, out, _ = lab(*encrypt(he_files), "--json")
+    assert code == 0
+    assert "--query" in json.loads(out)["note"]
+
+
+def test_logits_are_for_their_owner_only(lab, he_files):
+    os.umask(0o022)
+    assert lab(*decrypt(he_files))[0] == 0
+    assert stat.S_IMODE(he_files["logits"].stat().st_mode) == 0o600
+
+
 def test_key_file_is_private(he_files):
     assert stat.S_IMODE(os.stat(he_files["keys"]).st_mode) == 0o600
 

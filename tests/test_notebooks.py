@@ -120,6 +120,13 @@ def test_encrypted_head_says_from_how_many_samples_on_a_batch_sends_less():
     assert [1 + saved.index(0), 1 + next(at for at, value in enumerate(saved) if value > 0)] == [equal, fewer]
 
 
+def test_encrypted_head_shows_the_attacks_that_it_tells_of():
+    text, prose = printed("06_encrypted_head")
+    assert "65 samples under BFV; all integer weights right: True" in text
+    assert "coefficients of the secret key found: 2048 of 2048, by one reply of 8 samples" in text
+    assert "no decrypted value goes back" in prose
+
+
 def test_finance_trains_every_epsilon_with_settings_of_its_own():
     text, _ = printed("10_finance")
     spent = {float(value) for value in re.findall(r"epsilon (\S+) accuracy", text)}

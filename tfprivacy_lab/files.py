@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
+
+_LONGEST_STEM, _LONGEST_SUFFIX = 160, 32
+"""Bytes of a name that are repeated in a temporary one: with all around it, 255 are the most there may be."""
 
 
 @contextlib.contextmanager
@@ -24,11 +29,12 @@ def replaced_atomically(path, mode: int = 0o644, *, overwrite: bool = True):
     path, umask = Path(path), os.umask(0o077)
     os.umask(umask)
     mode &= ~umask
-    if path.exists() and not path.is_file():
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"Cannot write {path}: it is there and is no regular file; name another.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{partial_stem(path)}.", suffix=f".partial{suffix}", dir=path.parent)
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
     os.fchmod(handle, mode)
@@ -51,6 +57,14 @@ def replaced_atomically(path, mode: int = 0o644, *, overwrite: bool = True):
             os.unlink(name)
 
 
+def partial_stem(path) -> str:
+    """What the name of a temporary file beside ``path`` begins with, after a dot: as much of its own as fits."""
+    stem = Path(path).stem
+    while len(os.fsencode(stem)) > _LONGEST_STEM:
+        stem = stem[:-1]
+    return stem
+
+
 def write_bytes(path, data: bytes, mode: int = 0o644, *, overwrite: bool = True) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one."""
     with replaced_atomically(path, mode, overwrite=overwrite) as partial:
@@ -62,9 +76,9 @@ def write_json(path, value, mode: int = 0o644) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), mode)
 
 
-def write_array(path, array: np.ndarray) -> None:
+def write_array(path, array: np.ndarray, mode: int = 0o644) -> None:
     """Write one array as ``.npy`` (no pickled objects), atomically."""
-    with replaced_atomically(path) as partial, open(partial, "wb") as stream:
+    with replaced_atomically(path, mode) as partial, open(partial, "wb") as stream:
         np.save(stream, array, allow_pickle=False)
 
 
@@ -93,6 +107,34 @@ def read_bytes(path, what: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
+
+
+def read_regular(path, what: str, most: int) -> bytes:
+    """The contents of a file that somebody else may have put there: regular, no link, of ``most`` bytes at most.
+
+    Raises:
+        InputError: naming the file and what is wrong with it; a pipe or a device is never waited for.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise InputError(f"Cannot read {what} {path}: a link; give the file itself.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"Cannot read {what} {path}: {reason}.") from error
+    with open(handle, "rb") as stream:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"Cannot read {what} {path}: no regular file.")
+        if status.st_size > most:
+            raise InputError(f"Cannot read {what} {path}: {status.st_size} bytes, more than the {most} of any {what}.")
+        try:
+            content = stream.read(status.st_size + 1)
+        except OSError as error:
+            raise InputError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
+    if len(content) > status.st_size:
+        raise InputError(f"Cannot read {what} {path}: it grows while it is read; give it when it is whole.")
+    return content
 
 
 def read_json_value(path, what: str):

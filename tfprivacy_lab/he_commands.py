@@ -15,6 +15,7 @@ def _keygen(options) -> dict:
 
 def _encrypt(options) -> dict:
     from tfprivacy_lab import files, he
+    from tfprivacy_lab.he import messages
 
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
@@ -22,7 +23,8 @@ def _encrypt(options) -> dict:
         features, feature_range=options.feature_range, packing=options.packing, compress=options.compress
     )
     files.write_bytes(options.out, query)
-    return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
+    shown = {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
+    return shown | _noted(options.keys, messages.parse_header(query, messages.QUERY, "query").query_id.hex())
 
 
 def _evaluate(options) -> dict:
@@ -39,8 +41,44 @@ def _decrypt(options) -> dict:
     from tfprivacy_lab import files, he
 
     query = None if options.query is None else files.read_bytes(options.query, "query")
-    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"), query)
+    client, reply = he.Client.load(options.keys), files.read_bytes(options.reply, "reply")
+    logits = client.decrypt(reply, query)
+    if query is None:
+        _check_query_id(options, reply)
     return _write_logits(options.out, logits)
+
+
+def _noted(keys, query_id: str) -> dict:
+    """Note beside the keys which query was the last, for a decryption that names none."""
+    from tfprivacy_lab import files
+    from tfprivacy_lab.checks import InputError
+
+    try:
+        files.write_json(f"{keys}{_LAST_QUERY}", {"query_id": query_id}, mode=0o600)
+    except InputError as error:
+        return {"query_id": query_id, "note": f"{error} Decrypt with --query."}
+    return {"query_id": query_id}
+
+
+def _check_query_id(options, reply: bytes) -> None:
+    """Refuse a reply to another query than the one named by its id, or than the last one of these keys."""
+    import os
+
+    from tfprivacy_lab import files
+    from tfprivacy_lab.checks import InputError
+    from tfprivacy_lab.he import messages
+
+    wanted, note = options.query_id, f"{options.keys}{_LAST_QUERY}"
+    if wanted is None:
+        if not os.path.lexists(note):
+            raise InputError(f"Expected --query, the query that the reply answers: no {note} tells which was the last.")
+        wanted = files.read_json(note, "note of the last query").get("query_id")
+    got = messages.parse_header(reply, messages.REPLY, "reply").query_id.hex()
+    if got != wanted:
+        which = f"query_id={options.query_id}" if options.query_id else f"the last query of {options.keys}"
+        raise InputError(
+            f"Expected reply to answer {which}, got one to {got}: name the query that you mean by --query."
+        )
 
 
 def _serve(options) -> dict:
@@ -82,7 +120,13 @@ def _score(options) -> dict:
 
     queries = options.queries[0] if len(options.queries) == 1 else options.queries
     outcome = scoring.score(
-        options.head, queries, options.out, jobs=options.jobs, cluster=options.cluster, on_progress=options.note
+        options.head,
+        queries,
+        options.out,
+        jobs=options.jobs,
+        cluster=options.cluster,
+        replies=options.replies,
+        on_progress=options.note,
     )
     outcome.check()
     return {"replies": options.out, "scored": outcome.scored, "finished_before": outcome.finished}
@@ -144,18 +188,22 @@ def _explain_head(options) -> dict:
 def _write_logits(path, logits) -> dict:
     from tfprivacy_lab import files
 
-    files.write_array(path, logits)
+    files.write_array(path, logits, mode=0o600)
     return {"logits": path, "samples": logits.shape[0], "classes": logits.shape[1]}
 
 
+_REPLIES = "default sanitized: refuse queries whose replies would give the head away; any: answer them too"
+_LAST_QUERY = ".last-query"
 _SCHEMES = ("bfv", "ckks", "bfv-sanitized", "ckks-sanitized")
 _LIMITS = {
     "max_body_bytes": (int, "largest query (64 MiB)"),
-    "max_bytes": (int, "bodies and replies held at a time (256 MiB)"),
+    "max_reply_bytes": (int, "largest reply (64 MiB)"),
+    "max_samples": (int, "most samples in a query (4096)"),
+    "max_bytes": (int, "what queries hold at a time, evaluation and replies included (512 MiB)"),
     "max_requests": (int, "queries in flight (64)"),
     "max_connections": (int, "open connections (512)"),
     "workers": (int, "threads that evaluate (one a processor)"),
-    "header_seconds": (float, "for a request's head (10)"),
+    "header_seconds": (float, "for the TLS handshake and a request's head (10)"),
     "body_seconds": (float, "for a query's body (30)"),
     "queue_seconds": (float, "longest wait for a worker (10)"),
     "evaluate_seconds": (float, "longest wait for an evaluation (120)"),
@@ -182,6 +230,7 @@ def add(commands, command, note) -> None:
     score.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
     score.add_argument("--queries", required=True, nargs="+", metavar="PATH", help="a folder, or files")
     score.add_argument("--out", required=True, metavar="DIR", help="replies, NAME.reply; an earlier run's goes on")
+    score.add_argument("--replies", default="sanitized", choices=("any", "sanitized"), help=_REPLIES)
     where = score.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a processor)")
     where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler of yours; files are shared")
@@ -214,7 +263,9 @@ def _add_files(group, command) -> None:
     decrypt = command(group, "decrypt", _decrypt, "client: reply to logits (samples, c)")
     decrypt.add_argument("--keys", required=True, metavar="KEYS")
     decrypt.add_argument("--reply", required=True, metavar="REPLY")
-    decrypt.add_argument("--query", metavar="QUERY", help="refuse a reply to any other query")
+    which = decrypt.add_mutually_exclusive_group()
+    which.add_argument("--query", metavar="QUERY", help="what the reply must answer (default: the keys' last query)")
+    which.add_argument("--query-id", metavar="HEX", help="the same by its id, which encrypt shows")
     for parser, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
         parser.add_argument("--out", required=True, metavar=out)
 
@@ -252,9 +303,7 @@ def _add_service(group, command, note) -> None:
     serve.add_argument("--private-key", metavar="PEM", help="its key, unless the chain's file holds it")
     for name, (kind, text) in _LIMITS.items():
         serve.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
-    serve.add_argument(
-        "--replies", default="any", choices=("any", "sanitized"), help="sanitized: refuse queries without"
-    )
+    serve.add_argument("--replies", default="sanitized", choices=("any", "sanitized"), help=_REPLIES)
     serve.set_defaults(note=note)
     predict = command(group, "predict", _predict, "client: features to logits, by a service")
     predict.add_argument("--url", required=True, metavar="URL", help="http://HOST:PORT or https://...")

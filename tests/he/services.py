@@ -74,7 +74,8 @@ class Running:
 
 @contextlib.contextmanager
 def serving(folder, head, *options):
-    """A service of this head on a free port, ended with the block."""
+    """A service of this head on a free port, ended with the block; it answers any set unless told otherwise."""
+    options = options if "--replies" in options else (*options, "--replies", "any")
     log = folder / "serve.log"
     command = [sys.executable, "-m", "tfprivacy_lab", "he", "serve", "--head", str(head), "--port", "0", "--json"]
     with open(log, "wb") as stream:

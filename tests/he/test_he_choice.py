@@ -43,7 +43,7 @@ def test_words_say_what_is_proved():
     told = "\n".join(he.choose(KERNEL, BIAS, sanitized=True).explain())
     assert "106 in all; the 2024 table allows 106" in told
     assert "nothing of the head but its logits" in told
-    assert "129 chosen queries" in told
+    assert "129 chosen samples or half as many" in told
 
 
 def test_what_cannot_be_is_refused_with_what_would_do():

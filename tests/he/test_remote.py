@@ -168,6 +168,25 @@ def test_a_server_that_stalls_or_trickles_is_left_at_the_time_limit(parts):
             remote.Service(script.url, seconds=0.6).evaluate(b"query")
 
 
+def test_a_handshake_that_is_cut_is_tried_again(pauses):
+    """As by a service that makes place for others."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def cut():
+            for _ in range(3):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(2**16)
+
+        thread = threading.Thread(target=cut, daemon=True)
+        thread.start()
+        service = remote.Service(f"https://127.0.0.1:{listening.getsockname()[1]}", seconds=3)
+        with pytest.raises(InputError, match="within seconds=3"):
+            service.evaluate(b"query")
+        thread.join(10)
+    assert len(pauses) >= 2
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -58,6 +58,11 @@ def cluster():
         yield running
 
 
+def score(*arguments, **options):
+    """Scoring that answers any set, as these queries are under bfv."""
+    return scoring.score(*arguments, **{"replies": "any"} | options)
+
+
 def check(out, made, client, names=None):
     """Exactly these replies are there, each whole and exact, and nothing else but the head's digest."""
     names = made if names is None else names
@@ -74,13 +79,13 @@ def identity(out):
 
 def test_a_folder_on_this_machine_and_again(tmp_path, head, queries, made, bfv_client):
     lines = []
-    outcome = scoring.score(head[0], queries, tmp_path / "out", jobs=2, on_progress=lines.append)
+    outcome = score(head[0], queries, tmp_path / "out", jobs=2, on_progress=lines.append)
     assert outcome == scoring.Outcome(24, 0, {})
     assert lines[-1] == "24 of 24 queries"
     check(tmp_path / "out", made, bfv_client)
     before = identity(tmp_path / "out")
     (tmp_path / "out" / "query 05.q.reply").unlink()
-    assert scoring.score(head[0], queries, tmp_path / "out", jobs=1) == scoring.Outcome(1, 23, {})
+    assert score(head[0], queries, tmp_path / "out", jobs=1) == scoring.Outcome(1, 23, {})
     after = identity(tmp_path / "out")
     del before["query 05.q.reply"], after["query 05.q.reply"]
     assert after == before
@@ -98,14 +103,52 @@ def test_a_worker_of_a_cluster_killed_midway_loses_and_doubles_nothing(
                 killed.append(min(client.run(os.getpid).values()))
             os.kill(killed[0], signal.SIGKILL)
 
-    outcome = scoring.score(head[0], queries, tmp_path / "out", cluster=cluster.scheduler_address, on_progress=kill_one)
+    outcome = score(head[0], queries, tmp_path / "out", cluster=cluster.scheduler_address, on_progress=kill_one)
     assert len(killed) == 1
     assert outcome == scoring.Outcome(24, 0, {})
     check(tmp_path / "out", made, bfv_client)
     before = identity(tmp_path / "out")
-    again = scoring.score(head[0], queries, tmp_path / "out", cluster=cluster.scheduler_address)
+    again = score(head[0], queries, tmp_path / "out", cluster=cluster.scheduler_address)
     assert again == scoring.Outcome(0, 24, {})
     assert identity(tmp_path / "out") == before
+
+
+def hold(address, name, pipe):
+    """Has the workers of now wait at this query until a pipe is written; returns their processes."""
+
+    def patch(name=name, pipe=str(pipe)):
+        import os
+
+        from tfprivacy_lab.he import scoring
+
+        plain = scoring._read
+
+        def read(path, what):
+            if os.path.basename(path) == name:
+                with open(pipe, "rb") as stream:
+                    stream.read()
+            return plain(path, what)
+
+        scoring._read = read
+        return os.getpid()
+
+    with distributed.Client(address, set_as_default=False) as client:
+        client.wait_for_workers(1)
+        return set(client.run(patch).values())
+
+
+def let_go(address):
+    """Undo :func:`hold`, for tests that share the cluster."""
+
+    def restore():
+        import importlib
+
+        from tfprivacy_lab.he import scoring
+
+        importlib.reload(scoring)
+
+    with distributed.Client(address, set_as_default=False) as client:
+        client.run(restore)
 
 
 def reader_of(path, processes):
@@ -118,18 +161,17 @@ def reader_of(path, processes):
 
 
 def test_the_query_of_a_killed_worker_goes_to_another(tmp_path, head, made, bfv_client, cluster):
-    """A pipe for a query shows who works at it, and keeps it working until the test has killed it."""
-    pipe, name = tmp_path / "query 07.q", "query 07.q"
+    """A pipe shows who works at a query, and keeps it working until the test has killed it."""
+    pipe, name = tmp_path / "pipe", "query 07.q"
     os.mkfifo(pipe)
-    (tmp_path / "query 01.q").write_bytes(made["query 01.q"][0])
-    with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:
-        client.wait_for_workers(2)
-        processes = set(client.run(os.getpid).values())
-    outcomes, paths = [], [pipe, tmp_path / "query 01.q"]
+    paths = [tmp_path / name, tmp_path / "query 01.q"]
+    for path in paths:
+        path.write_bytes(made[path.name][0])
+    processes = hold(cluster.scheduler_address, name, pipe)
+    outcomes = []
     address = cluster.scheduler_address
     thread = threading.Thread(
-        target=lambda: outcomes.append(scoring.score(head[0], paths, tmp_path / "out", cluster=address)),
-        daemon=True,
+        target=lambda: outcomes.append(score(head[0], paths, tmp_path / "out", cluster=address)), daemon=True
     )
     thread.start()
     first = os.open(pipe, os.O_WRONLY)
@@ -138,10 +180,13 @@ def test_the_query_of_a_killed_worker_goes_to_another(tmp_path, head, made, bfv_
     os.kill(victim, signal.SIGKILL)
     while os.path.exists(f"/proc/{victim}"):  # until its last thread has let go of the pipe
         threading.Event().wait(0.01)
-    with open(pipe, "wb") as second:  # as soon as another worker reads
-        os.close(first)
-        second.write(made[name][0])
-    thread.join(60)
+    os.close(first)
+    while thread.is_alive():  # another that was told to wait finds the pipe written
+        try:
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            threading.Event().wait(0.02)
+    let_go(address)
     assert outcomes == [scoring.Outcome(2, 0, {})]
     check(tmp_path / "out", made, bfv_client, [name, "query 01.q"])
 
@@ -150,7 +195,7 @@ def test_two_that_score_one_query_leave_one_reply(tmp_path, head, made, bfv_clie
     query, reply = tmp_path / "query 00.q", tmp_path / "reply"
     query.write_bytes(made["query 00.q"][0])
     digest = scoring._head_digest(head[0])
-    task = (str(head[0]), digest, str(query), str(reply))
+    task = (str(head[0]), digest, str(query), str(reply), "any")
     assert scoring.score_one(*task) == ("query 00.q", "")
     first = reply.stat().st_ino
     assert scoring.score_one(*task) == ("query 00.q", "")
@@ -158,7 +203,7 @@ def test_two_that_score_one_query_leave_one_reply(tmp_path, head, made, bfv_clie
     reply.write_bytes(b"something else")
     assert "is there already" in scoring.score_one(*task)[1]
     assert reply.read_bytes() == b"something else"
-    assert "to be the head" in scoring.score_one(str(head[0]), "0" * 64, str(query), str(tmp_path / "new"))[1]
+    assert "to be the head" in scoring.score_one(str(head[0]), "0" * 64, str(query), str(tmp_path / "new"), "any")[1]
 
 
 def test_what_cannot_be_scored_is_named_and_the_others_are(tmp_path, head, queries, made, bfv_client):
@@ -166,12 +211,12 @@ def test_what_cannot_be_scored_is_named_and_the_others_are(tmp_path, head, queri
     (queries / "wide").write_bytes(bfv_client.encrypt(np.ones((1, 7))))
     (queries / "nowhere").symlink_to(tmp_path / "nothing")
     out = tmp_path / "out"
-    scoring.score(head[0], [queries / "query 00.q"], out, jobs=1)
+    score(head[0], [queries / "query 00.q"], out, jobs=1)
     (out / "query 01.q.reply").write_bytes(b"foreign")
-    outcome = scoring.score(head[0], queries, out, jobs=2)
+    outcome = score(head[0], queries, out, jobs=2)
     assert (outcome.scored, outcome.finished) == (22, 1)
     assert set(outcome.failures) == {"damaged", "wide", "nowhere", "query 01.q"}
-    assert "No such file" in outcome.failures["nowhere"]
+    assert "a link" in outcome.failures["nowhere"]
     assert (out / "query 01.q.reply").read_bytes() == b"foreign"
     (out / "query 01.q.reply").unlink()
     check(out, made, bfv_client, set(made) - {"query 01.q"})
@@ -181,18 +226,18 @@ def test_what_cannot_be_scored_is_named_and_the_others_are(tmp_path, head, queri
 
 def test_a_reply_to_another_query_of_that_name_is_no_reply(tmp_path, head, queries, bfv_client):
     out = tmp_path / "out"
-    scoring.score(head[0], queries, out, jobs=1)
+    score(head[0], queries, out, jobs=1)
     (queries / "query 03.q").write_bytes(bfv_client.encrypt(np.ones((4, 6)), 1.0))
-    outcome = scoring.score(head[0], queries, out, jobs=1)
+    outcome = score(head[0], queries, out, jobs=1)
     assert (outcome.finished, list(outcome.failures)) == (23, ["query 03.q"])
 
 
 def test_leftovers_of_a_killed_run_are_removed_and_foreign_files_stay(tmp_path, head, queries, made, bfv_client):
     out = tmp_path / "out"
-    scoring.score(head[0], [queries / "query 00.q"], out, jobs=1)
+    score(head[0], [queries / "query 00.q"], out, jobs=1)
     (out / ".query 02.q.abcd1234.partial.reply").write_bytes(b"half")
     (out / "notes.txt").write_text("mine")
-    scoring.score(head[0], queries, out, jobs=1)
+    score(head[0], queries, out, jobs=1)
     (out / "notes.txt").unlink()
     check(out, made, bfv_client)
 
@@ -200,7 +245,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_foreign_files_stay(tmp_path, 
 def test_names_that_are_patterns(tmp_path, head, made, bfv_client):
     path = tmp_path / "[a]*?.q"
     path.write_bytes(made["query 00.q"][0])
-    scoring.score(head[0], path, tmp_path / "out", jobs=1)
+    score(head[0], path, tmp_path / "out", jobs=1)
     renamed = {path.name: made["query 00.q"]}
     check(tmp_path / "out", renamed, bfv_client)
 
@@ -209,7 +254,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, head, queries):
     out = tmp_path / "out"
     digest = scoring._head_digest(head[0])
     with scoring._owned_folder(out, digest, []), pytest.raises(InputError, match="another run"):
-        scoring.score(head[0], queries, out, jobs=1)
+        score(head[0], queries, out, jobs=1)
 
 
 def refusals(tmp_path, head, queries):
@@ -221,7 +266,7 @@ def refusals(tmp_path, head, queries):
     shutil.copytree(queries, tmp_path / "more")
     other = tmp_path / "other"
     make_head(tmp_path / "other.npz", seed=9)
-    scoring.score(tmp_path / "other.npz", [queries / "query 00.q"], other, jobs=1)
+    score(tmp_path / "other.npz", [queries / "query 00.q"], other, jobs=1)
     out = tmp_path / "new"
     return [
         ((tmp_path / "none.npz", queries, out), "none.npz"),
@@ -239,7 +284,7 @@ def test_what_cannot_begin_is_refused_before_anything_is_written(tmp_path, head,
     for arguments, naming in refusals(tmp_path, head, queries):
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(InputError, match=naming.replace(".", r"\.")):
-            scoring.score(*arguments, jobs=1)
+            score(*arguments, jobs=1)
         assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -247,19 +292,21 @@ def test_what_cannot_begin_is_refused_before_anything_is_written(tmp_path, head,
 def test_clusters_that_are_none(tmp_path, head, queries, address, monkeypatch):
     monkeypatch.setattr(scoring, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(InputError, match="luster"):
-        scoring.score(head[0], queries, tmp_path / "out", cluster=address)
+        score(head[0], queries, tmp_path / "out", cluster=address)
 
 
 def test_a_scheduler_that_goes_away(tmp_path, head, made):
     """The pipe is never written: the query is still at work when the scheduler is stopped."""
-    pipe = tmp_path / "query 07.q"
+    pipe, query = tmp_path / "pipe", tmp_path / "query 07.q"
     os.mkfifo(pipe)
+    query.write_bytes(made[query.name][0])
     errors = []
     with distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster:
+        hold(cluster.scheduler_address, query.name, pipe)
 
         def run():
             try:
-                scoring.score(head[0], pipe, tmp_path / "out", cluster=cluster.scheduler_address)
+                score(head[0], query, tmp_path / "out", cluster=cluster.scheduler_address)
             except InputError as error:
                 errors.append(str(error))
 
@@ -274,8 +321,53 @@ def test_a_scheduler_that_goes_away(tmp_path, head, made):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {scoring.HEAD_FILE}
 
 
+HOSTILE = {
+    "pipe": os.mkfifo,
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "link": lambda path: path.symlink_to(path.parent / "query 00.q"),
+    "n" * 252: lambda path: path.write_bytes(b"TFPLABHE"),
+    "line\nbreak\x1b[2J": lambda path: path.write_bytes(b"no query"),
+    "huge": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**40),
+    os.fsdecode(b"not \xff utf-8"): lambda path: path.write_bytes(b"no query"),
+}
+
+
+def test_no_file_of_a_folder_stops_the_others(tmp_path, head, queries, made, bfv_client):
+    """Pipes, links, devices, names and sizes: each is named, in one line, and nobody waits for it."""
+    for name, make in HOSTILE.items():
+        make(queries / name)
+    longest = "m" * 249
+    (queries / longest).write_bytes(made["query 00.q"][0])
+    done = score_command("--head", head[0], "--queries", queries, "--out", tmp_path / "out", "--jobs", 1)
+    assert done.returncode == 2
+    assert "7 of 32 queries were not scored" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+    check(tmp_path / "out", {**made, longest: made["query 00.q"]}, bfv_client)
+
+
+def test_queries_whose_replies_give_the_head_away_are_refused_unless_asked_for(
+    tmp_path, head, made, bfv_client, bfv_sanitized_client
+):
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    (folder / "plain").write_bytes(made["query 00.q"][0])
+    (folder / "sanitized").write_bytes(bfv_sanitized_client.encrypt(np.ones((1, 6)), 1.0))
+    command = [sys.executable, "-m", "tfprivacy_lab", "he", "score", "--head", head[0], "--queries", folder]
+    command += ["--out", tmp_path / "out", "--jobs", 1]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "plain: " in done.stderr
+    assert "make keys with a sanitized scheme" in done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sanitized.reply", scoring.HEAD_FILE}
+    outcome = scoring.score(head[0], folder, tmp_path / "all", jobs=1, replies="any")
+    assert (outcome.scored, outcome.failures) == (2, {})
+    with pytest.raises(InputError, match="replies"):
+        scoring.score(head[0], folder, tmp_path / "some", replies="some")
+
+
 def score_command(*arguments):
-    command = [sys.executable, "-m", "tfprivacy_lab", "he", "score", *map(str, arguments)]
+    command = [sys.executable, "-m", "tfprivacy_lab", "he", "score", *map(str, arguments), "--replies", "any"]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 

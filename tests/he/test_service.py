@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 
-from tests.he.services import OCTETS, Load, connect, head_of, make_certificate, make_head, serving
+from tests.he.services import OCTETS, Load, Running, connect, head_of, make_certificate, make_head, serving
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import remote
@@ -134,10 +134,22 @@ def test_requests_that_are_none_are_refused(service):
         head_of("-5"),
         head_of("5x"),
         head_of(5, "Content-Length: 6\r\n"),
+        head_of(5, "Transfer-Encoding: chunked\r\n"),
+        b"GET /healthz HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         b"GET /" + b"a" * 20_000,
         b"GET /healthz HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 20_000,
     ],
-    ids=["tls", "no host", "negative", "no number", "two lengths", "long path", "long header"],
+    ids=[
+        "tls",
+        "no host",
+        "negative",
+        "no number",
+        "two lengths",
+        "two ways",
+        "two ways, another route",
+        "long path",
+        "long header",
+    ],
 )
 def test_what_is_no_http_gets_400_and_the_end_of_the_connection(service, request_bytes):
     with connect(service.port) as sock:
@@ -229,12 +241,52 @@ def test_the_description_fits_the_routes(service):
 
 def test_head_health_and_metrics(service):
     shape = json.loads(service.ask("GET", "/v1/head")[2])
-    assert shape == {"features": 6, "classes": 3, "max_body_bytes": 2**21, "max_requests": 64}
+    assert shape == {
+        "features": 6,
+        "classes": 3,
+        "max_body_bytes": 2**21,
+        "max_reply_bytes": 2**26,
+        "max_samples": 4096,
+        "max_requests": 64,
+    }
     assert json.loads(service.ask("GET", "/readyz")[2]) == {"status": "ready"}
     before = service.metric('he_requests_total{route="/healthz",status="200"}')
     service.ask("GET", "/healthz")
     assert service.metric('he_requests_total{route="/healthz",status="200"}') == before + 1
     assert service.metric("he_requests_in_flight") == service.metric("he_bytes_in_flight") == 0
+
+
+def test_samples_are_counted_in_answer_metrics_and_log(folder, head, samples, bfv_client):
+    """And limited in one query, whatever its packing: 65 of them may be all that a head is worth."""
+    with serving(folder, head[0], "--max-samples", 64) as running:
+        for query, wanted in ((samples[1][0], "2"), (samples[4][0], "8")):
+            status, headers, _ = running.evaluate(query)
+            assert (status, headers["X-Samples"]) == (200, wanted)
+        for packing in ("coefficient", "batched"):
+            many = bfv_client.encrypt(np.zeros((65, 6)), 1.0, packing)
+            assert "64 samples (max_samples), got 65" in problem(running.evaluate(many), 413)
+        assert running.metric("he_samples_total") == 10
+        assert running.stop() == 0
+        lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+    assert [line["samples"] for line in lines if line["route"] == "/v1/evaluate"] == [2, 8, None, None]
+
+
+def test_only_sanitised_replies_are_given_unless_others_are_asked_for(folder, head, samples, bfv_sanitized_client):
+    query = bfv_sanitized_client.encrypt(np.ones((1, 6)), 1.0)
+    log = folder / "default.log"
+    command = [sys.executable, "-m", "tfprivacy_lab", "he", "serve", "--head", head[0], "--port", "0", "--json"]
+    with open(log, "wb") as stream:
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=stream)
+    try:
+        running = Running("", process, log)
+        running.wait_until(lambda: "listening on" in log.read_text())
+        running.url = next(line.split()[-1] for line in log.read_text().splitlines() if line.startswith("listening on"))
+        assert "make keys with a sanitized scheme" in problem(running.evaluate(samples[0][0]), 422)
+        assert running.evaluate(query)[0] == 200
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_what_is_too_much_is_shed_and_the_rest_answered(folder, head, samples, bfv_client):
@@ -259,13 +311,23 @@ def test_what_is_too_much_is_shed_and_the_rest_answered(folder, head, samples, b
         assert running.metric('he_shed_total{limit="requests"}') == 1
 
 
-def test_connections_above_the_limit_are_refused(folder, head):
+def test_connections_above_the_limit(folder, head):
+    """One that says nothing gives way; where all are being answered, another is refused."""
     with serving(folder, head[0], "--max-connections", 2) as running:
-        with connect(running.port), connect(running.port), connect(running.port) as third:
-            answer = http.client.HTTPResponse(third)
-            answer.begin()
-            assert "connections" in problem((answer.status, answer.headers, answer.read()), 503)
+        with connect(running.port) as first, connect(running.port):
+            assert running.ask("GET", "/healthz")[0] == 200
+            assert first.recv(1) == b""
+        with connect(running.port) as first, connect(running.port) as second:
+            for sock in (first, second):
+                sock.sendall(head_of(1000, "Expect: 100-continue\r\n"))
+                assert sock.recv(100).startswith(b"HTTP/1.1 100")
+            with connect(running.port) as third:
+                answer = http.client.HTTPResponse(third)
+                answer.begin()
+                assert "connections" in problem((answer.status, answer.headers, answer.read()), 503)
         running.wait_until(lambda: running.ask("GET", "/healthz")[0] == 200)
+        assert running.metric('he_connections_cut_total{reason="idle"}') >= 1
+        assert running.metric('he_connections_cut_total{reason="limit"}') >= 1
 
 
 def test_sigterm_finishes_what_is_in_flight(folder, head, samples, bfv_client):
@@ -289,7 +351,8 @@ def test_sigterm_finishes_what_is_in_flight(folder, head, samples, bfv_client):
 
 def test_a_client_that_never_reads_is_cut_off(folder, head, bfv_client):
     query = bfv_client.encrypt(np.ones((60_000, 6)), 1.0)
-    with serving(folder, head[0], "--send-seconds", 1, "--header-seconds", 1) as running, socket.socket() as sock:
+    limits = ["--send-seconds", 1, "--header-seconds", 1, "--max-samples", 60_000]
+    with serving(folder, head[0], *limits) as running, socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", running.port))
         sock.sendall(head_of(len(query)) + query)

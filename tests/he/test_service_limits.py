@@ -10,18 +10,27 @@ import pytest
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import service
-from tfprivacy_lab.he.admission import Admission, Limits
+from tfprivacy_lab.he.admission import CREDIT_SECONDS, PATIENCE_SECONDS, Admission, Limits
+from tfprivacy_lab.he.server import Cost
 
 
 class Evaluator:
-    """Answers ``query * times`` once ``go`` is set; remembers what it was asked."""
+    """Answers ``query * times`` once ``go`` is set; remembers what it was asked. Its queries have no header."""
 
     times = 1
+    samples = 1
+    working = 0
 
     def __init__(self, kernel, bias=None, replies="any"):
         self.replies = replies
         self.asked, self.go, self.error = [], threading.Event(), None
         Evaluator.last = self
+
+    def cost(self, start, length, name="query"):
+        return Cost(self.samples, length * self.times, max(self.working, length * self.times))
+
+    def is_prepared(self, cost):
+        return True
 
     def evaluate(self, query, name="query"):
         self.asked.append(query)
@@ -124,45 +133,177 @@ def test_a_client_that_leaves_while_a_thread_works_holds_its_share_until_the_thr
     asyncio.run(run())
 
 
-def test_bodies_are_counted_before_they_are_read(app):
+def test_bodies_are_counted_as_they_come_and_not_as_announced(app):
+    """Whoever announces much and sends nothing holds nothing; who sends holds what was sent."""
+
     async def run():
-        application, evaluator = app(workers=1, max_bytes=100, max_body_bytes=80)
-        slow = Caller(application, bytes(60))
+        application, evaluator = app(workers=1, max_bytes=200, max_body_bytes=80)
+        evaluator.go.set()
+        silent = [Caller(application, bytes(80)) for _ in range(10)]
+        await until(lambda: application.admission.requests == 10)
+        assert application.admission.bytes == 0
+        assert (await Caller(application, bytes(80)).give(bytes(80)).answer())[0] == 200
+        silent[0].give(bytes(60), more=True)
         await until(lambda: application.admission.bytes == 60)
         status, body = await Caller(application, bytes(60)).give(bytes(60)).answer()
         assert (status, "bytes" in json.loads(body)["detail"]) == (503, True)
-        evaluator.go.set()
         assert (await Caller(application, bytes(40)).give(bytes(40)).answer())[0] == 200
-        slow.give(bytes(60))
-        assert (await slow.answer())[0] == 200
+        silent[0].give(bytes(20))
+        assert (await silent[0].answer())[0] == 200
+        for caller in silent[1:]:
+            caller.leave()
+            await caller.task
+        assert (application.admission.requests, application.admission.bytes) == (0, 0)
+
+    asyncio.run(run())
+
+
+def age(application, seconds=PATIENCE_SECONDS):
+    """Makes all transfers begin earlier."""
+    for ticket in application.admission._tickets:
+        ticket._paid_until -= seconds
+
+
+def test_a_stalled_body_gives_way_to_another(app):
+    """In the place of a request, and in the room for bytes; not before its second is over, and no more than needed."""
+
+    async def run():
+        application, evaluator = app(workers=1, max_requests=2, max_bytes=200, max_body_bytes=80)
+        evaluator.go.set()
+        stalled, slow = Caller(application, bytes(80)), Caller(application, bytes(80)).give(bytes(50), more=True)
+        await until(lambda: application.admission.bytes == 50)
+        age(application, -10)
+        assert (await Caller(application).give(b"query").answer())[0] == 503
+        age(application, 10 + PATIENCE_SECONDS)
+        assert (await Caller(application).give(b"query").answer())[0] == 200
+        status, body = await stalled.answer()
+        assert (status, "others waited" in json.loads(body)["detail"]) == (408, True)
+        assert not slow.task.done()
+        age(application, 25)
+        assert (await Caller(application, bytes(80)).give(bytes(80)).answer())[0] == 200
+        assert (await slow.answer())[0] == 408
+        assert (application.admission.requests, application.admission.bytes) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_a_body_that_keeps_to_its_schedule_stays(app):
+    """What it has sent pays for a second ahead at most: whoever sends all but the last byte and stops gives way."""
+
+    async def run():
+        application, _ = app(workers=1, max_requests=1, body_seconds=60)
+        steady = Caller(application, bytes(60)).give(bytes(59), more=True)
+        await until(lambda: application.admission.bytes == 59)
+        age(application, CREDIT_SECONDS / 2)
+        assert (await Caller(application).give(b"query").answer())[0] == 503
+        age(application, CREDIT_SECONDS / 2 + PATIENCE_SECONDS)
+        other = Caller(application).give(b"query")
+        assert (await steady.answer())[0] == 408
+        other.leave()
+
+    asyncio.run(run())
+
+
+def test_a_body_that_is_itself_furthest_behind_leaves_nothing_counted(app):
+    async def run():
+        application, _ = app(workers=1, max_bytes=200, max_body_bytes=100, body_seconds=100)
+        slow = Caller(application, bytes(100)).give(bytes(50), more=True)
+        await until(lambda: application.admission.bytes == 50)
+        age(application, 50)
+        other = Caller(application, bytes(100)).give(bytes(45), more=True)
+        await until(lambda: application.admission.bytes == 95)
+        slow.give(bytes(10), more=True)
+        assert (await slow.answer())[0] in (408, 503)
+        assert (application.admission.requests, application.admission.bytes) == (1, 45)
+        other.leave()
+        await other.task
+        assert (application.admission.requests, application.admission.bytes) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_an_evaluation_waits_for_replies_on_their_way_out(app, monkeypatch):
+    monkeypatch.setattr(Evaluator, "times", 20)
+
+    async def run():
+        application, evaluator = app(workers=1, max_bytes=200, max_body_bytes=80)
+        evaluator.go.set()
+        first = Caller(application).give(b"first")
+        first.reading.clear()
+        await until(lambda: application.admission.bytes == 100)
+        second = Caller(application).give(b"other")
+        await until(lambda: application.admission.bodies == 5)
+        assert evaluator.asked == [b"first"]
+        first.reading.set()
+        assert (await first.answer())[0] == (await second.answer())[0] == 200
         assert application.admission.bytes == 0
 
     asyncio.run(run())
 
 
-def test_replies_on_their_way_out_hold_back_the_next_evaluation(app, monkeypatch):
+def test_a_reply_that_nobody_reads_gives_way_to_another(app, monkeypatch):
+    """Long before its own deadline; and the next one is answered at once."""
     monkeypatch.setattr(Evaluator, "times", 20)
 
     async def run():
-        application, evaluator = app(workers=1, max_bytes=100, max_body_bytes=80)
+        application, evaluator = app(workers=1, max_bytes=200, max_body_bytes=80, send_seconds=3600)
         evaluator.go.set()
         first = Caller(application).give(b"first")
         first.reading.clear()
-        await until(lambda: application.admission.bytes == 105)
-        assert (await Caller(application).give(b"other").answer())[0] == 503
-        first.reading.set()
-        assert (await first.answer())[0] == 200
-        waiting = [Caller(application, bytes(9)) for _ in range(2)]
-        for caller in waiting:
-            caller.reading.clear()
-            caller.give(bytes(9))
-        # Two bodies of 9 and one reply of 180: the second waits until the first reply is gone.
-        await until(lambda: application.admission.bytes == 198)
-        assert len(evaluator.asked) == 2
-        for caller in waiting:
-            caller.reading.set()
-            assert await caller.answer() == (200, bytes(180))
-        assert application.admission.bytes == 0
+        await until(lambda: application.admission.bytes == 100)
+        age(application, 3600)
+        assert (await Caller(application).give(b"other").answer())[0] == 200
+        await first.task
+        assert (first.sent, application.admission.bytes) == ([], 0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("limit", "cost", "naming"),
+    [
+        ({"max_samples": 64}, {"samples": 65}, "max_samples"),
+        ({"max_reply_bytes": 99}, {"times": 20}, "max_reply_bytes"),
+        ({"max_bytes": 2**27}, {"working": 2**26 + 1}, "max_bytes"),
+    ],
+)
+def test_what_would_take_too_much_is_refused_by_its_header(app, monkeypatch, limit, cost, naming):
+    for name, value in cost.items():
+        monkeypatch.setattr(Evaluator, name, value)
+
+    async def run():
+        application, evaluator = app(**limit)
+        caller = Caller(application, bytes(1000) if "times" not in cost else b"query")
+        caller.give(caller_start := bytes(100) if "times" not in cost else b"query", more=len(caller_start) == 100)
+        status, body = await caller.answer()
+        assert (status, naming in json.loads(body)["detail"]) == (413, True)
+        assert (evaluator.asked, application.admission.bytes) == ([], 0)
+
+    asyncio.run(run())
+
+
+def test_a_step_that_is_new_is_prepared_beside_the_workers(app, monkeypatch):
+    """While one is made, queries that need none are answered, and a second one makes nothing for itself."""
+    preparing, done, made = threading.Event(), threading.Event(), []
+
+    def prepare(self, cost):
+        made.append(cost)
+        preparing.set()
+        assert done.wait(30)
+
+    monkeypatch.setattr(Evaluator, "is_prepared", lambda self, cost: cost.reply_bytes != 3 or done.is_set())
+    monkeypatch.setattr(Evaluator, "prepare", prepare, raising=False)
+
+    async def run():
+        application, evaluator = app(workers=1, queue_seconds=30)
+        evaluator.go.set()
+        new = [Caller(application, b"new").give(b"new") for _ in range(3)]
+        await until(preparing.is_set)
+        assert (await Caller(application).give(b"query").answer())[0] == 200
+        assert len(made) == 1
+        done.set()
+        for caller in new:
+            assert (await caller.answer())[0] == 200
 
     asyncio.run(run())
 
@@ -249,8 +390,8 @@ def test_retry_after_grows_with_what_is_in_flight():
     for _ in range(200):
         admission.note_seconds(0.5)
     for _ in range(40):
-        admission.admit(1)
+        admission.admit()
     assert admission.retry_after() == 10
     for _ in range(900):
-        admission.admit(1)
+        admission.admit()
     assert admission.retry_after() == 30

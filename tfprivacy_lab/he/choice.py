@@ -57,7 +57,7 @@ class Choice:
             "with probability below 2^-64 a reply",
             f"bytes: query {self.query_bytes}, reply {self.reply_bytes}, evaluation keys 0",
             self._replies_in_words(),
-            f"whatever the set, {features + 1} chosen queries give a head of {features} x {classes} away",
+            f"whatever the set, {features + 1} chosen samples or half as many give a {features} x {classes} head away",
         ]
 
     def _packing_in_words(self):

@@ -31,8 +31,8 @@ class Client:
         the batch's largest feature.
 
     Not covered: who reads the key file or this process's memory; whether the server used the right head;
-        what a decrypted value tells once it is passed on (decrypted CKKS values carry the key's noise:
-        never send them to the server, Li and Micciancio 2021).
+        what a decrypted value tells once it is passed on. Never to the server, under any scheme: a
+        malicious one makes a reply whose decryption, label or effect tells it the secret key.
     """
 
     def __init__(self, parameters: Parameters, key_id: bytes, library):

@@ -83,6 +83,12 @@ class PreparedHead:
         self.bias = bias_polynomials(head)
         self._transformed_bias = [way.forward(bias) for way, bias in zip(self.transforms, self.bias, strict=True)]
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        factors = sum(array.nbytes for factor in self._weights for array in factor)
+        return factors + sum(array.nbytes for array in (*self.bias, *self._transformed_bias))
+
     def products_of(self, ciphertext: np.ndarray) -> np.ndarray:
         """The ciphertext times every polynomial of weights, without bias.
 
@@ -101,8 +107,9 @@ class PreparedHead:
 
     def add_bias(self, products: np.ndarray) -> None:
         """Add the bias to products, in place."""
-        for k, (way, bias) in enumerate(zip(self.transforms, self._transformed_bias, strict=True)):
-            way.add(products[:, 0, k], bias)
+        for k, (way, biases) in enumerate(zip(self.transforms, self._transformed_bias, strict=True)):
+            for product, bias in zip(products, biases, strict=True):
+                way.add(product[0, k], bias)
 
 
 def bfv_slots(polynomial: np.ndarray, parameters: Parameters) -> np.ndarray:

@@ -13,6 +13,8 @@ import numpy as np
 
 ROW = 64
 """Residues that are packed together into ``bits`` words of 64 bits."""
+CHUNK_ROWS = 2**13
+"""Rows that are packed at a time, so that what it takes in memory beside the result does not grow: 4 MiB."""
 
 
 def compressed(residues: np.ndarray, bits: int) -> np.ndarray:
@@ -25,14 +27,23 @@ def compressed(residues: np.ndarray, bits: int) -> np.ndarray:
     Returns:
         Little-endian uint64, shape (bits * residues.size / 64,).
     """
-    rows = np.ascontiguousarray(residues.reshape(-1, ROW).T, np.uint64)
+    rows = residues.reshape(-1, ROW)
+    words = np.empty((len(rows), bits), "<u8")
+    for start in range(0, len(rows), CHUNK_ROWS):
+        words[start : start + CHUNK_ROWS] = _compressed(rows[start : start + CHUNK_ROWS], bits)
+    return words.ravel()
+
+
+def _compressed(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Some rows of 64 residues as rows of ``bits`` words."""
+    rows = np.ascontiguousarray(rows.T, np.uint64)
     words = np.zeros((bits, rows.shape[1]), np.uint64)
     for number, values in enumerate(rows):
         word, offset = divmod(bits * number, 64)
         words[word] |= values << np.uint64(offset)
         if offset + bits > 64:
             words[word + 1] |= values >> np.uint64(64 - offset)
-    return np.ascontiguousarray(words.T, "<u8").ravel()
+    return words.T
 
 
 def expanded(data, bits: int) -> np.ndarray:
@@ -42,7 +53,16 @@ def expanded(data, bits: int) -> np.ndarray:
         data: Bytes-like, a multiple of ``8 * bits`` bytes.
         bits: 1 to 63.
     """
-    words = np.ascontiguousarray(np.frombuffer(data, "<u8").reshape(-1, bits).T, np.uint64)
+    words = np.frombuffer(data, "<u8").reshape(-1, bits)
+    rows = np.empty((len(words), ROW), np.uint64)
+    for start in range(0, len(words), CHUNK_ROWS):
+        rows[start : start + CHUNK_ROWS] = _expanded(words[start : start + CHUNK_ROWS], bits)
+    return rows.ravel()
+
+
+def _expanded(words: np.ndarray, bits: int) -> np.ndarray:
+    """Some rows of ``bits`` words as rows of 64 residues."""
+    words = np.ascontiguousarray(words.T, np.uint64)
     rows, mask = np.empty((ROW, words.shape[1]), np.uint64), np.uint64(2**bits - 1)
     for number, values in enumerate(rows):
         word, offset = divmod(bits * number, 64)
@@ -50,4 +70,4 @@ def expanded(data, bits: int) -> np.ndarray:
         if offset + bits > 64:
             values |= words[word + 1] << np.uint64(64 - offset)
         values &= mask
-    return np.ascontiguousarray(rows.T).ravel()
+    return rows.T

@@ -1,20 +1,21 @@
 """The service on a socket: uvicorn, with the limits on connections that an application cannot see.
 
-uvicorn reads and writes; this module adds what it leaves open: a cap on connections, a deadline for clients
-that connect and say nothing (or half a head), one for clients that leave an answer unread, and TLS files
-that are checked before anything listens.
+uvicorn reads and writes; this module adds what it leaves open: a cap on connections that counts from their acceptance
+on, a deadline for clients that connect and say nothing (half a handshake, half a head), one for clients that leave an
+answer unread, and TLS files that are checked before anything listens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
-import socket
 import ssl
 import time
+from asyncio import sslproto
 
 import h11
 import uvicorn
@@ -22,13 +23,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.he.admission import Limits
-from tfprivacy_lab.he.observation import LOGGER, JsonLines, Observed
+from tfprivacy_lab.he.connections import Connections, descriptors_for, listen
+from tfprivacy_lab.he.observation import LOGGER, JsonLines, Observed, Quota
 from tfprivacy_lab.he.openapi import PROBLEM_TYPE, REFUSALS
 from tfprivacy_lab.he.service import make_app
 
 _KEEP_ALIVE_SECONDS = 5
 _WATCH_SECONDS = 0.5
 _LARGEST_HEAD_BYTES = 16 * 1024
+_TLS_BUFFER_BYTES = 32 * 1024
+"""Read at a time; asyncio's 256 KiB for every connection that has yet said nothing would be the largest part of it."""
 
 
 def serve(
@@ -41,7 +45,7 @@ def serve(
     certificate=None,
     private_key=None,
     on_ready,
-    replies: str = "any",
+    replies: str = "sanitized",
 ) -> dict:
     """Answer queries until SIGTERM or SIGINT; then finish what is in flight.
 
@@ -53,7 +57,7 @@ def serve(
         certificate: PEM file with the certificate chain, or None for plain HTTP.
         private_key: PEM file with its key, not encrypted; None if the certificate's file holds it.
         on_ready: Called with the URL once connections are taken.
-        replies: As :class:`~tfprivacy_lab.he.server.Server` takes it.
+        replies: "sanitized" refuses queries whose replies would give the head away; "any" answers them too.
 
     Returns:
         ``url`` and the number of ``requests`` that were answered.
@@ -61,14 +65,20 @@ def serve(
     Raises:
         InputError: naming the head, the address or the TLS file.
     """
+    check_positive_int("port", port, at_least=0, at_most=65535)
     context = _tls_context(certificate, private_key)
     app = make_app(kernel, bias, limits, replies)
-    with _listening_socket(host, port) as listening, _logging_to_stderr():
+    with listen(host, port) as listening, _logging_to_stderr():
+        refusal = b"" if context else _refusal(503, "Too many connections; try again later.", "Retry-After: 1\r\n")
+        connections = Connections(
+            descriptors_for(limits.max_connections), refusal, lambda reason: app.figures.cut.labels(reason).inc()
+        )
+        listening.connections = connections
         shown = f"[{host}]" if ":" in host else host
         url = f"{'https' if context else 'http'}://{shown}:{listening.getsockname()[1]}"
         config = uvicorn.Config(
             app,
-            http=_protocol(limits),
+            http=_protocol(limits, connections),
             ws="none",
             loop="asyncio",
             lifespan="on",
@@ -83,7 +93,10 @@ def serve(
         )
         config.load()
         config.ssl = context
-        server = _Service(config, app, lambda: on_ready(url))
+        server = _Service(config, app, limits, connections, lambda: on_ready(url))
+        gc.collect()
+        gc.freeze()  # so that looking for what connections leave behind is cheap
+        sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES
         asyncio.run(server.serve(sockets=[listening]))
         return {"url": url, "requests": server.server_state.total_requests}
 
@@ -91,9 +104,9 @@ def serve(
 class _Service(uvicorn.Server):
     """uvicorn's server, with a clean end on SIGTERM and a watch over idle connections."""
 
-    def __init__(self, config, app: Observed, on_ready):
+    def __init__(self, config, app: Observed, limits: Limits, connections: Connections, on_ready):
         super().__init__(config)
-        self._app, self._on_ready = app, on_ready
+        self._app, self._limits, self._opened, self._on_ready = app, limits, connections, on_ready
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -126,34 +139,44 @@ class _Service(uvicorn.Server):
     async def _end_idle_connections(self) -> None:
         while True:
             now = time.monotonic()
+            self._opened.end_late_handshakes(now, self._limits.header_seconds)
             for connection in list(self.server_state.connections):
                 connection.end_if_idle(now)
             await asyncio.sleep(_WATCH_SECONDS)
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
+def _protocol(limits: Limits, opened: Connections) -> type[H11Protocol]:
     """uvicorn's protocol under these limits."""
 
     class LimitedProtocol(H11Protocol):
-        idle_since: float | None = None
+        _idle_since: float | None = None
+
+        @property
+        def idle_since(self) -> float | None:
+            """Since when no request has been answered, or an answer has lain unread; None while one is answered."""
+            if self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing():
+                self._idle_since = None
+            elif self._idle_since is None:
+                self._idle_since = time.monotonic()
+            return self._idle_since
 
         def connection_made(self, transport) -> None:
             super().connection_made(transport)
-            self.idle_since = time.monotonic()
-            if len(self.connections) > limits.max_connections:
-                self._refuse(503, "Too many connections; try again later.", b"Retry-After: 1\r\n")
+            self._idle_since = time.monotonic()
+            opened.ready(transport, self)
 
         def data_received(self, data: bytes) -> None:
             if not self.transport.is_closing():
                 super().data_received(data)
 
         def on_response_complete(self) -> None:
-            self.idle_since = time.monotonic()
+            self._idle_since = time.monotonic()
             super().on_response_complete()
 
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                self._refuse(400, msg)
+                self.transport.write(_refusal(400, msg))
+                self.transport.close()
             else:
                 self.transport.abort()
 
@@ -161,36 +184,21 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             if not self.transport.is_closing():
                 super().shutdown()
 
-        def _refuse(self, status: int, detail: str, extra: bytes = b"") -> None:
-            """An answer without a request, and the end of the connection."""
-            value = {"type": "about:blank", "title": REFUSALS[status], "status": status, "detail": detail}
-            body = json.dumps(value).encode()
-            head = f"HTTP/1.1 {status} Refused\r\nContent-Type: {PROBLEM_TYPE}\r\nContent-Length: {len(body)}\r\n"
-            self.transport.write(head.encode() + extra + b"Connection: close\r\n\r\n" + body)
-            self.transport.close()
-
         def end_if_idle(self, now: float) -> None:
-            """Abort when no request is being answered, or an answer lies unread, for too long."""
-            busy = self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
-            if busy:
-                self.idle_since = None
-            elif self.idle_since is None:
-                self.idle_since = now
-            elif now - self.idle_since > limits.header_seconds:
+            """Abort when it has been idle for too long."""
+            since = self.idle_since
+            if since is not None and now - since > limits.header_seconds:
                 self.transport.abort()
 
     return LimitedProtocol
 
 
-def _listening_socket(host: str, port: int) -> socket.socket:
-    """Bound, so that a taken port is known before anything starts."""
-    check_positive_int("port", port, at_least=0, at_most=65535)
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address, family=family, backlog=1024)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"Cannot listen on host={host!r}, port={port}: {reason}; name another.") from error
+def _refusal(status: int, detail: str, more: str = "") -> bytes:
+    """An answer without a request, before the connection ends."""
+    value = {"type": "about:blank", "title": REFUSALS[status], "status": status, "detail": detail}
+    body = json.dumps(value)
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: {PROBLEM_TYPE}\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}{more}Connection: close\r\n\r\n{body}".encode()
 
 
 def _tls_context(certificate, private_key) -> ssl.SSLContext | None:
@@ -217,6 +225,7 @@ def _logging_to_stderr():
     """The service's log lines as JSON on stderr, while it serves."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
+    handler.addFilter(Quota())
     loggers = [LOGGER, logging.getLogger("uvicorn.error"), logging.getLogger("asyncio")]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:

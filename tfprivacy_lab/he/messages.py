@@ -66,6 +66,7 @@ PUBLIC_KEY_PREFIX_BYTES = 113
 _KINDS = {KEY: "private key file", QUERY: "query", REPLY: "reply"}
 _SETS = {"bfv": 1, "ckks": 2, "bfv-sanitized": 3, "ckks-sanitized": 4}
 _HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidHHI")
+HEADER_BYTES = _HEADER.size
 _NO_ID = bytes(ID_BYTES)
 
 
@@ -102,7 +103,7 @@ class Header:
     @property
     def message_bytes(self) -> int:
         """Length of the whole message."""
-        return _HEADER.size + self.body_bytes + DIGEST_BYTES
+        return HEADER_BYTES + self.body_bytes + DIGEST_BYTES
 
     @property
     def ciphertexts(self) -> tuple[int, int]:
@@ -121,15 +122,23 @@ class Header:
 def pack(header: Header, body) -> bytes:
     """One message: header, body, digest.
 
+    Args, Returns: as :func:`pack_pieces`, of one piece.
+    """
+    return pack_pieces(header, [body])
+
+
+def pack_pieces(header: Header, pieces) -> bytes:
+    """One message of a body that comes in pieces, each of whole polynomials; no two of them are held at a time.
+
     Args:
         header: Kind, parameters, ids and shape.
-        body: A contiguous bytes-like object or array of ``header.expanded_bytes`` bytes.
+        pieces: Contiguous bytes-like objects or arrays, ``header.expanded_bytes`` bytes together.
 
     Returns:
         The bytes.
     """
-    pinned = header.parameters
-    head = _HEADER.pack(
+    pinned, message = header.parameters, bytearray(header.message_bytes)
+    message[:HEADER_BYTES] = _HEADER.pack(
         MAGIC,
         VERSION,
         header.kind,
@@ -148,12 +157,18 @@ def pack(header: Header, body) -> bytes:
         header.residue_bits,
         header.features,
     )
-    if header.residue_bits != 64:
-        body = compressed(np.frombuffer(body, "<u8"), header.residue_bits)
-    view = memoryview(body).cast("B")
-    digest = hashlib.sha256(head)
-    digest.update(view)
-    return b"".join([head, view, digest.digest()])
+    end = HEADER_BYTES
+    for piece in pieces:
+        if header.residue_bits != 64:
+            piece = compressed(np.frombuffer(piece, "<u8"), header.residue_bits)
+        view = memoryview(piece).cast("B")
+        message[end : end + len(view)] = view
+        end += len(view)
+        del piece, view
+    if end + DIGEST_BYTES != len(message):
+        raise ValueError(f"Expected a body of {header.body_bytes} bytes, got {end - HEADER_BYTES}.")
+    message[end:] = hashlib.sha256(memoryview(message)[:end]).digest()
+    return bytes(message)
 
 
 def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
@@ -170,25 +185,39 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
     Raises:
         InputError: one line with the name, what differs, and the remedy.
     """
+    header = parse_header(data, kind, name)
+    data = memoryview(data).cast("B")
+    check_length(header, len(data), name)
+    if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
+        raise InputError(f"Expected {name} to match its SHA-256 digest: it is damaged; make or copy it again.")
+    return header, data[HEADER_BYTES:-DIGEST_BYTES]
+
+
+def parse_header(data, kind: int, name: str) -> Header:
+    """What a message says of itself in its first ``HEADER_BYTES`` bytes; nothing tells yet that it is undamaged.
+
+    Args, Raises: as :func:`parse`.
+    """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise InputError(f"Expected {name} as bytes, got {type(data).__name__}.")
     data = memoryview(data).cast("B")
     _check_magic_and_kind(data, kind, name)
-    fields = _HEADER.unpack(data[: _HEADER.size])
+    fields = _HEADER.unpack(data[:HEADER_BYTES])
     if fields[14] >= len(PACKINGS):
         raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {fields[14]}.")
     parameters = _check_parameters(fields[3:8], name)
     header = Header(kind, parameters, *fields[8:14], PACKINGS[fields[14]], fields[16], fields[15])
     _check_shape(header, name)
-    expected = header.message_bytes
-    if len(data) != expected:
+    return header
+
+
+def check_length(header: Header, length: int, name: str) -> None:
+    """Refuse a message of another length than its header says."""
+    if length != header.message_bytes:
         raise InputError(
-            f"Expected {name} to be {expected} bytes as its header says, got {len(data)}: truncated or damaged; "
-            "make or copy it again."
+            f"Expected {name} to be {header.message_bytes} bytes as its header says, got {length}: truncated or "
+            "damaged; make or copy it again."
         )
-    if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
-        raise InputError(f"Expected {name} to match its SHA-256 digest: it is damaged; make or copy it again.")
-    return header, data[_HEADER.size : -DIGEST_BYTES]
 
 
 def residues(header: Header, body, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -228,7 +257,7 @@ def _check_magic_and_kind(data: memoryview, kind: int, name: str) -> None:
     wanted = _KINDS[kind]
     if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)] or len(data) == 0:
         raise InputError(f"Expected {name} to be a {wanted} of this package, got other bytes (no {MAGIC.decode()}).")
-    if len(data) < _HEADER.size + DIGEST_BYTES:
+    if len(data) < HEADER_BYTES:
         raise InputError(f"Expected {name} to hold a header, got {len(data)} bytes: truncated; make or copy it again.")
     version, got = struct.unpack_from("<HB", data, len(MAGIC))
     if version != VERSION:

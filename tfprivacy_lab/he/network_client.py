@@ -28,7 +28,7 @@ class NetworkClient:
         but for the number of samples.
 
     Not covered: who reads this process's memory; whether the server used the right network; what a decrypted value
-        tells once it is passed on (never send decrypted CKKS values to the server, Li and Micciancio 2021).
+        tells once it is passed on (never to the server: a malicious one reads the secret key from it).
     """
 
     def __init__(self, public: PublicPlan):

@@ -10,7 +10,7 @@ BFV's layers are the same products; its scaled square is SEAL's, in worker proce
 Guarantee: the server learns of the inputs only the number of samples, while the encryption stands.
 
 Not covered: a server that uses another network; the weights' secrecy from the holder of the key (replies are not
-    sanitised); decrypted CKKS values that come back (Li and Micciancio 2021).
+    sanitised); decrypted values that come back, from which a malicious server reads the key.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """What an operator sees of the service: request ids, one log line a request, and metrics. Never a body.
 
 A log line is one JSON object: time, level, logger, message; for a request also request_id, method, route,
-status, bytes_in (announced), bytes_out, seconds. Addresses, query strings and header values are left out.
+status, samples (of a query that was taken on), bytes_in (announced), bytes_out, seconds. Addresses, query strings and
+header values are left out. Lines that anyone can cause for nothing are limited in number (:class:`Quota`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 import uuid
@@ -42,6 +44,36 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class Quota(logging.Filter):
+    """Lets so many lines of a kind through in so many seconds; the next one says how many were left out.
+
+    A kind is a logger, a level and a message; of requests also route and status. Answered queries are all logged.
+    """
+
+    def __init__(self, lines: int = 20, seconds: float = 10.0, now=time.monotonic):
+        super().__init__()
+        self._lines, self._seconds, self._now = lines, seconds, now
+        self._seen: dict[tuple, list] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        fields = getattr(record, "fields", {})
+        if fields.get("samples") and fields["status"] == 200:
+            return True
+        kind = (record.name, record.levelno, record.msg, fields.get("route"), fields.get("status"))
+        seen, now = self._seen.setdefault(kind, [-math.inf, 0, 0]), self._now()
+        if now - seen[0] >= self._seconds:
+            seen[0], seen[1] = now, 0
+        if seen[1] >= self._lines:
+            seen[2] += 1
+            return False
+        seen[1] += 1
+        if seen[2]:
+            record.fields = {**fields, "left_out": seen[2]}
+            seen[2] = 0
+        return True
+
+
 class Figures:
     """The metrics of one service, in a registry of its own."""
 
@@ -54,6 +86,10 @@ class Figures:
         )
         self.evaluating = Histogram("he_evaluate_seconds", "In a worker.", registry=registry, buckets=_SECONDS)
         self.received = Counter("he_query_bytes", "Bodies of queries read.", registry=registry)
+        self.samples = Counter("he_samples", "Samples of queries that were answered.", registry=registry)
+        self.cut = Counter(
+            "he_connections_cut", "Connections refused or ended, by reason.", ("reason",), registry=registry
+        )
         self.sent = Counter("he_reply_bytes", "Bodies of answers written.", registry=registry)
         self.shed = Counter("he_shed", "Queries refused with 503, by limit.", ("limit",), registry=registry)
         for name, text, value in (
@@ -122,6 +158,7 @@ class Observed:
             "method": scope["method"] if scope["method"] in _METHODS else "other",
             "route": route,
             "status": status,
+            "samples": scope.get("samples"),
             "bytes_in": int(announced) if announced.isdigit() and len(announced) < 19 else None,
             "bytes_out": seen["bytes_out"],
             "seconds": round(seconds, 6),

@@ -5,13 +5,15 @@ from __future__ import annotations
 PROBLEM_TYPE = "application/problem+json"
 OCTETS = "application/octet-stream"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PUBLISHED_LIMITS = ("max_body_bytes", "max_reply_bytes", "max_samples", "max_requests")
+"""Limits that clients are told."""
 
 REFUSALS = {
-    400: "No valid HTTP, or a body of another length than announced",
+    400: "No valid HTTP, two lengths, or a body of another length than announced",
     405: "Another method",
     408: "The body did not arrive in time",
     411: "No Content-Length",
-    413: "A body above max_body_bytes",
+    413: "A query above max_body_bytes or max_samples, or whose reply would be above max_reply_bytes",
     415: "Another Content-Type than application/octet-stream",
     422: "No query that this head can answer: damaged, of another width or parameter set",
     500: "A fault of the service",
@@ -64,7 +66,11 @@ def describe(version: str) -> dict:
         "description": "Repeating a request is safe: each answer decrypts to the same logits (CKKS: within its bound).",
         "parameters": [{"$ref": "#/components/parameters/RequestId"}],
         "requestBody": {"required": True, "description": "What the client's encrypt wrote", "content": octets},
-        "responses": {"200": _response("The reply, for the client's decrypt", octets)}
+        "responses": {
+            "200": _response(
+                "The reply, for the client's decrypt", octets, **{"X-Samples": "How many samples it holds"}
+            )
+        }
         | _refusals(400, 405, 408, 411, 413, 415, 422, 500, 503, 504),
     }
     return {
@@ -100,9 +106,7 @@ def describe(version: str) -> dict:
             "schemas": {
                 "Problem": _object(type="string", title="string", status="integer", detail="string"),
                 "Health": health,
-                "Head": _object(
-                    features="integer", classes="integer", max_body_bytes="integer", max_requests="integer"
-                ),
+                "Head": _object(features="integer", classes="integer", **dict.fromkeys(PUBLISHED_LIMITS, "integer")),
             },
         },
     }

@@ -86,6 +86,12 @@ def modular_matmul(weights: np.ndarray, residues: np.ndarray, modulus: int) -> n
     return result
 
 
+def matmul_scratch_bytes(shape: tuple[int, int], columns: int) -> int:
+    """What :func:`modular_matmul` of weights (c, d) and so many columns holds at most beside operands and result."""
+    chunk = min(columns, max(1, _CHUNK_ELEMENTS // max(shape)))
+    return 8 * chunk * (3 * shape[1] + 4 * shape[0])
+
+
 def _join_limbs(low: np.ndarray, high: np.ndarray, modulus: int) -> np.ndarray:
     """``(high * 2**27 + low) mod modulus`` without leaving int64: three shifts by 9 bits."""
     high %= modulus

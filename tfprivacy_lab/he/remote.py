@@ -138,6 +138,8 @@ class Service:
                 f"Cannot trust {self.url}: {_line(error.verify_message)}; name the certificate authority's file, "
                 "or ask who runs the service."
             ) from error
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise _PassingError(_line(error.reason or error)) from error
         except ssl.SSLError as error:
             raise InputError(f"Cannot speak TLS with {self.url}: {_line(error.reason or error)}.") from error
         except socket.gaierror as error:

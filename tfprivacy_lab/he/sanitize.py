@@ -20,7 +20,7 @@ column, to a factor of two.
 
 Not covered: a client that makes its public key otherwise: under a = 0 nothing is hidden; a query that holds more than
 features: its "logits" are other sums of the weights, as many a sample; and what the logits themselves tell: d + 1
-chosen queries give a linear head away exactly.
+chosen samples give a linear head away, and half as many where two weights fit one logit.
 """
 
 from __future__ import annotations

@@ -27,15 +27,17 @@ from pathlib import Path
 import numpy as np
 
 from tfprivacy_lab import files
-from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.checks import InputError, check_choice, check_positive_int
 from tfprivacy_lab.he import messages
+from tfprivacy_lab.he.parameters import MAX_MESSAGE_BYTES
 from tfprivacy_lab.he.quantize import check_head
-from tfprivacy_lab.he.server import Server
+from tfprivacy_lab.he.server import REPLIES, Server
 
 HEAD_FILE = "head.json"
 SUFFIX = ".reply"
 _CONNECT_SECONDS = 20
 _SHOWN = 5
+_LONGEST_NAME = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Outcome:
         """Refuse an outcome with failures, naming them."""
         if self.failures:
             total = self.scored + self.finished + len(self.failures)
-            named = "; ".join(f"{name}: {reason}" for name, reason in list(self.failures.items())[:_SHOWN])
+            named = "; ".join(f"{_shown(name)}: {reason}" for name, reason in list(self.failures.items())[:_SHOWN])
             more = f"; and {len(self.failures) - _SHOWN} more" if len(self.failures) > _SHOWN else ""
             raise InputError(
                 f"{len(self.failures)} of {total} queries were not scored, the others were: {named}{more}. "
@@ -64,15 +66,19 @@ class Outcome:
             )
 
 
-def score(head, queries, out, *, jobs: int = 0, cluster: str | None = None, on_progress=None) -> Outcome:
+def score(
+    head, queries, out, *, jobs: int = 0, cluster: str | None = None, replies: str = "sanitized", on_progress=None
+) -> Outcome:
     """Answer many queries, each in a file.
 
     Args:
         head: ``.npz`` file with kernel (d, c) and bias (c,).
-        queries: A folder (its files; hidden ones and folders in it are passed over), or a list of files.
+        queries: A folder (its files; hidden ones and folders in it are passed over), or a list of files. Regular files
+            only: a pipe, a device or a link is a failure of its own.
         out: Folder of replies, ``NAME.reply`` each; new, empty, or of an earlier run with this head.
         jobs: Processes on this machine; 0 takes one a processor. Not with a cluster.
         cluster: Address of a Dask scheduler, ``tcp://HOST:PORT``; its workers see the same files.
+        replies: "sanitized" refuses queries whose replies would give the head away; "any" answers them too.
         on_progress: Called with a line of text now and then.
 
     Returns:
@@ -83,19 +89,22 @@ def score(head, queries, out, *, jobs: int = 0, cluster: str | None = None, on_p
             workers die.
     """
     check_positive_int("jobs", jobs, at_least=0)
+    check_choice("replies", replies, REPLIES)
     head = Path(head).absolute()
     digest = _head_digest(head)
     queries = _query_files(queries)
     out = Path(out).absolute()
     places = {query: out / (query.name + SUFFIX) for query in queries}
     with _owned_folder(out, digest, places.values()):
-        waiting, failures = [], {}
+        waiting, failures = [], {query.name: reason for query in places if (reason := _too_long(query.name))}
         for query, reply in places.items():
+            if query.name in failures:
+                continue
             if os.path.lexists(reply):
                 if not _answers(reply, query):
-                    failures[query.name] = f"{reply} is there and does not answer it; it is left as it is"
+                    failures[query.name] = f"{_shown(str(reply))} is there and does not answer it; it is left as it is"
             else:
-                waiting.append((str(head), digest, str(query), str(reply)))
+                waiting.append((str(head), digest, str(query), str(reply), replies))
         finished = len(places) - len(waiting) - len(failures)
         run = functools.partial(_run_local, jobs) if cluster is None else functools.partial(_run_cluster, cluster)
         results = run(waiting, on_progress) if waiting else []
@@ -103,7 +112,7 @@ def score(head, queries, out, *, jobs: int = 0, cluster: str | None = None, on_p
     return Outcome(len(waiting) - sum(1 for _, reason in results if reason), finished, failures)
 
 
-def score_one(head: str, digest: str, query: str, reply: str) -> tuple[str, str]:
+def score_one(head: str, digest: str, query: str, reply: str, replies: str = "sanitized") -> tuple[str, str]:
     """Answer one query, in a worker: ``(name, "")``, or the name and what is wrong with it.
 
     Args:
@@ -111,29 +120,47 @@ def score_one(head: str, digest: str, query: str, reply: str) -> tuple[str, str]
         digest: What it must hold.
         query: The query's file.
         reply: Where the reply goes.
+        replies: Which are given, as in :func:`score`.
     """
     name = Path(query).name
     try:
-        answer = _server(head, digest).evaluate(files.read_bytes(query, "query"), name)
+        answer = _server(head, digest, replies).evaluate(_read(query, "query"), _shown(name))
         try:
             files.write_bytes(reply, answer, overwrite=False)
         except InputError:
             # A worker that was given up for dead, or an earlier try of this one, was here first.
             if not _answers(Path(reply), Path(query)):
                 raise
-    except (InputError, MemoryError) as error:
+    except (InputError, OSError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         return name, f"{reason.rstrip('.')} (on {socket.gethostname()})"
     return name, ""
 
 
+def _too_long(name: str) -> str:
+    """Why no reply can have the name that belongs to this query's, or nothing."""
+    over = len(os.fsencode(name + SUFFIX)) - _LONGEST_NAME
+    return f"its name leaves no room for {SUFFIX!r}: shorten it by {over} bytes" if over > 0 else ""
+
+
 @functools.lru_cache(maxsize=2)
-def _server(head: str, digest: str) -> Server:
+def _server(head: str, digest: str, replies: str) -> Server:
     """One server a process and head, so that a head is read and quantised once."""
     if _head_digest(head) != digest:
         raise InputError(f"Expected {head} to be the head that scoring began with, got another.")
     arrays = files.read_arrays(head, "head", ("kernel", "bias"))
-    return Server(arrays["kernel"], arrays["bias"])
+    return Server(arrays["kernel"], arrays["bias"], replies)
+
+
+def _read(path, what: str) -> bytes:
+    """A message's file: regular, and no larger than a message can be."""
+    return files.read_regular(path, what, MAX_MESSAGE_BYTES + messages.HEADER_BYTES + messages.DIGEST_BYTES + 2**20)
+
+
+def _shown(name: str) -> str:
+    """A file's name, whatever its bytes, fit for a line."""
+    name = name.encode(errors="surrogateescape").decode(errors="replace")
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _head_digest(path) -> str:
@@ -188,7 +215,7 @@ def _owned_folder(out: Path, digest: str, places):
         _check_owner(out, {"head": digest})
         yield
         for place in places:
-            for partial in out.glob(f".{_escaped(place.stem)}.*.partial{SUFFIX}"):
+            for partial in out.glob(f".{_escaped(files.partial_stem(place))}.*.partial{SUFFIX}"):
                 partial.unlink(missing_ok=True)
     finally:
         os.close(handle)
@@ -216,8 +243,8 @@ def _escaped(name: str) -> str:
 def _answers(reply: Path, query: Path) -> bool:
     """Whether a file is a whole reply to this query."""
     try:
-        sent, _ = messages.parse(files.read_bytes(query, "query"), messages.QUERY, "query")
-        got, _ = messages.parse(files.read_bytes(reply, "reply"), messages.REPLY, "reply")
+        sent, _ = messages.parse(_read(query, "query"), messages.QUERY, "query")
+        got, _ = messages.parse(_read(reply, "reply"), messages.REPLY, "reply")
     except InputError:
         return False
     return (sent.key_id, sent.query_id, sent.samples) == (got.key_id, got.query_id, got.samples)

@@ -6,8 +6,8 @@ and pins its parameters.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,15 @@ import numpy as np
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he import messages
 from tfprivacy_lab.he.coefficients import PreparedHead
-from tfprivacy_lab.he.packing import add_modular, bias_residues, modular_matmul
+from tfprivacy_lab.he.compression import CHUNK_ROWS, ROW
+from tfprivacy_lab.he.packing import add_modular, bias_residues, matmul_scratch_bytes, modular_matmul
 from tfprivacy_lab.he.parameters import PARAMETERS
+from tfprivacy_lab.he.prepared import PreparedHeads
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
 from tfprivacy_lab.he.sanitize import Sanitizer
 
 REPLIES = ("any", "sanitized")
-_CACHED_HEADS = 8
+_SMALL_BYTES = 2**20
 
 
 class _Batched(NamedTuple):
@@ -31,6 +33,10 @@ class _Batched(NamedTuple):
     weights: np.ndarray
     offsets: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        return self.head.kernel.nbytes + self.weights.nbytes + self.offsets.nbytes
+
 
 class _Coefficient(NamedTuple):
     """A head as polynomials, and what sanitises its replies, or None."""
@@ -38,6 +44,27 @@ class _Coefficient(NamedTuple):
     head: QuantizedHead
     prepared: PreparedHead
     sanitizer: Sanitizer | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.head.kernel.nbytes + self.prepared.nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a query takes, as its header tells.
+
+    Args:
+        samples: How many it holds.
+        reply_bytes: Length of its reply.
+        working_bytes: What its evaluation holds at most beside the query's bytes, the reply included.
+        key: Which prepared head it meets.
+    """
+
+    samples: int
+    reply_bytes: int
+    working_bytes: int
+    key: tuple = ()
 
 
 class Server:
@@ -62,15 +89,16 @@ class Server:
 
     Not covered: a server that does not use this head, or answers wrongly (nothing proves what it
         computed). Replies that are not sanitised: their c1, unused coefficients and noise depend on the weights, so
-        one reply can give them away. A linear head falls to about d + 1 chosen queries whatever the encryption. What
-        logits tell about training data is the matter of differential privacy. Never let a client's decrypted CKKS
-        values come back to the server (Li and Micciancio 2021).
+        one reply can give them away. A linear head falls to d + 1 chosen samples whatever the encryption, and to
+        d / 2 + 1 where a logit has room for two weights: one query may hold them all. What logits tell about training
+        data is the matter of differential privacy. Nothing that a client decrypts, under any set, may come back to the
+        server: a malicious one learns the secret key from it.
     """
 
     def __init__(self, kernel, bias=None, replies: str = "any"):
         self._kernel, self._bias = check_head(kernel, bias)
         self._replies = check_choice("replies", replies, REPLIES)
-        self._prepared = functools.lru_cache(maxsize=_CACHED_HEADS)(self._prepare)
+        self._prepared = PreparedHeads(self._prepare)
 
     def __repr__(self) -> str:
         return f"Server(features={self._kernel.shape[0]}, classes={self._kernel.shape[1]})"
@@ -90,6 +118,50 @@ class Server:
                 could overflow at the query's step.
         """
         header, body = messages.parse(query, messages.QUERY, name)
+        answer = self._answer(header, name)
+        residues, public_key = messages.residues(header, body, name)
+        prepared = self._for_query(header, name)
+        answer = dataclasses.replace(answer, weight_scale=prepared.head.weight_scale)
+        if header.packing == "batched":
+            return messages.pack_pieces(answer, (_answer_batched(block, prepared) for block in residues))
+        factors = [] if public_key is None else _factors(public_key, prepared)
+        return messages.pack_pieces(answer, (_answer_coefficients(sample[0], factors, prepared) for sample in residues))
+
+    def cost(self, start: bytes, length: int, name: str = "query") -> Cost:
+        """What a query will take, before it is there.
+
+        Args:
+            start: Its first ``messages.HEADER_BYTES`` bytes.
+            length: How many it will have.
+            name: What to call it in an error.
+
+        Raises:
+            InputError: if it could not be answered whatever follows.
+        """
+        header = messages.parse_header(start, messages.QUERY, name)
+        messages.check_length(header, length, name)
+        answer = self._answer(header, name)
+        piece = answer.expanded_bytes // answer.ciphertexts[0]
+        working, beside = answer.message_bytes + _SMALL_BYTES, piece
+        if header.residue_bits != 64:
+            working += header.expanded_bytes + 3 * min(8 * ROW * CHUNK_ROWS, max(header.expanded_bytes, piece))
+            beside *= 2
+        if header.packing == "batched":
+            beside += matmul_scratch_bytes(self._kernel.T.shape, piece // (8 * answer.columns))
+        working += max(beside, answer.message_bytes)
+        return Cost(header.samples, answer.message_bytes, working, _key(header))
+
+    def is_prepared(self, cost: Cost) -> bool:
+        """Whether the head is there in the form that a query of this cost meets, or known to have none."""
+        return cost.key in self._prepared
+
+    def prepare(self, cost: Cost) -> None:
+        """Make it, so that queries of this cost are answered without delay; a head that has no such form is noted."""
+        with contextlib.suppress(InputError):
+            self._prepared.get(cost.key)
+
+    def _answer(self, header: messages.Header, name: str) -> messages.Header:
+        """The header of a query's reply, but for the weight scale, if this server answers it."""
         features, classes = self._kernel.shape
         if header.columns != features:
             raise InputError(f"Expected {name} of {features} features, as the head's kernel has, got {header.columns}.")
@@ -113,19 +185,12 @@ class Server:
             header.residue_bits,
         )
         messages.check_size(answer, name)
-        residues, public_key = messages.residues(header, body, name)
-        prepared = self._for_query(header, name)
-        reply = np.empty((*answer.ciphertexts, *answer.ciphertext_shape), dtype="<u8")
-        if header.packing == "batched":
-            _answer_batched(residues, prepared, reply)
-        else:
-            _answer_coefficients(residues, public_key, prepared, reply)
-        return messages.pack(dataclasses.replace(answer, weight_scale=prepared.head.weight_scale), reply)
+        return answer
 
     def _for_query(self, header: messages.Header, name: str):
         """The head prepared for a query; whoever sent it does not learn the magnitudes that a refusal is about."""
         try:
-            return self._prepared(header.parameters.name, header.step_exponent, header.packing)
+            return self._prepared.get(_key(header))
         except InputError:
             raise InputError(
                 f"Expected {name} of features in a larger range: at a step of 2**{header.step_exponent} the head could "
@@ -134,7 +199,7 @@ class Server:
 
     def quantized_head(self, scheme: str, step_exponent: int, packing: str = "batched") -> QuantizedHead:
         """The integer head that answers queries of this parameter set, step and packing, with its error bound."""
-        return self._prepared(scheme, step_exponent, packing).head
+        return self._prepared.get((scheme, step_exponent, packing)).head
 
     def _prepare(self, scheme: str, step_exponent: int, packing: str):
         """The integer head as its packing wants it."""
@@ -147,22 +212,29 @@ class Server:
         return _Coefficient(head, prepared, Sanitizer(prepared) if parameters.sanitizes else None)
 
 
-def _answer_batched(residues: np.ndarray, prepared: _Batched, reply: np.ndarray) -> None:
-    """Blocks (blocks, d, 2, 1, N) times the head, into the reply (blocks, c, 2, 1, N)."""
+def _key(header: messages.Header) -> tuple:
+    """Which prepared head a query meets."""
+    return header.parameters.name, header.step_exponent, header.packing
+
+
+def _factors(public_key: np.ndarray, prepared: _Coefficient) -> list:
+    """A client's public key (2, primes, N) as factors, for every prime."""
+    return [way.factor(public_key[:, k]) for k, way in enumerate(prepared.prepared.transforms)]
+
+
+def _answer_batched(block: np.ndarray, prepared: _Batched) -> np.ndarray:
+    """A block (d, 2, 1, N) times the head: (c, 2, 1, N)."""
     modulus = prepared.head.parameters.modulus
-    for block, result in zip(residues, reply, strict=True):
-        result[:] = modular_matmul(prepared.weights, block.reshape(len(block), -1), modulus).reshape(result.shape)
-        add_modular(result[:, 0, 0], prepared.offsets, modulus)
+    result = modular_matmul(prepared.weights, block.reshape(len(block), -1), modulus).reshape(-1, *block.shape[1:])
+    add_modular(result[:, 0, 0], prepared.offsets, modulus)
+    return result
 
 
-def _answer_coefficients(residues: np.ndarray, public_key, prepared: _Coefficient, reply: np.ndarray) -> None:
-    """Samples (samples, 1, 2, primes, N) times the head, into the reply (samples, products, 2, primes, N)."""
-    head = prepared.prepared
-    if prepared.sanitizer is not None:
-        factors = [way.factor(public_key[:, k]) for k, way in enumerate(head.transforms)]
-    for ciphertext, result in zip(residues, reply, strict=True):
-        result[:] = head.products_of(ciphertext[0])
-        if prepared.sanitizer is None:
-            head.add_bias(result)
-        else:
-            prepared.sanitizer.add_to(result, factors)
+def _answer_coefficients(ciphertext: np.ndarray, factors: list, prepared: _Coefficient) -> np.ndarray:
+    """A sample (2, primes, N) times the head: (products, 2, primes, N)."""
+    result = prepared.prepared.products_of(ciphertext)
+    if prepared.sanitizer is None:
+        prepared.prepared.add_bias(result)
+    else:
+        prepared.sanitizer.add_to(result, factors)
+    return result

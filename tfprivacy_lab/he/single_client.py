@@ -23,7 +23,7 @@ class SlotClient:
     Guarantee: the query hides the sample, also from who holds the evaluation keys, at 128-bit security.
 
     Not covered: who reads this process's memory; whether the server used the right network; decrypted values that
-        are passed on (never send them to the server, Li and Micciancio 2021).
+        are passed on (never to the server: a malicious one reads the secret key from them).
     """
 
     def __init__(self, public: PublicSinglePlan | PublicSlotHead):
