@@ -33,7 +33,7 @@ def free_ports(count):
 class Group:
     """A job, each party's file, and processes to start."""
 
-    def __init__(self, folder, world=SEMI2K, steps=400, tls=False, rows=4):
+    def __init__(self, folder, world=SEMI2K, steps=20, tls=False, rows=4):
         self.folder, self.world = folder, world
         rng = np.random.default_rng(0)
         x = rng.uniform(0, 0.5, (rows, 2))

@@ -84,18 +84,27 @@ def choose_sigmoid(bound: float, max_error: float = 1e-3, resolution: float = 0.
 
 
 def _fit(limit: float, clips: bool, max_error: float, resolution: float) -> Sigmoid | None:
-    nodes = np.cos((np.arange(4096) + 0.5) * np.pi / 4096)
-    all_coefficients = np.polynomial.chebyshev.chebfit(nodes, _odd(limit * nodes), 2 * _LARGEST_TERMS - 1)[1::2]
+    all_coefficients = _series(limit)
     grid = np.linspace(0, limit, _GRID)
     beyond = 1 / (1 + math.exp(limit)) if clips else 0.0
     for terms in range(1, _LARGEST_TERMS + 1):
         candidate = Sigmoid(limit, clips, tuple(map(float, all_coefficients[:terms])), 0.0)
         # Beyond the limit the value stays what it is there, and the sigmoid moves on by less than ``beyond``.
         # A thousandth more, for what lies between the grid's points.
+        rounding = candidate.rounding_error(resolution)
+        if rounding > max_error:
+            return None
         error = 1.001 * float(np.abs(candidate(grid) - 0.5 - _odd(grid)).max()) + beyond
-        if error + candidate.rounding_error(resolution) <= max_error:
+        if error + rounding <= max_error:
             return dataclasses.replace(candidate, error=error)
     return None
+
+
+@functools.lru_cache(256)
+def _series(limit: float) -> np.ndarray:
+    """Odd Chebyshev coefficients of the sigmoid less one half on [-limit, limit]."""
+    nodes = np.cos((np.arange(4096) + 0.5) * np.pi / 4096)
+    return np.polynomial.chebyshev.chebfit(nodes, _odd(limit * nodes), 2 * _LARGEST_TERMS - 1)[1::2]
 
 
 def _odd(z):
