@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -176,3 +177,18 @@ def test_no_claim_without_a_bound_on_a_rows_gradient():
 def test_a_name_twice_in_the_noise_is_refused():
     with pytest.raises(InputError, match=r"noise\.parties to be different names"):
         mpc.NoiseShares(("alice", "alice"), 1.0, 20)
+
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "parties.md"
+
+
+def test_the_page_names_every_field_and_its_job_is_one(tmp_path, monkeypatch):
+    text = PAGE.read_text()
+    table = text.split("## The job")[1].split("## The data file")[0]
+    fields = [field.name for kind in (Job, mpc.NoiseShares, mpc.NoiseClaim) for field in dataclasses.fields(kind)]
+    fields += [field.name for kind in (mpc.World, mpc.Layer, mpc.Training) for field in dataclasses.fields(kind)]
+    assert [name for name in fields if f"`{name}`" not in table and f'"{name}"' not in table] == []
+    monkeypatch.chdir(tmp_path)
+    written = {}
+    exec(text.split("```python\n")[1].split("```")[0].replace("\n   ", "\n").lstrip(), written)
+    assert Job.load("job.json") == written["job"]
