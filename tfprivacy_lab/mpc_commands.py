@@ -76,24 +76,33 @@ def _certificates(options) -> dict:
 
 def _party(options) -> dict:
     from tfprivacy_lab import files, mpc
-    from tfprivacy_lab.mpc import parties, processes
+    from tfprivacy_lab.mpc import parties, processes, row_ids
     from tfprivacy_lab.mpc.certificates import Credentials
 
     job = mpc.Job.load(options.job)
     credentials = None if options.certificates is None else Credentials.of_folder(options.certificates)
+    data = files.read_all_arrays(options.data, "data")
+    job.world.rank(options.me)
+    without = [what for what, ids in row_ids.of_party(job, options.me, data).items() if ids is None]
+    unmatched = f"not compared: no ids of the {' and '.join(without)}; give ids (query_ids) to have it done"
+    if without and not options.json:
+        options.note(f"order of rows {unmatched}")
     outcome, chosen = parties.run_party(
         job,
         options.me,
-        files.read_all_arrays(options.data, "data"),
+        data,
         _addresses(options.addresses),
         credentials=credentials,
+        listen=None if options.listen is None else _address("listen", options.listen),
         join_seconds=options.join_seconds,
+        wait_seconds=options.wait_seconds,
         on_step=None if options.json else lambda step: options.note(f"step {step} of {job.training.steps}"),
     )
     processes.write_outcome(options.out, outcome)
     return {
         "out": options.out,
         "trust": job.world.trust(tuple(job.features)),
+        "order_of_rows": unmatched if without else "compared by ids, or one party's own",
         "fraction_bits": chosen.arithmetic.fraction_bits,
         "field_bits": chosen.arithmetic.field_bits,
         "bytes_sent": outcome.traffic.bytes_sent,
@@ -107,11 +116,21 @@ def _addresses(text: str) -> dict[str, tuple[str, int]]:
     found = {}
     for part in text.split(","):
         name, _, address = part.partition("=")
-        host, _, port = address.rpartition(":")
-        if not name or not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise InputError(f"Expected addresses as NAME=HOST:PORT,..., got {part!r}.")
-        found[name.strip()] = (host, int(port))
+        name = name.strip()
+        if not name or name in found:
+            raise InputError(f"Expected addresses as NAME=HOST:PORT,..., each name once, got {part!r}.")
+        found[name] = _address("addresses", address)
     return found
+
+
+def _address(argument: str, text: str) -> tuple[str, int]:
+    """HOST:PORT, or [HOST]:PORT for an IPv6 address."""
+    host, _, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise InputError(f"Expected {argument} to have HOST:PORT (or [HOST]:PORT), got {text!r}.")
+    return host, int(port)
 
 
 def add(commands, command, note):
@@ -138,8 +157,12 @@ def add(commands, command, note):
     party.add_argument("--me", required=True, metavar="NAME")
     party.add_argument("--data", required=True, metavar="X.npz", help="this party's own arrays")
     party.add_argument("--addresses", required=True, metavar="NAME=HOST:PORT,...", help="every party's")
+    party.add_argument("--listen", metavar="HOST:PORT", help="bind here, if not at this party's address")
     party.add_argument("--certificates", metavar="DIR", help="this party's folder; needed beyond this machine")
     party.add_argument("--join-seconds", type=float, default=60.0, metavar="S", help="wait so long for others (60)")
+    party.add_argument(
+        "--wait-seconds", type=float, default=600.0, metavar="S", help="for a message of a party that is there (600)"
+    )
     party.add_argument("--out", required=True, metavar="OUT.npz", help="what it learns, and its shares; mode 0600")
     party.set_defaults(note=note)
     return group

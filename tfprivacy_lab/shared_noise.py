@@ -18,8 +18,11 @@ import math
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
-from tfprivacy_lab.dp.discrete import discrete_gaussian, zcdp_epsilon
-from tfprivacy_lab.mpc.jobs import NoiseShares
+from tfprivacy_lab.dp.discrete import discrete_gaussian
+from tfprivacy_lab.mpc import noise_shares
+from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
+
+ADJACENCY = "add or remove one record of a sum; in training, whose number of rows is public, zero out one record"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +42,11 @@ class SharedGaussian:
     Raises:
         InputError: naming the argument.
 
-    Guarantee: add-or-remove-one adjacency; :meth:`epsilon` of everything computed from the noised sums, against whoever
-    sees them and knows up to ``colluding`` contributions. Δ = C + 2 ``roundings`` γ √d: neighbouring sums are rounded
-    apart. Not covered: a party that contributes no noise, or not enough; more colluders than stated; the protocol's
-    own trust (``World.trust``).
+    Guarantee: :meth:`epsilon` of everything computed from the noised sums, against whoever sees them and knows up to
+    ``colluding`` contributions. Adjacency: a sum with one record more or less. Where a public number of rows divides
+    the sum, as in training on shares, that number does not change with the record: it is *zero-out* adjacency, one
+    record's terms become zero. Δ = C + 2 ``roundings`` γ √d: neighbouring sums are rounded apart. Not covered: a party
+    that contributes no noise, or not enough; more colluders than stated; the protocol's own trust (``World.trust``).
     """
 
     parties: tuple[str, ...]
@@ -90,7 +94,7 @@ class SharedGaussian:
     @property
     def sensitivity(self) -> float:
         """L2 sensitivity Δ of the sum on the grid, in its unit."""
-        return self.l2_norm_clip + 2 * self.roundings * 2.0**-self.fraction_bits * math.sqrt(self.dimension)
+        return noise_shares.sensitivity(self.l2_norm_clip, self.roundings, self.fraction_bits, self.dimension)
 
     @property
     def sigma(self) -> int:
@@ -104,26 +108,24 @@ class SharedGaussian:
         return self.sigma * 2.0**-self.fraction_bits * math.sqrt(len(self.parties) - known)
 
     def epsilon(self, delta: float, known: int | None = None) -> float:
-        r"""ε at δ of all releases, when ``known`` contributions (default: ``colluding``) are known.
-
-        :math:`\rho = r \left(\tfrac12 \left(\tfrac{\Delta}{\sigma} + d\tau\right)^2 \right)`, then
-        :func:`tfprivacy_lab.dp.discrete.zcdp_epsilon`.
+        """ε at δ of all releases, when ``known`` contributions (default: ``colluding``) are known.
 
         Raises:
             InputError: naming the argument.
 
-        Source: Kairouz, Liu and Steinke 2021, Prop. 14, whose first bound, :math:`\sqrt{\Delta^2/\sigma^2 + \tau d/2}`,
-        this exceeds or equals whenever it is used: the larger of both is taken.
+        Source: :func:`tfprivacy_lab.mpc.noise_shares.summed_epsilon`.
         """
-        remaining = len(self.parties) - (self.colluding if known is None else known)
-        ratio = self.sensitivity / self.stddev(len(self.parties) - remaining)
-        tau = 10 * sum(math.exp(-2 * math.pi**2 * self.sigma**2 * k / (k + 1)) for k in range(1, remaining))
-        root = max(math.sqrt(ratio**2 + tau * self.dimension / 2), ratio + tau * self.dimension)
-        return zcdp_epsilon(self.releases * root**2 / 2, delta)
+        known = self.colluding if known is None else known
+        remaining = len(self.parties) - check_positive_int("known", known, at_least=0, at_most=len(self.parties) - 1)
+        ratio = self.sensitivity / (self.sigma * 2.0**-self.fraction_bits)
+        return noise_shares.summed_epsilon(self.sigma, remaining, ratio, self.dimension, self.releases, delta)
 
-    def noise(self) -> NoiseShares:
-        """What the job says about the noise."""
-        return NoiseShares(self.parties, self.sigma * 2.0**-self.fraction_bits, self.fraction_bits)
+    def noise(self, delta: float | None = None) -> NoiseShares:
+        """What the job says about the noise; with ``delta``, also what it is worth, which every party checks."""
+        claim = None
+        if delta is not None:
+            claim = NoiseClaim(self.epsilon(delta), delta, self.l2_norm_clip, self.colluding, self.roundings)
+        return NoiseShares(self.parties, self.sigma * 2.0**-self.fraction_bits, self.fraction_bits, claim)
 
     def draw(self, seed: int | None = None) -> np.ndarray:
         """One party's contribution, in grid steps: int64, (releases, dimension), from the operating system.
@@ -138,7 +140,7 @@ class SharedGaussian:
         known = range(len(self.parties))
         return {
             "accountant": "zCDP of the discrete Gaussian (Canonne, Kamath and Steinke 2020; Kairouz et al. 2021)",
-            "adjacency": "add or remove one record",
+            "adjacency": ADJACENCY,
             "sampling": "none claimed",
             "delta": delta,
             "releases": self.releases,
@@ -155,8 +157,22 @@ def gradient_norm(row_norm: float, sigmoid_error: float) -> float:
 
     The residual σ(z) - y lies in [-1, 1], and e is the largest error of σ on shares: no gradient needs clipping.
 
+    Fixed-point rounding is within this margin, and within Δ's. Of the residual: a job's sigmoid is chosen such that the
+    polynomial's error *and* the roundings of its evaluation stay below e together
+    (:func:`tfprivacy_lab.mpc.sigmoid.choose_sigmoid`), so a residual on shares never passes 1 + e. Of the features:
+    each is rounded to the grid, by γ/2, which moves a row's gradient by at most (1 + e) γ √d / 2. Of the product: γ a
+    coordinate, in either of two neighbouring sums. The last two are the two ``roundings`` that a training's claim must
+    count at least; their 4 γ √d in Δ are more than (1 + e) γ √d / 2 + 2 γ √d.
+
+    Args:
+        row_norm: Bound on the norm of a *whole* row. Where columns are split, every holder bounds its own part: of h
+            holders whose parts have norm at most r, a row has √h · r.
+        sigmoid_error: e, the job's.
+
     Raises:
         InputError: naming the argument.
     """
     row_norm = check_finite_number("row_norm", row_norm, above=0)
-    return (1 + check_finite_number("sigmoid_error", sigmoid_error, at_least=0)) * math.hypot(row_norm, 1)
+    return noise_shares.logistic_gradient_norm(
+        row_norm, check_finite_number("sigmoid_error", sigmoid_error, at_least=0)
+    )

@@ -212,12 +212,13 @@ from tfprivacy_lab.mpc import engine
 
 trace, value, leak = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "leak"
 def setup(self):
-    self.path = trace + ".log"
+    path = trace + ".log"
     options = libspu.logging.LogOptions()
-    options.enable_console_logger, options.system_log_path = False, self.path
+    options.enable_console_logger, options.system_log_path = False, path
     options.trace_log_path, options.trace_content_length = trace, 1 << 20
     options.log_level = libspu.logging.LogLevel.DEBUG
     libspu.logging.setup_logging(options)
+    self._stream = open(path, "rb")
 engine.ProfileLog.__init__ = setup
 if leak:  # The control: shares that are the secret itself, and zeros.
     make = engine.spu.Io.make_shares

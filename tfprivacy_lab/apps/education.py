@@ -114,7 +114,7 @@ def release(found, mechanism: str, *, epsilon: float = 1.0, seed: int | None = N
         seeds = (None, None) if seed is None else (2 * seed, 2 * seed + 1)
         drawn = {who: shared.draw(one)[0] for who, one in zip(sharing.HOLDERS, seeds, strict=True)}
         run = mpc.shared_sum(
-            vectors, world, reveal=("alice",), value_range=8192.0, noise=shared.noise(), noise_steps=drawn
+            vectors, world, reveal=("alice",), value_range=8192.0, noise=shared.noise(DELTA), noise_steps=drawn
         )
         sums, noise = run.outcomes["alice"].predictions, GaussianMechanism(shared.sensitivity, shared.stddev())
     result = []

@@ -106,7 +106,7 @@ def train(parts: Split, pool: Pool, world, *, seed: int, secret: bool = False, r
         steps=settings.steps,
         split=pool.split,
         reveal_weights=reveal,
-        noise=noise and noise.noise(),
+        noise=noise and noise.noise(pool.delta),
         noise_steps=drawn,
         run=run,
     )

@@ -16,13 +16,14 @@ import importlib
 _EXPORTS = {
     "FixedPoint": "fixed_point",
     "Job": "jobs",
-    "Layer": "jobs",
-    "NoiseShares": "jobs",
+    "Layer": "models",
+    "NoiseClaim": "noise_shares",
+    "NoiseShares": "noise_shares",
     "Outcome": "execution",
-    "PartyError": "links",
+    "PartyError": "peers",
     "PROTOCOLS": "protocols",
     "SharedModel": "training",
-    "Training": "jobs",
+    "Training": "models",
     "World": "protocols",
     "launch": "processes",
     "plan": "ranges",
@@ -33,8 +34,9 @@ _EXPORTS = {
 }
 _SUBMODULES = frozenset(
     [
-        *("beaver", "certificates", "engine", "execution", "fixed_point", "jobs", "links", "parties", "programs"),
-        *("processes", "protocols", "ranges", "sigmoid", "training"),
+        *("beaver", "certificates", "engine", "entrance", "execution", "fixed_point", "jobs", "links", "models"),
+        *("noise_shares", "parties", "peers", "processes", "programs", "protocols", "ranges", "relay", "row_ids"),
+        *("sigmoid", "training"),
     ]
 )
 

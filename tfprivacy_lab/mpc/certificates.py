@@ -54,6 +54,22 @@ class Credentials:
             raise InputError(f"Cannot use {self.certificate} with its key and authority: {error}.") from error
         return context
 
+    def loaded(self) -> LoadedCredentials:
+        """The files' contents, ready for connections; the files are not read again.
+
+        Raises:
+            InputError: if the files do not fit together.
+        """
+        return LoadedCredentials(self.context(server=True), self.context(server=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedCredentials:
+    """Both ends of a party's connections: ``server`` answers, ``client`` calls."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
 
 def make_certificates(parties: tuple[str, ...], folder, *, days: int = 30) -> list[str]:
     """Write a folder a party under ``folder``.

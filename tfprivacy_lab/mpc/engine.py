@@ -7,8 +7,6 @@ those who may know it, and to nobody else.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import dataclasses
 import math
 import os
@@ -55,20 +53,21 @@ class Traffic:
 class ProfileLog:
     """The engine's own log of this process, which is the only place where it tells what it sent.
 
-    It holds operations, durations and sizes, no values; it lies in a private folder that goes with the process.
+    It holds operations, durations and sizes, no values. It has no name: the file is open, and deleted from its folder.
     """
 
     _shared: ProfileLog | None = None
     _lock = threading.Lock()
 
     def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="tfprivacy_lab_mpc_")
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        self.path = os.path.join(self.folder, "engine.log")
+        folder = tempfile.mkdtemp(prefix="tfprivacy_lab_mpc_")
+        path = os.path.join(folder, "engine.log")
         options = libspu.logging.LogOptions()
         options.enable_console_logger = False
-        options.system_log_path = self.path
+        options.system_log_path = path
         libspu.logging.setup_logging(options)
+        self._stream = open(path, "rb")  # noqa: SIM115 as long as the process
+        shutil.rmtree(folder, ignore_errors=True)
 
     @classmethod
     def of_process(cls) -> ProfileLog:
@@ -80,17 +79,12 @@ class ProfileLog:
 
     def size(self) -> int:
         """Bytes written so far."""
-        with contextlib.suppress(OSError):
-            return os.path.getsize(self.path)
-        return 0
+        return os.fstat(self._stream.fileno()).st_size
 
     def traffic_since(self, start: int, parties: int = 1) -> Traffic:
         """What the runs logged after byte ``start`` sent, all of this process; rounds are of one of ``parties``."""
-        with open(self.path, "rb") as stream:
-            stream.seek(start)
-            found = [
-                tuple(map(int, match.groups())) for match in _LINK.finditer(stream.read().decode(errors="replace"))
-            ]
+        text = os.pread(self._stream.fileno(), self.size() - start, start).decode(errors="replace")
+        found = [tuple(map(int, match.groups())) for match in _LINK.finditer(text)]
         rounds = sum(received for *_, received in found)
         return Traffic(sum(sent for sent, *_ in found), -(-rounds // parties))
 

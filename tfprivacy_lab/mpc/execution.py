@@ -7,6 +7,7 @@ is the job's; a party that left it would wait for messages that never come.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 
@@ -107,13 +108,26 @@ def _weight(name, data, shape, job: Job) -> np.ndarray:
     if name not in data:
         raise InputError(f"Expected an array {name} for the weights, got none.")
     if job.initial == "shares":
-        return np.asarray(data[name], np.uint8)
+        share, of = np.asarray(data[name]), _columns_digest(job)
+        if share.dtype != np.uint8 or share.ndim != 1:
+            raise InputError(f"Expected {name} to be a share as training left it, got {share.dtype} {share.shape}.")
+        if share[: len(of)].tobytes() != of:
+            raise InputError(
+                f"Expected {name} to be a share of a model of the columns {job.columns}, in this order, and it is of "
+                "another: give the holders, their order and widths as in training."
+            )
+        return share[len(of) :]
     weight = np.asarray(data[name])
     if weight.dtype.kind not in "fiu" or weight.shape != shape or not np.isfinite(weight).all():
         raise InputError(f"Expected {name} finite and of shape {shape}, got {weight.dtype} {weight.shape}.")
     if np.abs(weight).max() > job.weight_range:
         raise InputError(f"Expected {name} within weight_range={job.weight_range:g}.")
     return weight.astype(np.float64)
+
+
+def _columns_digest(job: Job) -> bytes:
+    """What a share of weights begins with: whose columns, in which order, the weights are for."""
+    return hashlib.sha256(job.columns.encode()).digest()
 
 
 def execute(
@@ -136,7 +150,8 @@ def execute(
         names = zip(weight_names(job), job.weight_shapes, strict=True)
         opened = [engine.open(name, job.reveal_weights, shape) for name, shape in names]
         outcome.weights = opened if engine.me in job.reveal_weights else None
-        outcome.shares = {name: engine.keep_share(name) for name in weight_names(job)}
+        of = np.frombuffer(_columns_digest(job), np.uint8)
+        outcome.shares = {name: np.concatenate([of, engine.keep_share(name)]) for name in weight_names(job)}
     else:
         _share_noise(job, engine, data)
         engine.run(programs.by_name["sum"].executable())

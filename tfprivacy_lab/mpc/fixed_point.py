@@ -50,18 +50,27 @@ class FixedPoint:
         return 2.0 ** (self.field_bits - 2 - 2 * self.fraction_bits)
 
 
-def choose_fixed_point(bound: float) -> FixedPoint:
+def candidates(fraction_bits: int | None = None) -> list[FixedPoint]:
+    """Arithmetics to choose from, the cheapest and finest first; with ``fraction_bits``, those that have just these."""
+    pairs = (
+        _CHOICES if fraction_bits is None else [(k, fraction_bits) for k in (64, 128) if fraction_bits <= k // 2 - 8]
+    )
+    return [FixedPoint(*pair) for pair in pairs]
+
+
+def choose_fixed_point(bound: float, fraction_bits: int | None = None) -> FixedPoint:
     """The finest arithmetic in which no intermediate value up to ``bound`` can wrap; 64 bits if they suffice.
 
     Raises:
         InputError: if not even 128 bits do.
     """
-    for field_bits, fraction_bits in _CHOICES:
-        choice = FixedPoint(field_bits, fraction_bits)
+    for choice in candidates(fraction_bits):
         if math.isfinite(bound) and bound < choice.largest:
             return choice
     size = f"2^{math.ceil(math.log2(bound))}" if math.isfinite(bound) and bound > 0 else "anything"
+    room = round(math.log2(candidates(fraction_bits)[-1].largest))
+    beside = "" if fraction_bits is None else f" beside noise of fraction_bits={fraction_bits}"
     raise InputError(
-        f"Overflow risk: in the worst case values reach {size}, and 128 bits hold less than 2^78; set weight_range "
-        "(clips the weights every step), or lower learning_rate, steps or feature_range."
+        f"Overflow risk: in the worst case values reach {size}, and 128 bits hold less than 2^{room}{beside}; set "
+        "weight_range (clips the weights every step), or lower learning_rate, steps or feature_range."
     )

@@ -2,6 +2,9 @@
 
 It says who holds what shape of what, the model, the training, the public ranges, and what is revealed to whom. Every
 party has the same job, checks its own data against it, and refuses to compute with a party whose job differs.
+
+No meaning hangs on the order in which a mapping names parties. The one order that counts, in which what the holders
+have is put side by side, is a list: ``holders``. Features, labels and queries are looked up by name and follow it.
 """
 
 from __future__ import annotations
@@ -16,77 +19,11 @@ import numpy as np
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
+from tfprivacy_lab.mpc.models import LARGEST_AXIS, Layer, Training
+from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares, logistic_gradient_norm
 from tfprivacy_lab.mpc.protocols import World
 
-ACTIVATIONS = ("linear", "sigmoid", "relu")
-LOSSES = ("sum_of_squares", "mean_squared_error", "binary_crossentropy")
 SPLITS = ("columns", "rows")
-_LARGEST_AXIS, _LARGEST_STEPS = 10**7, 10**5
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A dense layer: ``units`` outputs, then an activation of :data:`ACTIVATIONS`."""
-
-    units: int
-    activation: str = "linear"
-
-    def __post_init__(self):
-        check_positive_int("units", self.units, at_most=_LARGEST_AXIS)
-        check_choice("activation", self.activation, ACTIVATIONS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """Gradient descent on shares.
-
-    Attributes:
-        loss: One of :data:`LOSSES`. ``sum_of_squares`` sums over rows, the other two take the mean.
-        learning_rate: > 0.
-        steps: Number of gradient steps; batches are taken in the order of the rows, again and again.
-        batch_size: Rows of a step, a divisor of all rows; None for all of them.
-        row_norm: Bound on the L2 norm of a row of features (every holder checks its own), or None.
-    """
-
-    loss: str
-    learning_rate: float
-    steps: int
-    batch_size: int | None = None
-    row_norm: float | None = None
-
-    def __post_init__(self):
-        check_choice("loss", self.loss, LOSSES)
-        check_finite_number("learning_rate", self.learning_rate, above=0)
-        check_positive_int("steps", self.steps, at_most=_LARGEST_STEPS)
-        if self.batch_size is not None:
-            check_positive_int("batch_size", self.batch_size)
-        if self.row_norm is not None:
-            check_finite_number("row_norm", self.row_norm, above=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseShares:
-    """Noise that parties contribute inside the protocol, added to every gradient sum, or to the sum of a statistic.
-
-    Attributes:
-        parties: Who contributes; each draws its own, and nobody sees the total.
-        stddev: Standard deviation of one party's contribution, in the unit of what is noised.
-        fraction_bits: The noise is a multiple of :math:`2^{-f}`, and so is the arithmetic.
-    """
-
-    parties: tuple[str, ...]
-    stddev: float
-    fraction_bits: int
-
-    def __post_init__(self):
-        object.__setattr__(self, "parties", tuple(self.parties))
-        check_finite_number("stddev", self.stddev, above=0)
-        check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
-
-    @property
-    def largest(self) -> float:
-        """No contribution may pass 16 standard deviations; one in 10^57 would."""
-        return 16 * self.stddev
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +36,13 @@ class Job:
         features: Party to shape (rows, columns) of what it holds of the training set, or (1, columns) of its vector.
         split: ``columns``: everyone holds other columns of the same rows; ``rows``: other rows, same columns.
         labels: Who holds the labels, shape (rows, 1): one party if columns are split, all holders if rows are.
+        holders: The order in which columns, or rows, are put side by side: every party of ``features``, or else of
+            ``query``, once. Left out, it is the order in which they are given here; a file must say it.
         initial: Where weights come from: ``public`` (then ``weights`` holds them), a party's name, or ``shares``.
         weights: Public weights: kernel, bias of each layer in turn, as nested lists.
         training: How to train, or None.
-        query: Party to shape of what it holds of the rows to predict; columns are split.
+        query: Party to shape of what it holds of the rows to predict: the columns it has in ``features``; where rows
+            are split there, all columns, from one party.
         reveal_weights: Who learns the weights.
         reveal_predictions: Who learns the predictions, or the sum.
         feature_range: Public bound on the magnitude of every feature; holders check their own.
@@ -128,23 +68,35 @@ class Job:
     weight_range: float | None = None
     sigmoid_error: float = 1e-3
     noise: NoiseShares | None = None
+    holders: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("layers", "labels", "reveal_weights", "reveal_predictions"):
+        for name in ("layers", "labels", "reveal_weights", "reveal_predictions", "holders"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("features", "query"):
-            shapes = {party: tuple(shape) for party, shape in getattr(self, name).items()}
-            object.__setattr__(self, name, shapes)
+        if not self.holders:
+            object.__setattr__(self, "holders", tuple(self.features or self.query))
+        self._check_names()
+        self._put_in_order()
         check_choice("split", self.split, SPLITS)
         check_finite_number("feature_range", self.feature_range, above=0)
         check_finite_number("label_range", self.label_range, above=0)
         check_finite_number("sigmoid_error", self.sigmoid_error, at_least=1e-6, at_most=0.1)
         if self.weight_range is not None:
             check_finite_number("weight_range", self.weight_range, above=0)
-        self._check_names()
         self._check_shapes()
         if self.layers:
             self._check_model()
+        if self.noise is not None and self.noise.claim is not None:
+            self._check_claim()
+
+    def _put_in_order(self):
+        """Whatever order a mapping or a list of parties was given in, it now is that of ``holders``."""
+        place = {party: number for number, party in enumerate(self.holders)}
+        for name in ("features", "query"):
+            given = getattr(self, name)
+            shapes = {party: tuple(given[party]) for party in sorted(given, key=lambda party: place.get(party, 0))}
+            object.__setattr__(self, name, shapes)
+        object.__setattr__(self, "labels", tuple(sorted(self.labels, key=lambda party: place.get(party, 0))))
 
     def _check_names(self):
         named = {"features": self.features, "query": self.query, "labels": self.labels}
@@ -153,10 +105,18 @@ class Job:
         if self.initial not in ("public", "shares"):
             named["initial"] = (self.initial,)
         for argument, parties in named.items():
+            if len(set(parties)) != len(parties):
+                raise InputError(f"Expected {argument} to name each party once, got {tuple(parties)!r}.")
             for party in parties:
                 if party not in self.world.parties:
                     known = ", ".join(self.world.parties)
                     raise InputError(f"Expected {argument} to name parties ({known}), got {party!r}.")
+        beside = self.features or self.query
+        if sorted(self.holders) != sorted(beside):
+            raise InputError(
+                f"Expected holders to name every party of {'features' if self.features else 'query'} once, in the "
+                f"order of their columns or rows ({', '.join(sorted(beside))}), got {self.holders!r}."
+            )
 
     def _check_shapes(self):
         for argument in ("features", "query"):
@@ -165,7 +125,7 @@ class Job:
                 if len(shape) != 2:
                     raise InputError(f"Expected {argument} to hold shapes (rows, columns), got {shape!r}.")
                 for length in shape:
-                    check_positive_int(argument, length, at_most=_LARGEST_AXIS)
+                    check_positive_int(argument, length, at_most=LARGEST_AXIS)
             same = 1 if argument == "features" and (self.split == "rows" or not self.layers) else 0
             if len({shape[same] for shape in shapes.values()}) > 1:
                 axis = ("rows", "columns")[same]
@@ -190,8 +150,7 @@ class Job:
                 raise InputError("Expected binary_crossentropy with a last sigmoid, or squares with a last linear.")
             if logistic and self.label_range != 1:
                 raise InputError(f"Expected label_range=1 for binary_crossentropy, got {self.label_range:g}.")
-        if self.query and self.features and sum(c for _, c in self.query.values()) != self.width:
-            raise InputError(f"Expected queries of {self.width} columns in all, got {self.query}.")
+        self._check_query()
         if self.initial == "public":
             wanted = self.weight_shapes
             given = [np.shape(one) for one in self.weights or ()]
@@ -199,6 +158,54 @@ class Job:
                 raise InputError(f"Expected public weights, finite, of shapes {wanted}, got {given}.")
         elif self.weight_range is None:
             raise InputError("Expected weight_range, the public bound on weights that are secret from the start.")
+
+    def _check_query(self):
+        """A query has the columns of the features, each of the party that has it there."""
+        given = {party: columns for party, (_, columns) in self.query.items()}
+        if not given or not self.features:
+            return
+        one_has_all = self.split == "rows" or len(self.features) == 1
+        wanted = {party: columns for party, (_, columns) in self.features.items()}
+        right = list(given.values()) == [self.width] if one_has_all else given == wanted
+        if not right:
+            whom = f"all {self.width} columns from one party" if one_has_all else f"columns {wanted}"
+            raise InputError(f"Expected a query of the features' columns, {whom}, got {given}.")
+
+    def _check_claim(self):
+        """What is claimed of the noise must follow from the job: the clip from the data's bounds, ε from the stddev."""
+        claim = self.noise.claim
+        if self.layers:
+            bounded = (
+                self.training is not None and self.training.loss == "binary_crossentropy" and len(self.layers) == 1
+            )
+            if not bounded or self.training.row_norm is None:
+                raise InputError(
+                    "Expected a claim of epsilon for a sum, or for one layer trained by binary_crossentropy with "
+                    "row_norm: of other models no bound on a row's gradient is known; leave noise.claim out."
+                )
+            least = logistic_gradient_norm(self.row_norm, self.sigmoid_error)
+            if claim.l2_norm_clip < least * (1 - 1e-9) or claim.roundings < 2:
+                raise InputError(
+                    f"Expected noise.claim of l2_norm_clip >= {least:.6g}, a row's gradient under row_norm, and of "
+                    f"roundings >= 2, got l2_norm_clip={claim.l2_norm_clip:g}, roundings={claim.roundings}."
+                )
+        self.noise.check_worth(self.parameters, self.training.steps if self.training else 1)
+
+    @property
+    def row_norm(self) -> float:
+        """Bound on the L2 norm of a whole row of features, of all holders' columns."""
+        ranges = self.feature_range * math.sqrt(self.width)
+        if self.training is None or self.training.row_norm is None:
+            return ranges
+        parts = len(self.features) if self.split == "columns" else 1
+        return min(ranges, self.training.row_norm * math.sqrt(parts))
+
+    @property
+    def columns(self) -> str:
+        """Who holds which columns, in their order, as one line: shares of weights belong to no other."""
+        shapes = self.features or self.query
+        parts = [] if len(shapes) == 1 or (self.features and self.split == "rows") else list(shapes.items())
+        return json.dumps([[party, shape[1]] for party, shape in parts] or [["", self.width]])
 
     @property
     def rows(self) -> int:
@@ -251,8 +258,18 @@ class Job:
             given = dict(value)
             given["world"] = World(**given["world"])
             given["layers"] = tuple(Layer(**layer) for layer in given["layers"])
-            for name, kind in (("training", Training), ("noise", NoiseShares)):
-                given[name] = None if given[name] is None else kind(**given[name])
+            if given.get("training") is not None:
+                given["training"] = Training(**given["training"])
+            if given.get("noise") is not None:
+                claim = given["noise"].get("claim")
+                claim = None if claim is None else NoiseClaim(**claim)
+                given["noise"] = NoiseShares(**{**given["noise"], "claim": claim})
+            several = len(given.get("features") or given.get("query") or ()) > 1
+            if several and not given.get("holders"):
+                raise InputError(
+                    "Expected holders, a list of who holds features (or queries) in the order of their columns or "
+                    "rows: the order of names in a file means nothing."
+                )
             return cls(**given)
         except InputError:
             raise

@@ -1,9 +1,10 @@
-"""How parties find each other and notice that one is gone: a connection between any two, beside the engine's own.
+"""How parties find each other and notice that one is gone: a connection between any two, which carries everything.
 
-Before the engine starts, each tells the other who it is, which job it runs and what it compiled; whatever differs ends
-the run there, with a line that names the difference. Afterwards the connection carries a heartbeat: a process that
-dies closes it at once, one that hangs falls silent, one that gives up says why. The engine, which would wait for
-minutes for a message that never comes, is then left to itself.
+Before the engine starts, each tells the other who it is, which job it runs, what it compiled and whose rows it holds;
+whatever differs ends the run there, with a line that names the difference. Afterwards the connection carries the
+engine's bytes (:mod:`tfprivacy_lab.mpc.relay`) and a heartbeat: a process that dies closes it at once, one that hangs
+falls silent, one that gives up says why. The engine, which would wait for long for a message that never comes, is then
+left to itself.
 
 With credentials the connection is TLS 1.3, both sides show certificates, and the name in the certificate must be the
 name of the party. Without, anyone who reaches the port can pretend to be a party: loopback only.
@@ -12,82 +13,29 @@ name of the party. Without, anyone who reaches the port can pretend to be a part
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import json
 import queue
-import socket
-import ssl
-import struct
+import secrets
 import threading
 import time
 
-from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.certificates import Credentials
+from tfprivacy_lab.mpc import entrance, row_ids
+from tfprivacy_lab.mpc.certificates import LoadedCredentials
+from tfprivacy_lab.mpc.entrance import Entrance
 from tfprivacy_lab.mpc.jobs import difference
+from tfprivacy_lab.mpc.peers import CONTROL, MAGIC, GoneError, PartyError, Peer
+from tfprivacy_lab.mpc.relay import Relay
 
-MAGIC = "tfprivacy_lab.mpc/1"
-_LARGEST_MESSAGE = 64 << 20
-_BEAT_SECONDS, _SILENCE_SECONDS, _HELLO_SECONDS, _GRACE_SECONDS = 1.0, 8.0, 5.0, 4.0
+__all__ = ["MAGIC", "Control", "PartyError"]
+
+_BEAT_SECONDS, _SILENCE_SECONDS, _GRACE_SECONDS = 1.0, 8.0, 4.0
+# A job with its public weights, over a slow line.
+_JOB_SECONDS = 60.0
 # A party that refuses its own data is ready long before the others have compiled.
 _TELLING_SECONDS = 30.0
-
-
-class PartyError(InputError):
-    """Another party is not there, not who or what was agreed, or gave up; the message is one line."""
-
-
-class Peer:
-    """The connection to one other party: messages are JSON objects behind their length."""
-
-    def __init__(self, connection: socket.socket):
-        self.connection, self.name = connection, "another party"
-        self._sending = threading.Lock()
-
-    def send(self, **message) -> None:
-        """Send one message."""
-        body = json.dumps(message, allow_nan=False).encode()
-        with self._sending:
-            self.connection.sendall(struct.pack("<I", len(body)) + body)
-
-    def receive(self, seconds: float) -> dict:
-        """The next message.
-
-        Raises:
-            PartyError: if there is none in time, or it is none.
-        """
-        self.connection.settimeout(seconds)
-        try:
-            (length,) = struct.unpack("<I", self._exactly(4))
-            if length > _LARGEST_MESSAGE:
-                raise PartyError(f"{self.name} does not speak {MAGIC}; is it a party at all, and with TLS as here?")
-            message = json.loads(self._exactly(length))
-            if not isinstance(message, dict):
-                raise ValueError
-            return message
-        except PartyError:
-            raise
-        except ssl.SSLError as error:
-            raise PartyError(f"{self.name} was refused or refuses: {_reason(error)}.") from error
-        except TimeoutError as error:
-            raise PartyError(f"{self.name} fell silent for {seconds:.0f} s.") from error
-        except OSError as error:
-            raise PartyError(f"{self.name} is gone: {error.strerror or error}.") from error
-        except ValueError as error:
-            raise PartyError(f"{self.name} sent what is no message of {MAGIC}.") from error
-
-    def _exactly(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            part = self.connection.recv(min(count - len(data), 1 << 20))
-            if not part:
-                raise PartyError(f"{self.name} is gone: its process ended or closed the connection.")
-            data += part
-        return bytes(data)
-
-    def close(self) -> None:
-        """Close the connection."""
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
+_ATTEMPTS, _SHORT = 5, 300
 
 
 class Control:
@@ -96,58 +44,72 @@ class Control:
     Args:
         me: This party's name.
         ranks: All names, in the order that everyone knows: each calls those before it and answers those after.
-        addresses: Name to (host, port).
+        addresses: Name to (host, port), where it is reached.
         credentials: For TLS, or None.
+        listen: (host, port) to bind, if not the address at which this party is reached.
+        relay: Carries the engine's bytes; None if there is no engine.
     """
 
-    def __init__(self, me: str, ranks, addresses: dict[str, tuple[str, int]], credentials: Credentials | None):
+    def __init__(
+        self,
+        me: str,
+        ranks,
+        addresses: dict[str, tuple[str, int]],
+        credentials: LoadedCredentials | None,
+        *,
+        listen: tuple[str, int] | None = None,
+        relay: Relay | None = None,
+    ):
         self.me, self.credentials, self._addresses = me, credentials, addresses
+        self._listen = listen or addresses[me]
         rank = ranks.index(me)
-        self._before, self._after = ranks[:rank], ranks[rank + 1 :]
+        self._before, self._after = tuple(ranks[:rank]), tuple(ranks[rank + 1 :])
+        self._relay = relay
         self.peers: dict[str, Peer] = {}
-        self._engines: dict[str, str] = {}
         self.failure: PartyError | None = None
         self.failed, self._closing = threading.Event(), threading.Event()
+        self._met: queue.Queue = queue.Queue()
         self._finished: queue.Queue = queue.Queue()
+        self._taken: set[str] = set()
+        self._lock = threading.Lock()
 
-    def join(self, job: dict, code: str, engine: str, seconds: float, refusal: str | None = None) -> dict[str, str]:
+    def join(
+        self,
+        job: dict,
+        code: str,
+        seconds: float,
+        *,
+        refusal: str | None = None,
+        rows: dict[str, bytes | None] | None = None,
+    ) -> None:
         """Meet all others.
 
         Args:
             job: This party's job; every other's must be equal.
             code: Digest of the programs it compiled.
-            engine: ``host:port`` at which its engine will listen.
-            seconds: How long to wait for the others.
+            seconds: How long to wait for the others; strangers do not shorten it.
             refusal: Why this party will not compute; the others are told instead.
-
-        Returns:
-            Everyone's engine address by name.
+            rows: What rows this party holds that others may hold too, to their ids as bytes, or to None without ids.
+                Others must say the same; they are told a digest, under a key made for each connection.
 
         Raises:
             PartyError: naming who is missing or what differs.
         """
-        hello = {"magic": MAGIC, "me": self.me, "job": job, "code": code, "engine": engine, "refusal": refusal}
-        self._engines = {self.me: engine}
-        end = time.monotonic() + (min(seconds, _TELLING_SECONDS) if refusal else seconds)
-        first: PartyError | None = None
-        with contextlib.closing(self._listen()) as listener:
-            waiting = [*self._before, *[None] * len(self._after)]
-            while waiting:
-                name = waiting.pop(0)
-                try:
-                    self._meet(self._answer(listener, end) if name is None else self._call(name, end), hello, name)
-                except PartyError as error:
-                    # The rest must hear of it too, rather than wait for a party that has left.
-                    first = first or error
-                    hello["refusal"] = hello["refusal"] or str(error)
-                    end = min(end, time.monotonic() + _GRACE_SECONDS)
+        self._job, self._code, self._refusal, self._rows = job, code, refusal, rows or {}
+        self._digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+        self._end = time.monotonic() + (min(seconds, _TELLING_SECONDS) if refusal else seconds)
+        with contextlib.closing(Entrance(self._listen, self.credentials, self._welcome)) as door:
+            for name in self._before:
+                threading.Thread(target=self._call, args=(name,), daemon=True).start()
+            first = self._wait_for_all(door)
         if first is not None or refusal:
-            self.close()
+            self.give_up(refusal or str(first))
             raise first or PartyError(refusal)
+        if self._relay is not None:
+            self._relay.start(self.peers)
         for peer in self.peers.values():
             threading.Thread(target=self._watch, args=(peer,), daemon=True).start()
-        threading.Thread(target=self._beat, daemon=True).start()
-        return self._engines
+            threading.Thread(target=self._beat, args=(peer,), daemon=True).start()
 
     def finish(self, seconds: float = 30.0) -> None:
         """Tell the others that this party has all it needs, and wait until they have.
@@ -167,12 +129,14 @@ class Control:
 
     def give_up(self, reason: str) -> None:
         """Tell the others that this party ends, and why; best effort."""
-        self._tell(type="failed", reason=reason)
+        self._tell(type="failed", reason=reason[:_SHORT])
         self.close()
 
     def close(self) -> None:
         """Close all connections; what they say from now on is no failure."""
         self._closing.set()
+        if self._relay is not None:
+            self._relay.stop()
         for peer in self.peers.values():
             peer.close()
 
@@ -181,97 +145,148 @@ class Control:
             with contextlib.suppress(OSError):
                 peer.send(**message)
 
-    def _listen(self) -> socket.socket:
-        host, port = self._addresses[self.me]
-        try:
-            return socket.create_server((host, port))
-        except OSError as error:
-            raise InputError(f"Cannot listen at {host}:{port}: {error.strerror or error}.") from error
-
-    def _call(self, name: str, deadline: float) -> Peer:
-        address = self._addresses[name]
-        while True:
+    def _wait_for_all(self, door: Entrance) -> PartyError | None:
+        """Collect who was met; the first failure, after the rest have had the time to hear of it."""
+        waiting, first = {*self._before, *self._after}, None
+        while waiting:
             try:
-                connection = socket.create_connection(address, timeout=2)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise PartyError(f"{name} did not come to {address[0]}:{address[1]} in time.") from error
-                threading.Event().wait(0.05)
-        return self._secured(connection, name)
+                name, met = self._met.get(timeout=max(0.01, self._end - time.monotonic()))
+            except queue.Empty:
+                if self._end - time.monotonic() > 0:
+                    continue
+                return first or PartyError(self._missing(waiting, door))
+            waiting.discard(name)
+            if isinstance(met, Peer):
+                self.peers[name] = met
+            elif first is None:
+                # The rest must hear of it too, rather than wait for a party that has left.
+                first, self._refusal = met, self._refusal or str(met)
+                self._end = min(self._end, time.monotonic() + _GRACE_SECONDS)
+        return first
 
-    def _answer(self, listener: socket.socket, deadline: float) -> Peer:
-        try:
-            listener.settimeout(max(0.01, deadline - time.monotonic()))
-            connection, _ = listener.accept()
-        except TimeoutError as error:
-            missing = [name for name in self._after if name not in self._engines]
-            raise PartyError(f"{' and '.join(missing)} did not come in time.") from error
-        return self._secured(connection, None)
+    def _missing(self, waiting: set[str], door: Entrance) -> str:
+        missing = [name for name in (*self._before, *self._after) if name in waiting]
+        line = f"{' and '.join(missing)} did not come in time"
+        if door.strangers:
+            line += f"; {door.strangers} others came and were sent away, the last because {door.last_stranger}"
+        return line + "."
 
-    def _secured(self, connection: socket.socket, name: str | None) -> Peer:
-        """A peer over the connection, in TLS if this party has credentials; ``name`` if this party called."""
-        connection.settimeout(_HELLO_SECONDS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        who = name or "someone who called"
-        if self.credentials is not None:
-            context = self.credentials.context(server=name is None)
+    def _call(self, name: str) -> None:
+        for attempt in range(_ATTEMPTS):
             try:
-                connection = context.wrap_socket(connection, server_side=name is None, server_hostname=name)
-            except (ssl.SSLError, OSError) as error:
-                raise PartyError(f"{who} has no certificate of this group: {_reason(error)}.") from error
-        peer = Peer(connection)
-        peer.name = who
-        return peer
+                peer = entrance.call(name, self._addresses[name], self.credentials, lambda: self._end)
+                theirs = entrance.hello_of(peer, self._hello(nonce := secrets.token_hex(32)))
+                if theirs.get("me") != name:
+                    raise PartyError(f"{name} says it is {str(theirs.get('me'))[:40]!r}.")
+                entrance.certified(peer, name)
+            except PartyError as error:
+                # An entrance full of strangers may close whoever came first.
+                if isinstance(error, GoneError) and attempt < _ATTEMPTS - 1 and not self._closing.wait(0.2):
+                    continue
+                self._met.put((name, error))
+                return
+            self._agree(peer, name, nonce, theirs)
+            return
 
-    def _meet(self, peer: Peer, hello: dict, called: str | None) -> None:
-        """Exchange hellos with a peer and compare; ``called`` is its name if this party called it."""
-        try:
-            peer.send(**hello)
-        except (ssl.SSLError, OSError) as error:
-            raise PartyError(f"{peer.name} ended the connection: {_reason(error)}.") from error
-        theirs = peer.receive(_HELLO_SECONDS)
+    def _welcome(self, peer: Peer):
+        """Hear someone who called; a stranger is told why it is sent away, if it listens."""
+        theirs = entrance.hello_of(peer, self._hello(nonce := secrets.token_hex(32)))
         name = theirs.get("me")
-        if theirs.get("magic") != MAGIC or not isinstance(theirs.get("job"), dict):
+        try:
+            if name not in self._after:
+                raise PartyError(f"{peer.name} says it is {str(name)[:40]!r}, expected was {' or '.join(self._after)}.")
+            entrance.certified(peer, name)
+        except PartyError as error:
+            with contextlib.suppress(PartyError):
+                entrance.tell(peer, refused=str(error))
+            raise
+        return lambda: self._agree_once(peer, name, nonce, theirs)
+
+    def _agree_once(self, peer: Peer, name: str, nonce: str, theirs: dict) -> None:
+        """A second caller with the name of one who is here is sent away."""
+        with self._lock:
+            first = name not in self._taken
+            self._taken.add(name)
+        if first:
+            self._agree(peer, name, nonce, theirs)
+            return
+        with contextlib.suppress(PartyError):
+            entrance.tell(peer, refused=f"{name} is here already")
+        peer.close()
+
+    def _hello(self, nonce: str) -> dict:
+        refusal = self._refusal and self._refusal[:_SHORT]
+        return {"me": self.me, "digest": self._digest, "code": self._code, "nonce": nonce, "refusal": refusal}
+
+    def _agree(self, peer: Peer, name: str, nonce: str, theirs: dict) -> None:
+        """Compare what both are about to do; the result is what :meth:`join` waits for."""
+        peer.name = name
+        try:
+            # What either has said already decides; both ends see the same, and take the same way.
+            if theirs.get("digest") != self._digest:
+                raise PartyError(f"{name} runs another job: {self._difference(peer)}.")
+            if theirs.get("refusal"):
+                raise PartyError(f"{name} gave up: {str(theirs['refusal'])[:_SHORT]}")
+            if theirs.get("code") != self._code and not self._refusal:
+                raise PartyError(f"{name} compiled other programs from the same job; do versions differ?")
+            self._compare_rows(peer, "".join(sorted([nonce, str(theirs.get("nonce"))])).encode())
+        except PartyError as error:
+            peer.close()
+            self._met.put((name, error))
+            return
+        self._met.put((name, peer))
+
+    def _difference(self, peer: Peer) -> str:
+        """The first field in which a peer's job differs; both send theirs while they read the other's."""
+        sending = threading.Thread(target=self._send_job, args=(peer,), daemon=True)
+        sending.start()
+        theirs = entrance.hear(peer, _JOB_SECONDS).get("job")
+        sending.join(_JOB_SECONDS)
+        found = difference(self._job, theirs) if isinstance(theirs, dict) else None
+        return found or "its digest is of another"
+
+    def _send_job(self, peer: Peer) -> None:
+        with contextlib.suppress(PartyError):
+            entrance.tell(peer, job=self._job)
+
+    def _compare_rows(self, peer: Peer, key: bytes) -> None:
+        mine = {
+            what: ids if ids is None else hmac.new(key, ids, hashlib.sha256).hexdigest()
+            for what, ids in self._rows.items()
+        }
+        entrance.tell(peer, rows=mine)
+        theirs = entrance.hear(peer, _JOB_SECONDS).get("rows")
+        if not isinstance(theirs, dict):
             raise PartyError(f"{peer.name} does not speak {MAGIC}.")
-        expected = [called] if called else [name for name in self._after if name not in self._engines]
-        if name not in expected:
-            raise PartyError(f"{peer.name} says it is {str(name)[:40]!r}, expected was {' or '.join(expected)}.")
-        if self.credentials is not None:
-            signed = [value for kind, value in peer.connection.getpeercert().get("subjectAltName", ()) if kind == "DNS"]
-            if signed != [name]:
-                raise PartyError(f"{name} shows the certificate of {', '.join(signed)}.")
-        peer.name, self._engines[name] = name, str(theirs.get("engine"))
-        found = difference(hello["job"], theirs["job"])
-        if found:
-            raise PartyError(f"{name} runs another job: {found}.")
-        if theirs.get("refusal"):
-            raise PartyError(f"{name} gave up: {str(theirs['refusal'])[:300]}")
-        if theirs.get("code") != hello["code"] and not hello["refusal"]:
-            raise PartyError(f"{name} compiled other programs from the same job; do versions differ?")
-        self.peers[name] = peer
+        for what in sorted(mine.keys() & theirs.keys()):
+            complaint = row_ids.difference(what, self.me, mine[what], peer.name, theirs[what])
+            if complaint:
+                raise PartyError(complaint)
 
     def _watch(self, peer: Peer) -> None:
-        """Read a peer's messages until it fails or has finished."""
+        """Read what a peer says, and hand the engine's bytes on, until it fails or all have finished."""
+        finished = False
         while not self._closing.is_set():
             try:
-                message = peer.receive(_SILENCE_SECONDS)
+                kind, channel, body = peer.receive_frame(_SILENCE_SECONDS)
+                if kind != CONTROL:
+                    if self._relay is not None:
+                        self._relay.take(peer, kind, channel, body)
+                    continue
+                message = peer.parse(body)
                 if message.get("type") == "failed":
-                    raise PartyError(f"{peer.name} gave up: {str(message.get('reason'))[:300]}")
-                if message.get("type") == "done":
+                    raise PartyError(f"{peer.name} gave up: {str(message.get('reason'))[:_SHORT]}")
+                if message.get("type") == "done" and not finished:
+                    finished = True
                     self._finished.put(peer.name)
-                    return
             except PartyError as error:
-                if not self._closing.is_set():
+                # Who has finished may leave.
+                if not self._closing.is_set() and not finished:
                     self.failure = self.failure or error
                     self.failed.set()
                 return
 
-    def _beat(self) -> None:
+    def _beat(self, peer: Peer) -> None:
         while not self._closing.wait(_BEAT_SECONDS):
-            self._tell(type="beat")
-
-
-def _reason(error: OSError) -> str:
-    """OpenSSL's reason in a few words."""
-    return getattr(error, "reason", None) or error.strerror or type(error).__name__
+            with contextlib.suppress(OSError):
+                peer.send(type="beat")

@@ -11,18 +11,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import socket
 import threading
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.certificates import Credentials
+from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.mpc import row_ids
+from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials
+from tfprivacy_lab.mpc.entrance import is_loopback
 from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.links import Control, PartyError
+from tfprivacy_lab.mpc.links import Control
+from tfprivacy_lab.mpc.peers import PartyError
 from tfprivacy_lab.mpc.ranges import Plan, plan
+from tfprivacy_lab.mpc.relay import Relay
 
-_ENGINE_WAIT_MS = 24 * 3600 * 1000
+# Longer than any computation of one party on its own, between two messages.
+WAIT_SECONDS = 600.0
 _SIMULATING = threading.Lock()
 
 
@@ -61,10 +65,14 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
     from tfprivacy_lab.mpc import engine, execution, programs
 
     own = {name: _checked(execution, job, name, data.get(name, {})) for name in job.world.parties}
+    row_ids.compare(job, data)
     compiled = programs.compile_job(job, chosen)
     with _SIMULATING:
         log = engine.ProfileLog.of_process()
-        start, description = log.size(), _description(job, {name: f"memory:{name}" for name in job.world.parties})
+        start, description = (
+            log.size(),
+            _description(job, {name: f"memory:{name}" for name in job.world.parties}, WAIT_SECONDS),
+        )
         outcomes, errors = {}, []
 
         def party(name: str) -> None:
@@ -104,23 +112,20 @@ def run_of(job: Job, chosen: Plan, outcomes: dict, spent) -> Run:
     return Run(ordered, chosen, total, spent.rounds + rounds, slowest.seconds, slowest.step_seconds)
 
 
-def _description(job: Job, engines: dict[str, str], credentials: Credentials | None = None):
+def _description(job: Job, engines: dict[str, str], wait_seconds: float):
     """The engine's description of who is where."""
     from spu import libspu
 
     description = libspu.link.Desc()
     for name in job.world.ranks:
         description.add_party(name, engines[name])
-    # Parties that are gone are noticed by the control connection, not by waiting.
-    description.recv_timeout_ms = _ENGINE_WAIT_MS
+    # Parties that are gone are noticed by the control connection; those who are there and send nothing, by this.
+    description.recv_timeout_ms = round(1000 * wait_seconds)
     description.connect_retry_times, description.connect_retry_interval_ms = 100, 100
+    # One message of a mebibyte may take so long over a slow line.
+    description.http_timeout_ms = round(1000 * min(wait_seconds, 120.0))
     # The engine ends the whole process when it cannot send; before it does, this party says why, and leaves.
     description.retry_opts.max_retry = 30
-    if credentials is not None:
-        for side in (description.client_ssl_opts, description.server_ssl_opts):
-            side.cert.certificate_path, side.cert.private_key_path = credentials.certificate, credentials.private_key
-            side.verify.verify_depth, side.verify.ca_file_path = 1, credentials.authority
-        description.enable_ssl = True
     return description
 
 
@@ -130,8 +135,10 @@ def run_party(
     data: dict[str, np.ndarray],
     addresses: dict[str, tuple[str, int]],
     *,
-    credentials: Credentials | None = None,
+    credentials: Credentials | LoadedCredentials | None = None,
+    listen: tuple[str, int] | None = None,
     join_seconds: float = 60.0,
+    wait_seconds: float = WAIT_SECONDS,
     on_step=None,
 ):
     """One party: check, compile, meet the others, compute.
@@ -140,9 +147,12 @@ def run_party(
         job: What this party agreed to.
         me: Its name.
         data: Its own arrays, see :func:`tfprivacy_lab.mpc.execution.check_data`.
-        addresses: Every party's name to (host, port), this one's included.
+        addresses: Every party's name to (host, port) at which it is reached, this one's included. It is the only port
+            that a party has: the engine's bytes travel through the connections that are made there.
         credentials: For TLS; without, only loopback addresses are accepted.
+        listen: (host, port) to bind, if not this party's address: behind a forwarding, or on all interfaces.
         join_seconds: How long to wait for the others to come.
+        wait_seconds: How long the engine waits for a message from a party that is there and sends none.
         on_step: Called with the number of each finished training step.
 
     Returns:
@@ -158,22 +168,27 @@ def run_party(
     engine ends the process some seconds after another party has left.
     """
     job.world.rank(me)
-    _check_addresses(job, addresses, credentials)
-    control = Control(me, job.world.ranks, addresses, credentials)
-    engine_address = f"{addresses[me][0]}:{free_port(addresses[me][0])}"
+    check_finite_number("join_seconds", join_seconds, above=0, at_most=1e6)
+    check_finite_number("wait_seconds", wait_seconds, above=0, at_most=1e6)
+    _check_addresses(job, addresses, listen, credentials)
+    if isinstance(credentials, Credentials):
+        credentials = credentials.loaded()
+    relay = Relay(job.world.ranks, me)
+    control = Control(me, job.world.ranks, addresses, credentials, listen=listen, relay=relay)
     agreed = json.loads(job.to_json())
     try:
         chosen, own, compiled = _prepared(job, me, data)
+        rows = row_ids.of_party(job, me, data)
     except InputError as error:
         with contextlib.suppress(PartyError):
-            control.join(agreed, "none", engine_address, join_seconds, refusal=str(error))
+            control.join(agreed, "none", join_seconds, refusal=str(error))
         raise
-    engines = control.join(agreed, compiled.digest, engine_address, join_seconds)
+    control.join(agreed, compiled.digest, join_seconds, rows=rows)
     box = {}
 
     def work() -> None:
         try:
-            description = _description(job, engines, credentials)
+            description = _description(job, relay.addresses(), wait_seconds)
             outcome, link = _compute(job, me, own, chosen, compiled, description, on_step)
             box["outcome"] = outcome
             # A link that goes away while others still acknowledge would end their processes: it goes with this one.
@@ -230,15 +245,10 @@ def _explained(control: Control, error: Exception | None) -> PartyError:
     return PartyError(reason)
 
 
-def free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
-        return probe.getsockname()[1]
-
-
-def _check_addresses(job: Job, addresses, credentials) -> None:
+def _check_addresses(job: Job, addresses, listen, credentials) -> None:
     missing = [name for name in job.world.parties if name not in addresses]
     if missing:
         raise InputError(f"Expected an address of every party, got none of {missing[0]}.")
-    for name, (host, _) in addresses.items():
-        if credentials is None and not (host == "localhost" or host.startswith("127.") or host == "::1"):
+    for name, (host, _) in [*addresses.items(), *([] if listen is None else [("the port to listen at", listen)])]:
+        if credentials is None and not is_loopback(host):
             raise InputError(f"Expected certificates, because {name} at {host} is not on this machine.")

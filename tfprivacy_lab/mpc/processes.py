@@ -1,22 +1,35 @@
-"""Start one process a party on this machine, each with a file of its own, and collect what they learn."""
+"""Start one process a party on this machine, hand each what is its own, and collect what they learn.
+
+What a party gets and what it returns passes through pipes and through files that have no name: if this process, or any
+of them, is killed, nothing of anybody's data is left in a folder, and the parties end when their starter has gone.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
 from tfprivacy_lab import files
-from tfprivacy_lab.mpc.certificates import make_certificates
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials, make_certificates
 from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.links import PartyError
-from tfprivacy_lab.mpc.parties import Run, free_port, run_of
+from tfprivacy_lab.mpc.parties import Run, run_of, run_party
+from tfprivacy_lab.mpc.peers import PartyError
 from tfprivacy_lab.mpc.ranges import plan
+
+_LENGTH = struct.Struct("<Q")
+_PEMS = ("certificate", "private_key", "authority")
 
 
 def launch(
@@ -27,11 +40,11 @@ def launch(
     days: int = 1,
     seconds: float = 600.0,
 ) -> Run:
-    """One process a party on this machine, over loopback, each with a file of its own.
+    """One process a party on this machine, over loopback, each with its own data.
 
     Args:
         job: What to compute.
-        data: Party to its arrays; each party's file (mode 0600) holds its own and is deleted at the end.
+        data: Party to its arrays; each process is given its own, and nobody else's.
         tls: Make certificates and use TLS between the processes.
         days: How long these certificates hold.
         seconds: After which everything is ended.
@@ -44,70 +57,164 @@ def launch(
         PartyError: with the first party's line, if one fails.
     """
     chosen, names = plan(job), job.world.parties
-    with tempfile.TemporaryDirectory(prefix="tfprivacy_lab_mpc_") as folder:
-        root = Path(folder)
-        job.save(root / "job.json")
-        if tls:
-            make_certificates(names, root / "certificates", days=days)
-        addresses = ",".join(f"{name}=127.0.0.1:{free_port('127.0.0.1')}" for name in names)
-        processes = {}
+    keys = _keys(names, days) if tls else {name: {} for name in names}
+    addresses = {name: ("127.0.0.1", free_port("127.0.0.1")) for name in names}
+    processes, said = {}, {}
+    try:
         for name in names:
-            files.write_private_arrays(root / name / "data.npz", **data.get(name, {}))
-            command = [sys.executable, "-m", "tfprivacy_lab", "mpc", "party", "--job", root / "job.json", "--me", name]
-            command += ["--data", root / name / "data.npz", "--addresses", addresses, "--out", root / name / "out.npz"]
-            command += ["--certificates", root / "certificates" / name] if tls else []
+            said[name] = (tempfile.TemporaryFile(), tempfile.TemporaryFile())  # noqa: SIM115 closed below
             processes[name] = subprocess.Popen(
-                [*map(str, command), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [sys.executable, "-m", "tfprivacy_lab.mpc.processes"],
+                stdin=subprocess.PIPE,
+                stdout=said[name][0],
+                stderr=said[name][1],
             )
-        reports = _collect(processes, seconds)
-        outcomes = {name: _read_outcome(job, root / name / "out.npz", reports[name]) for name in names}
+        for name, process in processes.items():
+            own = {f"data.{key}": np.asarray(value) for key, value in data.get(name, {}).items()}
+            asked = {"job": job.to_json(), "me": name, "addresses": json.dumps(addresses), **keys[name]}
+            _ask(process, _packed({**own, **{key: np.array(value) for key, value in asked.items()}}))
+        order = _wait(processes, seconds)
+        outcomes = {name: _outcome(job, name, processes[name], *said[name]) for name in order}
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+            process.stdin.close()
+        for stream in (stream for both in said.values() for stream in both):
+            stream.close()
     from tfprivacy_lab.mpc.engine import Traffic
 
     return run_of(job, chosen, outcomes, Traffic(0, 0))
 
 
-def _collect(processes: dict[str, subprocess.Popen], seconds: float) -> dict[str, dict]:
-    """Wait for all; if one fails, give the others ten seconds to say so, then end them."""
-    deadline, failed = time.monotonic() + seconds, None
-    try:
-        while any(process.poll() is None for process in processes.values()) and time.monotonic() < deadline:
-            if failed is None:
-                failed = next((name for name, process in processes.items() if process.poll()), None)
-                deadline = deadline if failed is None else min(deadline, time.monotonic() + 10)
-            time.sleep(0.02)
-    finally:
-        for process in processes.values():
-            process.kill()
-        told = {name: process.communicate() for name, process in processes.items()}
-    failed = failed or next((name for name, process in processes.items() if process.returncode), None)
-    if failed is not None:
-        said = told[failed][1].strip().splitlines()
-        code = processes[failed].returncode
-        reason = said[-1].partition(": error: ")[2] or said[-1] if said else f"its process ended with code {code}."
-        raise PartyError(f"{failed}: {reason}")
-    return {name: json.loads(out) for name, (out, _) in told.items()}
+def free_port(host: str) -> int:
+    """A port that nobody listens at just now."""
+    with socket.create_server((host, 0)) as probe:
+        return probe.getsockname()[1]
 
 
-def write_outcome(path, outcome) -> None:
-    """One party's outcome as a file of mode 0600: what was revealed to it, and its shares."""
+def outcome_arrays(outcome) -> dict[str, np.ndarray]:
+    """One party's outcome as named arrays: what was revealed to it, and its shares."""
     arrays = {f"share.{name}": share for name, share in outcome.shares.items()}
     for number, weight in enumerate(outcome.weights or ()):
         arrays[f"weight.{number}"] = weight
     if outcome.predictions is not None:
         arrays["predictions"] = outcome.predictions
-    files.write_private_arrays(path, **arrays)
+    return arrays
 
 
-def _read_outcome(job: Job, path, report: dict):
+def write_outcome(path, outcome) -> None:
+    """One party's outcome as a file of mode 0600."""
+    files.write_private_arrays(path, **outcome_arrays(outcome))
+
+
+def _keys(names: tuple[str, ...], days: int) -> dict[str, dict[str, str]]:
+    """Each party's certificate, key and authority as text."""
+    with tempfile.TemporaryDirectory(prefix="tfprivacy_lab_mpc_") as folder:
+        make_certificates(names, Path(folder), days=days)
+        of = {name: Credentials.of_folder(Path(folder) / name) for name in names}
+        return {name: {pem: Path(getattr(one, pem)).read_text() for pem in _PEMS} for name, one in of.items()}
+
+
+def _loaded(asked: dict[str, np.ndarray]) -> LoadedCredentials | None:
+    """Credentials from texts; the library reads keys from files, which are there for that moment."""
+    if _PEMS[0] not in asked:
+        return None
+    with tempfile.TemporaryDirectory(prefix="tfprivacy_lab_mpc_") as folder:
+        paths = {pem: Path(folder) / f"{pem}.pem" for pem in _PEMS}
+        for pem, path in paths.items():
+            files.write_bytes(path, str(asked[pem]).encode(), 0o600)
+        return Credentials(**{pem: str(path) for pem, path in paths.items()}).loaded()
+
+
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def _unpacked(packed: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(packed), allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
+def _ask(process: subprocess.Popen, packed: bytes) -> None:
+    try:
+        process.stdin.write(_LENGTH.pack(len(packed)) + packed)
+        process.stdin.flush()
+    except BrokenPipeError:
+        return  # It has ended; why is in what it said.
+
+
+def _wait(processes: dict[str, subprocess.Popen], seconds: float) -> list[str]:
+    """Wait for all; if one fails, give the others ten seconds to say so. Names, the first to fail first."""
+    deadline, failed = time.monotonic() + seconds, []
+    while any(process.poll() is None for process in processes.values()) and time.monotonic() < deadline:
+        now = [name for name, process in processes.items() if name not in failed and process.poll()]
+        if now and not failed:
+            deadline = min(deadline, time.monotonic() + 10)
+        failed += now
+        time.sleep(0.02)
+    failed += [name for name, process in processes.items() if name not in failed and process.poll() != 0]
+    return failed + [name for name in processes if name not in failed]
+
+
+def _outcome(job: Job, name: str, process: subprocess.Popen, out, err):
+    """What a party returned.
+
+    Raises:
+        PartyError: with the party's line, if it failed.
+    """
     from tfprivacy_lab.mpc.engine import Traffic
     from tfprivacy_lab.mpc.execution import Outcome
 
-    with np.load(path, allow_pickle=False) as found:
-        names = found.files
-        shares = {name.removeprefix("share."): found[name] for name in names if name.startswith("share.")}
-        weights = (
-            [found[f"weight.{number}"] for number in range(len(job.weight_shapes))] if "weight.0" in names else None
-        )
-        predictions = found["predictions"] if "predictions" in names else None
+    if process.poll() != 0:
+        code, (_, lines) = process.poll(), (err.seek(0), err.read().decode(errors="replace").strip().splitlines())
+        ended = "its process did not end in time" if code is None else f"its process ended with code {code}"
+        raise PartyError(f"{name}: {lines[-1] if lines else ended + '.'}")
+    out.seek(0)
+    found = _unpacked(out.read())
+    report = json.loads(str(found["report"]))
+    shares = {key.removeprefix("share."): value for key, value in found.items() if key.startswith("share.")}
+    weights = [found[f"weight.{number}"] for number in range(len(job.weight_shapes))] if "weight.0" in found else None
     traffic = Traffic(report["bytes_sent"], report["rounds"])
-    return Outcome(weights, predictions, shares, report["seconds"], report["step_seconds"], traffic)
+    return Outcome(weights, found.get("predictions"), shares, report["seconds"], report["step_seconds"], traffic)
+
+
+def _party() -> int:
+    """One party: asked on standard input, answers on standard output; ends if the input does."""
+    stream, answer = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # What a library prints is no answer.
+    header = stream.read(_LENGTH.size)
+    packed = stream.read(_LENGTH.unpack(header)[0]) if len(header) == _LENGTH.size else b""
+    if not packed:
+        return 3
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    asked = _unpacked(packed)
+    own = {key.removeprefix("data."): value for key, value in asked.items() if key.startswith("data.")}
+    addresses = {name: tuple(address) for name, address in json.loads(str(asked["addresses"])).items()}
+    job = Job.from_dict(json.loads(str(asked["job"])))
+    try:
+        outcome, _ = run_party(job, str(asked["me"]), own, addresses, credentials=_loaded(asked))
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    report = {"bytes_sent": outcome.traffic.bytes_sent, "rounds": outcome.traffic.rounds}
+    report |= {"seconds": outcome.seconds, "step_seconds": outcome.step_seconds}
+    with answer:
+        answer.write(_packed({**outcome_arrays(outcome), "report": np.array(json.dumps(report))}))
+    return 0
+
+
+def _end_with_starter() -> None:
+    # Not through the stream's lock, which would be held when the interpreter ends.
+    while os.read(0, 1 << 16):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    code = _party()
+    sys.stderr.flush()
+    # The engine's threads do not survive the interpreter: nothing of it is taken down.
+    os._exit(code)

@@ -131,7 +131,7 @@ def _compile_step(job: Job, plan: Plan) -> Program:
         gradients = tape.gradient(loss, weights)
         if noised:
             gradients = [g + n for g, n in zip(gradients, _cut(noise[0], job), strict=True)]
-        # Two factors, because the compiler would fold two constants into one that is too small for fixed point.
+        # Two factors, because one may be too small for fixed point.
         moved = [w - g * shift * rate for w, g in zip(weights, gradients, strict=True)]
         if job.weight_range is None:
             return moved
@@ -199,8 +199,11 @@ def _compile_sum(job: Job) -> Program:
 
 def _compile(name, function, shapes, inputs, visibilities, outputs) -> Program:
     examples = [tf.zeros(shape, tf.float64) for shape in shapes]
+    options = libspu.CompilerOptions()
+    # It would multiply public factors first, and round their product, which may be too small for fixed point.
+    options.disable_reduce_truncation_optimization = True
     compiled, _ = frontend.compile(
-        frontend.Kind.Tensorflow, function, examples, {}, inputs, visibilities, lambda _: list(outputs)
+        frontend.Kind.Tensorflow, function, examples, {}, inputs, visibilities, lambda _: list(outputs), copts=options
     )
     code = compiled.code if isinstance(compiled.code, bytes) else compiled.code.encode()
     return Program(name, tuple(inputs), tuple(outputs), code)

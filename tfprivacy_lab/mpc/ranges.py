@@ -1,7 +1,8 @@
 r"""Before anything is shared: how large can values become, what arithmetic holds them, how far from float it ends.
 
 The public ranges of features, labels and weights go through the forward pass, the backward pass and every update by
-interval arithmetic. The worst case is far above what happens, but it is certain: whatever the data, nothing wraps.
+interval arithmetic, what the arithmetic itself rounds included, and every update before it is clipped. The worst case
+is far above what happens, but it is certain: whatever the data, nothing wraps.
 
 For models of one layer the loss is convex, and a step of gradient descent with :math:`\eta L \le 2` moves no two
 weight vectors apart (Nesterov 2004, Thm 2.1.14); errors of the steps then add up, and the sum is reported. For deeper
@@ -14,9 +15,12 @@ import dataclasses
 import math
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.fixed_point import FixedPoint, choose_fixed_point
+from tfprivacy_lab.mpc.fixed_point import FixedPoint, candidates, choose_fixed_point
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.sigmoid import Sigmoid, choose_sigmoid
+
+# A factor below this would be rounded by more than one part in 2^8 on the coarsest grid.
+_LEAST_RATE = 2.0**-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,49 +53,92 @@ def plan(job: Job) -> Plan:
     """Choose arithmetic and sigmoids for a job, or refuse it.
 
     Raises:
-        InputError: if values could overflow even 128 bits, or the noise does not fit the arithmetic.
+        InputError: if values could overflow even 128 bits, or if the learning rate or a sigmoid's error is finer than
+            the arithmetic.
     """
     if not job.layers:
         noise = job.noise.largest * len(job.noise.parties) if job.noise else 0.0
-        largest = job.feature_range * len(job.features) + noise
-        arithmetic = _arithmetic(job, largest)
-        rounding = len(job.features) * arithmetic.resolution
-        return Plan(arithmetic, (), largest, 0, 1.0, None, rounding)
-    weights, largest, arguments = _all_steps(job)
-    sigmoids = tuple(
-        choose_sigmoid(min(bound, 1e300), job.sigmoid_error) if layer.activation == "sigmoid" else None
-        for layer, bound in zip(job.layers, arguments, strict=True)
-    )
-    largest = max([largest, *(8.0 * len(one.coefficients) ** 2 for one in sigmoids if one)])
-    arithmetic = _arithmetic(job, largest)
-    shift, rate = _rate(job)
-    draft = Plan(arithmetic, sigmoids, largest, shift, rate, None, None)
+        largest = (job.feature_range + _unit(job)) * len(job.features) + noise
+        arithmetic = choose_fixed_point(largest, _fraction_bits(job))
+        return Plan(arithmetic, (), largest, 0, 1.0, None, len(job.features) * arithmetic.resolution)
+    bounds = _all_steps(job)
+    arithmetic, sigmoids = _fitting(job, bounds)
+    shift, rate = _rate(job, arithmetic)
+    draft = Plan(arithmetic, sigmoids, bounds.largest, shift, rate, None, None)
     return dataclasses.replace(
         draft,
-        weight_error=_weight_error(job, draft, weights),
-        prediction_error=_prediction_error(job, draft, weights) if job.query else None,
+        weight_error=_weight_error(job, draft, bounds.weights),
+        prediction_error=_prediction_error(job, draft, bounds.weights) if job.query else None,
     )
 
 
 def weight_bound(job: Job) -> float:
     """The largest magnitude that a weight of the job can reach."""
-    return max(_all_steps(job)[0])
+    return max(_all_steps(job).weights)
 
 
-def _all_steps(job: Job) -> tuple[list[float], float, list[float]]:
-    """Bounds on the final weights, on any value on the way, and on the argument of each layer's activation."""
+def _fitting(job: Job, bounds: _Bounds) -> tuple[FixedPoint, tuple[Sigmoid | None, ...]]:
+    """The first arithmetic that holds all values and is fine enough for the sigmoids."""
+    choose_fixed_point(bounds.largest, _fraction_bits(job))
+    fits = [one for one in candidates(_fraction_bits(job)) if bounds.largest < one.largest]
+    for arithmetic in fits:
+        try:
+            sigmoids = tuple(
+                choose_sigmoid(min(bound, 1e300), job.sigmoid_error, arithmetic.resolution)
+                if layer.activation == "sigmoid"
+                else None
+                for layer, bound in zip(job.layers, bounds.arguments, strict=True)
+            )
+        except InputError:
+            if arithmetic is fits[-1]:
+                raise
+            continue
+        if all(8.0 * len(one.coefficients) ** 2 < arithmetic.largest for one in sigmoids if one):
+            return arithmetic, sigmoids
+    raise InputError(f"Overflow risk: the sigmoid does not fit fraction_bits={_fraction_bits(job)}; lower it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bounds:
+    """Bounds over all steps: on each weight array, on the argument of each layer's activation, and on any value."""
+
+    weights: list[float]
+    arguments: list[float]
+    largest: float
+
+
+def _all_steps(job: Job) -> _Bounds:
     weights, steps = _initial_bounds(job), job.training.steps if job.training else 0
-    largest, arguments = max(1.0, job.feature_range, job.label_range), [0.0] * len(job.layers)
+    found = _Bounds(weights, [0.0] * len(job.layers), max(1.0, _stored(job, job.feature_range), job.label_range + 1))
     for step in range(steps + 1):
         passed = _forward(job, weights)
-        arguments = [max(pair) for pair in zip(arguments, passed.arguments, strict=True)]
-        largest = max(largest, passed.largest)
+        reached = [passed.largest, *weights]
         if step < steps:
-            gradients, reached = _backward(job, weights, passed)
-            largest, weights = max(largest, reached), _updated(job, weights, gradients)
-        if not math.isfinite(largest):
+            gradients, on_the_way = _backward(job, weights, passed)
+            weights, moved = _updated(job, weights, gradients)
+            reached += [on_the_way, *moved, _rate(job)[1]]
+        found = _Bounds(
+            [max(pair) for pair in zip(found.weights, weights, strict=True)],
+            [max(pair) for pair in zip(found.arguments, passed.arguments, strict=True)],
+            max(found.largest, *reached),
+        )
+        if not math.isfinite(found.largest):
             break
-    return weights, largest, arguments
+    return found
+
+
+def _fraction_bits(job: Job) -> int | None:
+    return None if job.noise is None else job.noise.fraction_bits
+
+
+def _unit(job: Job) -> float:
+    """No arithmetic that may be chosen has a coarser resolution."""
+    return max(one.resolution for one in candidates(_fraction_bits(job)))
+
+
+def _stored(job: Job, bound: float) -> float:
+    """A bound on what stands for a value on the grid, or for a product after truncation."""
+    return bound + 2 * _unit(job)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +152,8 @@ class _Pass:
 
 def _initial_bounds(job: Job) -> list[float]:
     if job.initial != "public":
-        return [job.weight_range] * len(job.weight_shapes)
-    return [max((abs(float(v)) for v in _flat(one)), default=0.0) for one in job.weights]
+        return [_stored(job, job.weight_range)] * len(job.weight_shapes)
+    return [_stored(job, max((abs(float(v)) for v in _flat(one)), default=0.0)) for one in job.weights]
 
 
 def _flat(nested):
@@ -116,32 +163,41 @@ def _flat(nested):
 
 def _forward(job: Job, weights: list[float]) -> _Pass:
     inputs, arguments = [], []
-    bound = job.feature_range
+    bound = _stored(job, job.feature_range)
     for number, layer in enumerate(job.layers):
         kernel, bias = weights[2 * number : 2 * number + 2]
         inputs.append(bound)
-        arguments.append(job.weight_shapes[2 * number][0] * kernel * bound + bias)
+        arguments.append(_stored(job, job.weight_shapes[2 * number][0] * kernel * bound + bias))
         bound = 1 + job.sigmoid_error if layer.activation == "sigmoid" else arguments[-1]
     return _Pass(inputs, arguments, max(arguments))
 
 
 def _backward(job: Job, weights: list[float], passed: _Pass) -> tuple[list[float], float]:
     """Bounds of the gradient sums, kernel and bias of each layer in turn, and the largest value on the way."""
-    logistic = job.training.loss == "binary_crossentropy"
-    delta = 1 + job.sigmoid_error if logistic else 2 * (passed.arguments[-1] + job.label_range)
+    logistic, label = job.training.loss == "binary_crossentropy", _stored(job, job.label_range)
+    delta = 1 + job.sigmoid_error + label - job.label_range if logistic else 2 * (passed.arguments[-1] + label)
     gradients, largest = [], delta
     for number in reversed(range(len(job.layers))):
-        gradients[:0] = [job.batch_rows * passed.inputs[number] * delta, job.batch_rows * delta]
-        delta *= job.layers[number].units * weights[2 * number]
+        if number < len(job.layers) - 1 and job.layers[number].activation == "sigmoid":
+            # Upstream times value times (1 - value), one after the other.
+            delta = _stored(job, delta * (1 + job.sigmoid_error) ** 2)
+        gradients[:0] = [_stored(job, job.batch_rows * passed.inputs[number] * delta), job.batch_rows * delta]
         largest = max(largest, delta, *gradients[:2])
+        delta = _stored(job, delta * job.layers[number].units * weights[2 * number])
+    # The derivative by the features is not asked for.
     noise = job.noise.largest * len(job.noise.parties) if job.noise else 0.0
     return [bound + noise for bound in gradients], largest + noise
 
 
-def _updated(job: Job, weights: list[float], gradients: list[float]) -> list[float]:
-    step = _step_size(job)
-    moved = [weight + step * gradient for weight, gradient in zip(weights, gradients, strict=True)]
-    return moved if job.weight_range is None else [min(bound, job.weight_range) for bound in moved]
+def _updated(job: Job, weights: list[float], gradients: list[float]) -> tuple[list[float], list[float]]:
+    """Bounds of the weights after a step, and before they are clipped."""
+    shift, rate = _rate(job)
+    pairs = zip(weights, gradients, strict=True)
+    # One rounding of the factor, one of the product before it, one of its own.
+    moved = [w + (g * 2.0**-shift + _unit(job)) * (rate + _unit(job)) + 2 * _unit(job) for w, g in pairs]
+    if job.weight_range is None:
+        return moved, moved
+    return [min(bound, _stored(job, job.weight_range)) for bound in moved], moved
 
 
 def _step_size(job: Job) -> float:
@@ -150,25 +206,21 @@ def _step_size(job: Job) -> float:
     return job.training.learning_rate / rows
 
 
-def _rate(job: Job) -> tuple[int, float]:
+def _rate(job: Job, arithmetic: FixedPoint | None = None) -> tuple[int, float]:
+    """(shift, rate): the step's size as a power of two, which fixed point holds exactly, and a factor."""
     if job.training is None:
         return 0, 1.0
     step = _step_size(job)
     shift = max(0, -math.frexp(step)[1])
+    if arithmetic is not None:
+        shift = min(shift, arithmetic.fraction_bits)
+        if step * 2.0**shift < _LEAST_RATE:
+            raise InputError(
+                f"Expected a step (learning_rate, over the rows for a mean) of at least "
+                f"{_LEAST_RATE * arithmetic.resolution:.3g}, the finest that this arithmetic takes, got {step:.3g}; "
+                "raise learning_rate, or lower the batch size or the ranges, for finer arithmetic."
+            )
     return shift, step * 2.0**shift
-
-
-def _arithmetic(job: Job, largest: float) -> FixedPoint:
-    if job.noise is None:
-        return choose_fixed_point(largest)
-    for field_bits in (64, 128):
-        fraction_bits = job.noise.fraction_bits
-        if fraction_bits <= field_bits // 2 - 8 and largest < FixedPoint(field_bits, fraction_bits).largest:
-            return FixedPoint(field_bits, fraction_bits)
-    raise InputError(
-        f"Overflow risk: values up to {largest:.3g} do not fit beside noise of fraction_bits="
-        f"{job.noise.fraction_bits}; set weight_range, or lower fraction_bits, steps or feature_range."
-    )
 
 
 def _weight_error(job: Job, draft: Plan, weights: list[float]) -> float | None:
@@ -184,11 +236,13 @@ def _weight_error(job: Job, draft: Plan, weights: list[float]) -> float | None:
     else:
         residual, curvature = 2 * (width * weights[0] * reach + weights[1] + job.label_range), 2.0
         residual_error = 2 * argument_error + 4 * u
-    gradient = rows * max(reach, 1.0) * residual
+    noise = job.noise.largest * len(job.noise.parties) if job.noise else 0.0
+    gradient = rows * max(reach, 1.0) * residual + noise
     gradient_error = rows * (max(reach, 1.0) * residual_error + u * residual) + 2 * u
     scaled = step * gradient_error + draft.rate * u + 2.0**-draft.shift * gradient * u + 2 * u
     one = scaled * math.sqrt(job.parameters)
-    squared_norm = width * reach**2 if job.training.row_norm is None else job.training.row_norm**2
+    # Every holder bounds the norm of its own columns, and rounds them.
+    squared_norm = (job.row_norm + u * math.sqrt(width)) ** 2
     lipschitz = step * curvature * rows * (squared_norm + 1)
     total = u * math.sqrt(job.parameters)
     for _ in range(job.training.steps):

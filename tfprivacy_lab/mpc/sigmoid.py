@@ -9,6 +9,7 @@ Arguments beyond c are clipped to it first: that costs two comparisons, and an e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -51,15 +52,17 @@ class Sigmoid:
         return 4 * resolution * terms * (terms + 2)
 
 
-def choose_sigmoid(bound: float, max_error: float = 1e-3) -> Sigmoid:
+@functools.lru_cache(256)
+def choose_sigmoid(bound: float, max_error: float = 1e-3, resolution: float = 0.0) -> Sigmoid:
     """The approximation with the fewest terms for arguments in [-bound, bound].
 
     Args:
         bound: Largest magnitude of an argument, > 0.
         max_error: Wanted bound on the deviation, in [1e-6, 0.1].
+        resolution: Of the fixed-point arithmetic in which it is evaluated; 0 for exact arithmetic.
 
     Returns:
-        A :class:`Sigmoid` whose ``error`` is at most ``max_error``.
+        A :class:`Sigmoid` whose ``error`` and ``rounding_error`` together are at most ``max_error``.
 
     Raises:
         InputError: naming the argument.
@@ -70,26 +73,38 @@ def choose_sigmoid(bound: float, max_error: float = 1e-3) -> Sigmoid:
     max_error = check_finite_number("max_error", max_error, at_least=1e-6, at_most=0.1)
     limits = [bound] if bound <= _CLIPS[-1] else []
     limits += [limit for limit in _CLIPS if limit < bound and 1 / (1 + math.exp(limit)) < 0.6 * max_error]
-    found = [fit for limit in limits if (fit := _fit(float(limit), limit < bound, max_error)) is not None]
+    found = [fit for limit in limits if (fit := _fit(float(limit), limit < bound, max_error, resolution))]
     if not found:
-        raise InputError(f"No sigmoid with max_error={max_error:g} in {_LARGEST_TERMS} terms; allow a larger error.")
+        raise InputError(
+            f"No sigmoid with max_error={max_error:g} in {_LARGEST_TERMS} terms and steps of {resolution:g}; allow a "
+            "larger error, or more fraction bits."
+        )
     # A comparison costs about as much as three products.
     return min(found, key=lambda one: len(one.coefficients) + (3 if one.clips else 0))
 
 
-def _fit(limit: float, clips: bool, max_error: float) -> Sigmoid | None:
-    nodes = np.cos((np.arange(4096) + 0.5) * np.pi / 4096)
-    all_coefficients = np.polynomial.chebyshev.chebfit(nodes, _odd(limit * nodes), 2 * _LARGEST_TERMS - 1)[1::2]
+def _fit(limit: float, clips: bool, max_error: float, resolution: float) -> Sigmoid | None:
+    all_coefficients = _series(limit)
     grid = np.linspace(0, limit, _GRID)
     beyond = 1 / (1 + math.exp(limit)) if clips else 0.0
     for terms in range(1, _LARGEST_TERMS + 1):
         candidate = Sigmoid(limit, clips, tuple(map(float, all_coefficients[:terms])), 0.0)
         # Beyond the limit the value stays what it is there, and the sigmoid moves on by less than ``beyond``.
         # A thousandth more, for what lies between the grid's points.
+        rounding = candidate.rounding_error(resolution)
+        if rounding > max_error:
+            return None
         error = 1.001 * float(np.abs(candidate(grid) - 0.5 - _odd(grid)).max()) + beyond
-        if error <= max_error:
+        if error + rounding <= max_error:
             return dataclasses.replace(candidate, error=error)
     return None
+
+
+@functools.lru_cache(256)
+def _series(limit: float) -> np.ndarray:
+    """Odd Chebyshev coefficients of the sigmoid less one half on [-limit, limit]."""
+    nodes = np.cos((np.arange(4096) + 0.5) * np.pi / 4096)
+    return np.polynomial.chebyshev.chebfit(nodes, _odd(limit * nodes), 2 * _LARGEST_TERMS - 1)[1::2]
 
 
 def _odd(z):

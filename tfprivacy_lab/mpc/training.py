@@ -8,12 +8,15 @@ Between ``fit`` and ``predict`` the weights stay where they are: on shares, one 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_matrix
-from tfprivacy_lab.mpc.jobs import Job, Layer, NoiseShares, Training
+from tfprivacy_lab.mpc.jobs import Job
+from tfprivacy_lab.mpc.models import Layer, Training
+from tfprivacy_lab.mpc.noise_shares import NoiseShares
 from tfprivacy_lab.mpc.protocols import World
 
 
@@ -53,6 +56,7 @@ class SharedModel:
         self._compiled: dict | None = None
         self._shares: dict[str, dict[str, np.ndarray]] | None = None
         self.job: Job | None = None
+        self._fitted: Job | None = None
         self.outcomes = None
 
     def compile(
@@ -77,12 +81,14 @@ class SharedModel:
         reveal_weights: tuple[str, ...] = (),
         noise: NoiseShares | None = None,
         noise_steps: dict[str, np.ndarray] | None = None,
+        ids: dict[str, np.ndarray] | None = None,
         run: Callable | None = None,
     ):
         """Train on what the parties hold.
 
         Args:
-            x: Party to features, shape (rows, columns).
+            x: Party to features, shape (rows, columns). Their order here is that in which columns, or rows, are put
+                side by side, and stands in the job as a list; labels and queries follow by name.
             y: Party to labels, shape (rows,) or (rows, 1); one party if columns are split.
             steps: Gradient steps.
             split: ``columns`` or ``rows``.
@@ -90,6 +96,8 @@ class SharedModel:
             noise: Noise for every gradient sum, with
             noise_steps: party to whole numbers (steps, parameters), drawn by the caller, see
                 :mod:`tfprivacy_lab.shared_noise`.
+            ids: Party to the ids of its rows, texts or whole numbers, where columns are split: whether they are the
+                same, in the same order, is compared before anything is shared.
             run: :func:`~tfprivacy_lab.mpc.parties.simulate` (default) or
                 :func:`~tfprivacy_lab.mpc.processes.launch`.
 
@@ -101,11 +109,15 @@ class SharedModel:
         """
         if self._compiled is None:
             raise InputError("Call compile before fit.")
+        if not x:
+            raise InputError("Expected x to hold the features of at least one party, got none.")
         data = {party: {"x": check_matrix("x", value)} for party, value in x.items()}
         for party, value in y.items():
             data.setdefault(party, {})["y"] = _column(value)
         for party, value in (noise_steps or {}).items():
             data.setdefault(party, {})["noise"] = np.asarray(value)
+        for party, value in (ids or {}).items():
+            data.setdefault(party, {})["ids"] = np.asarray(value)
         features = {party: data[party]["x"].shape for party in x}
         width = next(iter(features.values()))[1] if split == "rows" else sum(c for _, c in features.values())
         self.job = Job(
@@ -120,24 +132,41 @@ class SharedModel:
             noise=noise,
             **self._ranges,
         )
-        return self._run(self.job, data, run)
+        found = self._run(self.job, data, run)
+        self._fitted = self.job
+        return found
 
     def predict(
-        self, query: dict[str, np.ndarray], *, reveal: tuple[str, ...], run: Callable | None = None
+        self,
+        query: dict[str, np.ndarray],
+        *,
+        reveal: tuple[str, ...],
+        ids: dict[str, np.ndarray] | None = None,
+        run: Callable | None = None,
     ) -> np.ndarray:
         """Predict rows whose columns the parties of ``query`` hold, and open the result to ``reveal`` only.
+
+        Args:
+            query: Party to the columns that it has in ``fit``, of the rows to predict, in any order of names; where
+                ``fit`` had rows split, one party to all columns.
+            reveal: Who learns the predictions.
+            ids: As in :meth:`fit`.
+            run: As in :meth:`fit`.
 
         Returns:
             float64, (rows, units), as its receivers have it.
 
         Raises:
-            InputError: before ``fit``, or if the query does not fit.
+            InputError: before ``fit``, or if the query is not of the parties and columns of ``fit``.
         """
         if self._shares is None:
             raise InputError("Call fit before predict.")
+        query = self._in_order({party: check_matrix("query", value) for party, value in query.items()})
         data = {party: dict(shares) for party, shares in self._shares.items()}
         for party, value in query.items():
-            data[party]["query"] = check_matrix("query", value)
+            data[party]["query"] = value
+        for party, value in (ids or {}).items():
+            data.setdefault(party, {})["query_ids"] = np.asarray(value)
         ranges = dict(self._ranges)
         if ranges["weight_range"] is None:
             from tfprivacy_lab.mpc.ranges import weight_bound
@@ -146,7 +175,8 @@ class SharedModel:
         job = Job(
             world=self.world,
             layers=self.layers,
-            query={party: data[party]["query"].shape for party in query},
+            query={party: value.shape for party, value in query.items()},
+            holders=tuple(query),
             initial="shares",
             reveal_predictions=reveal,
             **ranges,
@@ -155,6 +185,12 @@ class SharedModel:
         return next(
             (outcome.predictions for outcome in done.outcomes.values() if outcome.predictions is not None), None
         )
+
+    def _in_order(self, query: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The query with the parties, widths and order of ``fit``."""
+        # The job itself says which queries it takes.
+        job = dataclasses.replace(self._fitted, query={party: value.shape for party, value in query.items()})
+        return {party: query[party] for party in job.query}
 
     def _run(self, job: Job, data, run):
         if run is None:
@@ -248,6 +284,10 @@ def _layers_of(layers) -> tuple[tuple[Layer, ...], list | None]:
     """Layers and start of what the caller gave; Keras is asked only if it is Keras'."""
     if isinstance(layers, list | tuple):
         return tuple(layers), None
+    if not getattr(layers, "built", False):
+        raise InputError(
+            "Expected a built model, whose weights are the start: call model.build((None, columns)) first."
+        )
     found, start = [], []
     for layer in layers.layers:
         if type(layer).__name__ == "InputLayer":

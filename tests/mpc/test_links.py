@@ -1,0 +1,309 @@
+"""Meeting, and what the connections carry: strangers, forgers, large jobs, other rows. No engine and no process."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from tfprivacy_lab import mpc
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.mpc import row_ids
+from tfprivacy_lab.mpc.certificates import Credentials, make_certificates
+from tfprivacy_lab.mpc.entrance import is_loopback
+from tfprivacy_lab.mpc.links import Control, PartyError
+from tfprivacy_lab.mpc.relay import Relay
+
+NAMES = ("alice", "bob", "carol")
+# What another party's message looks like to the engine; the key can be guessed.
+PUSH = json.dumps({"sender_rank": 1, "key": "root:P2P-160:1->0", "value": "AAAA", "trans_type": "MONO"})
+FORGED = (
+    "POST /org.interconnection.link.ReceiverService/Push HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\n"
+    f"Content-Length: {len(PUSH)}\r\n\r\n{PUSH}"
+).encode()
+
+
+def free_port(host="127.0.0.1"):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as one:
+        return one.getsockname()[1]
+
+
+def addresses(names=NAMES[:2], host="127.0.0.1"):
+    return {name: (host, free_port(host)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(NAMES, folder / "group")
+    return {name: Credentials.of_folder(folder / "group" / name).loaded() for name in NAMES}
+
+
+def join(ends, seconds=20.0, **own):
+    """Join all ends at once; errors by name, None for none."""
+    errors = {}
+
+    def one(end):
+        given = {"job": {"a": 1}, "code": "c", **own.get(end.me, {})}
+        try:
+            end.join(given.pop("job"), given.pop("code"), seconds, **given)
+            errors[end.me] = None
+        except PartyError as error:
+            errors[end.me] = str(error)
+
+    threads = [threading.Thread(target=one, args=(end,)) for end in ends]
+    for thread in threads:
+        thread.start()
+    return threads, errors
+
+
+def joined(ends, seconds=20.0, **own):
+    threads, errors = join(ends, seconds, **own)
+    for thread in threads:
+        thread.join(60)
+    return errors
+
+
+def knock(address, data=b""):
+    """A connection of a stranger, as soon as the port is there."""
+    for _ in range(2000):
+        with contextlib.suppress(ConnectionRefusedError):
+            connection = socket.create_connection(address, timeout=10)
+            connection.sendall(data)
+            return connection
+        threading.Event().wait(0.005)
+    raise AssertionError("nobody listens")
+
+
+def test_a_party_exposes_one_port_where_a_forged_push_is_refused_and_then_none(certified):
+    where = addresses()
+    ends = {name: Control(name, NAMES[:2], where, certified[name]) for name in NAMES[:2]}
+    threads, errors = join([ends["alice"]])
+    with knock(where["alice"], FORGED) as forger:
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := forger.recv(4096):
+                answer += part
+    assert b"HTTP" not in answer
+    assert joined([ends["bob"]]) == {"bob": None}
+    threads[0].join(20)
+    assert errors == {"alice": None}
+    for address in where.values():
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5)
+    for end in ends.values():
+        end.close()
+
+
+def engine(relay, me, echo):
+    """Stands for a party's engine: takes one connection, and returns what ``echo`` makes of what it gets."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(relay.addresses()[me].removeprefix("unix:"))
+    listener.listen()
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            while part := connection.recv(1 << 16):
+                connection.sendall(echo(part))
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_engines_reach_each_other_through_the_relay_and_only_through_sockets_of_this_user(certified, tls):
+    where, names = addresses(), NAMES[:2]
+    relays = {name: Relay(names, name) for name in names}
+    ends = [Control(n, names, where, certified[n] if tls else None, relay=relays[n]) for n in names]
+    assert set(joined(ends).values()) == {None}
+    flipped = bytes(255 - byte for byte in range(256))
+    sent = np.random.default_rng(0).integers(0, 256, 3 << 20, np.uint8).tobytes()
+    with engine(relays["alice"], "alice", bytes), engine(relays["bob"], "bob", lambda part: part.translate(flipped)):
+        found = {}
+
+        def call(me, other):
+            path = relays[me].addresses()[other].removeprefix("unix:")
+            assert os.stat(os.path.dirname(path)).st_mode & 0o077 == 0
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mine:
+                mine.connect(path)
+                threading.Thread(target=mine.sendall, args=(sent,)).start()
+                answer = bytearray()
+                while len(answer) < len(sent):
+                    answer += mine.recv(1 << 16)
+                found[me] = bytes(answer)
+
+        calls = [threading.Thread(target=call, args=pair) for pair in (names, names[::-1])]
+        for one in calls:
+            one.start()
+        for one in calls:
+            one.join(60)
+    assert found["alice"] == sent.translate(flipped)
+    assert found["bob"] == sent
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_thousand_stray_connections_disturb_no_party_that_gathers(certified, tls):
+    where = addresses(NAMES)
+    ends = [Control(name, NAMES, where, certified[name] if tls else None) for name in NAMES]
+    threads, errors = join(ends[:1])
+    said = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x02\x00\x00\x00\x00\x00\x00\x00\x00{}", b"\x16\x03\x01", FORGED]
+    with contextlib.ExitStack() as silent:
+        for number in range(1000):
+            connection = knock(where["alice"])
+            with contextlib.suppress(OSError):
+                connection.sendall(said[number % len(said)])
+            # The last ones stay, and say no more.
+            if number >= 800:
+                silent.enter_context(connection)
+            else:
+                connection.close()
+        others = joined(ends[1:])
+        threads[0].join(20)
+    assert {**errors, **others} == dict.fromkeys(NAMES)
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x02\x00\x00\x00\x00\x00\x00\x00\x00{}", b"\x01"])
+def test_who_did_not_come_is_named_and_so_is_what_came_instead(said):
+    where = addresses()
+    threads, errors = join([Control("alice", NAMES[:2], where, None)], seconds=0.6)
+    with knock(where["alice"], said) as stranger:
+        stranger.shutdown(socket.SHUT_WR)
+        threads[0].join(20)
+    assert errors["alice"].startswith("bob did not come in time; 1 others came and were sent away, the last because ")
+
+
+def test_certificates_of_another_group_or_another_party_are_strangers(certified, tmp_path):
+    make_certificates(NAMES[:2], tmp_path / "other")
+    other = Credentials.of_folder(tmp_path / "other" / "bob").loaded()
+    for shown, naming in ((other, "certificate"), (None, "certificate"), (certified["alice"], "certificate of alice")):
+        where = addresses()
+        ends = [Control("alice", NAMES[:2], where, certified["alice"]), Control("bob", NAMES[:2], where, shown)]
+        errors = joined(ends, seconds=1.5)
+        assert "bob did not come in time" in errors["alice"]
+        assert naming in errors["alice"]
+        assert errors["bob"]
+
+
+def test_a_stranger_with_a_partys_name_does_not_keep_the_party_out(certified):
+    """Carol belongs to the group and says she is Bob."""
+    where = addresses()
+    alice = Control("alice", NAMES[:2], where, certified["alice"])
+    threads, errors = join([alice])
+    posing = joined([Control("bob", NAMES[:2], {**where, "bob": ("127.0.0.1", free_port())}, certified["carol"])])
+    assert posing["bob"] == "alice refuses: bob shows the certificate of carol."
+    bob = Control("bob", NAMES[:2], where, certified["bob"])
+    assert joined([bob]) == {"bob": None}
+    threads[0].join(20)
+    assert errors == {"alice": None}
+    alice.close()
+    bob.close()
+
+
+def test_jobs_larger_than_the_sockets_buffers_are_compared_and_not_waited_for():
+    large = {"weights": [0.123456789] * 800_000, "steps": 1}
+    where = addresses()
+    ends = [Control(name, NAMES[:2], where, None) for name in NAMES[:2]]
+    errors = joined(ends, alice={"job": large}, bob={"job": large | {"steps": 2}})
+    assert errors == {
+        "alice": "bob runs another job: steps is 2 there and 1 here.",
+        "bob": "alice runs another job: steps is 1 there and 2 here.",
+    }
+    where = addresses()
+    ends = [Control(name, NAMES[:2], where, None) for name in NAMES[:2]]
+    assert set(joined(ends, alice={"job": large}, bob={"job": large}).values()) == {None}
+    for end in ends:
+        end.close()
+
+
+def test_a_third_party_hears_what_differs_between_two():
+    where = addresses(NAMES)
+    ends = [Control(name, NAMES, where, None) for name in NAMES]
+    errors = joined(ends, carol={"code": "other"})
+    assert "carol compiled other programs" in errors["alice"]
+    assert all(errors.values())
+    where = addresses()
+    ends = [Control(name, NAMES[:2], where, None) for name in NAMES[:2]]
+    assert joined(ends, bob={"refusal": "no data"})["alice"] == "bob gave up: no data"
+
+
+def test_a_port_may_be_bound_elsewhere_than_where_it_is_reached_and_on_ipv6():
+    where = addresses(host="::1")
+    ends = [Control("alice", NAMES[:2], where, None, listen=("::", where["alice"][1]))]
+    ends.append(Control("bob", NAMES[:2], where, None))
+    assert set(joined(ends).values()) == {None}
+    for end in ends:
+        end.close()
+    with pytest.raises(InputError, match=r"Cannot listen at \[2001:db8::1\]:4711"):
+        Control("alice", NAMES[:2], where, None, listen=("2001:db8::1", 4711)).join({}, "c", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [
+        *(("127.0.0.1", True), ("127.9.8.7", True), ("::1", True), ("localhost", True)),
+        *(("127.evil.example", False), ("127.1", False), ("localhost.evil.example", False), ("10.0.0.1", False)),
+        *(("::ffff:10.0.0.1", False), ("", False), ("0.0.0.0", False)),
+    ],
+)
+def test_only_this_machine_is_loopback(host, is_one):
+    assert is_loopback(host) is is_one
+
+
+WORLD = mpc.World("semi2k", ("alice", "bob"), "alice")
+
+
+def columns_job(**changes):
+    given = {
+        "world": WORLD,
+        "layers": (mpc.Layer(1),),
+        "features": {"alice": (3, 1), "bob": (3, 1)},
+        "labels": ("bob",),
+        "weights": [[[0.0], [0.0]], [0.0]],
+        "training": mpc.Training("sum_of_squares", 0.1, 1),
+        **changes,
+    }
+    return mpc.Job(**given)
+
+
+def test_rows_in_another_order_are_noticed_by_all_before_anything_is_shared():
+    job = columns_job()
+    ids = {"alice": np.array(["a", "b", "c"]), "bob": np.array(["a", "c", "b"])}
+    rows = {name: {"rows": row_ids.of_party(job, name, {"ids": one})} for name, one in ids.items()}
+    where = addresses()
+    errors = joined([Control(name, NAMES[:2], where, None) for name in NAMES[:2]], **rows)
+    assert "bob holds training rows of other ids, or in another order" in errors["alice"]
+    assert "alice holds training rows" in errors["bob"]
+    rows["bob"] = rows["alice"]
+    where = addresses()
+    ends = [Control(name, NAMES[:2], where, None) for name in NAMES[:2]]
+    assert set(joined(ends, **rows).values()) == {None}
+    for end in ends:
+        end.close()
+    rows["bob"] = {"rows": row_ids.of_party(job, "bob", {})}
+    where = addresses()
+    errors = joined([Control(name, NAMES[:2], where, None) for name in NAMES[:2]], **rows)
+    assert "bob has none" in errors["alice"]
+    assert "bob has none" in errors["bob"]
+
+
+def test_ids_are_compared_in_a_simulation_too_and_checked():
+    job = columns_job()
+    data = {"alice": {"ids": [1, 2, 3]}, "bob": {"ids": ["1", "2", "3"]}}
+    row_ids.compare(job, data)
+    with pytest.raises(InputError, match="alice holds training rows of other ids"):
+        row_ids.compare(job, {**data, "bob": {"ids": [1, 3, 2]}})
+    with pytest.raises(InputError, match="ids to hold 3 texts or whole numbers"):
+        row_ids.compare(job, {**data, "bob": {"ids": [1.5, 2, 3]}})
+    # Rows of one party alone, or split by rows, are in no one else's order.
+    assert (
+        row_ids.of_party(columns_job(split="rows", labels=("alice", "bob"), weights=[[[0.0]], [0.0]]), "bob", {}) == {}
+    )

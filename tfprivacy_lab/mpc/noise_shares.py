@@ -1,0 +1,135 @@
+r"""Noise that parties contribute inside a protocol, as the job agrees on it, and what it is claimed to be worth.
+
+A job that claims (ε, δ) carries what the claim rests on: the bound on one record's share of a sum, and how many of the
+contributions an adversary may know. From these, and from the standard deviation, ε follows; a job whose noise is worth
+less than it claims is refused by every party.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.zcdp import zcdp_epsilon
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseClaim:
+    """(ε, δ) of everything a job reveals, add or remove one record, and what it rests on.
+
+    Attributes:
+        epsilon: The claimed ε, against whoever knows ``colluding`` contributions.
+        delta: The claimed δ.
+        l2_norm_clip: Bound C on what one record adds to a sum, in its unit.
+        colluding: How many contributions an adversary may know, below the number of contributors.
+        roundings: How often a coordinate of the sum is rounded or truncated, by at most a grid step each.
+
+    Raises:
+        InputError: naming the argument.
+    """
+
+    epsilon: float
+    delta: float
+    l2_norm_clip: float
+    colluding: int
+    roundings: int
+
+    def __post_init__(self):
+        check_finite_number("noise.claim.epsilon", self.epsilon, above=0)
+        check_finite_number("noise.claim.delta", self.delta, at_least=1e-300, below=1)
+        check_finite_number("noise.claim.l2_norm_clip", self.l2_norm_clip, above=0)
+        check_positive_int("noise.claim.colluding", self.colluding, at_least=0)
+        check_positive_int("noise.claim.roundings", self.roundings)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseShares:
+    """Noise that parties contribute inside the protocol, added to every gradient sum, or to the sum of a statistic.
+
+    Attributes:
+        parties: Who contributes, each once; each draws its own, and nobody sees the total.
+        stddev: Standard deviation of one party's contribution, in the unit of what is noised.
+        fraction_bits: The noise is a multiple of :math:`2^{-f}`, and so is the arithmetic.
+        claim: What all of it is worth, or None where no ε is claimed.
+
+    Raises:
+        InputError: naming the argument.
+    """
+
+    parties: tuple[str, ...]
+    stddev: float
+    fraction_bits: int
+    claim: NoiseClaim | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "parties", tuple(self.parties))
+        if not self.parties or len(set(self.parties)) != len(self.parties):
+            raise InputError(
+                f"Expected noise.parties to be different names, got {self.parties!r}: a name that counts twice "
+                "would contribute once."
+            )
+        check_finite_number("stddev", self.stddev, above=0)
+        check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
+        if self.claim is not None and self.claim.colluding >= len(self.parties):
+            raise InputError(
+                f"Expected noise.claim.colluding below the {len(self.parties)} contributors, "
+                f"got {self.claim.colluding}."
+            )
+
+    @property
+    def largest(self) -> float:
+        """No contribution may pass 16 standard deviations; one in 10^57 would."""
+        return 16 * self.stddev
+
+    def check_worth(self, dimension: int, releases: int) -> None:
+        """Refuse a claim that the standard deviation does not keep.
+
+        Raises:
+            InputError: with the ε that it does keep.
+        """
+        if self.claim is None:
+            return
+        claim, remaining = self.claim, len(self.parties) - self.claim.colluding
+        moved = sensitivity(claim.l2_norm_clip, claim.roundings, self.fraction_bits, dimension)
+        steps = self.stddev * 2.0**self.fraction_bits
+        kept = summed_epsilon(steps, remaining, moved / self.stddev, dimension, releases, claim.delta)
+        if not kept <= claim.epsilon * (1 + 1e-9):
+            raise InputError(
+                f"Expected noise that keeps the claimed epsilon={claim.epsilon:g} at delta={claim.delta:g}, but "
+                f"stddev={self.stddev:g} of {remaining} contributions, over {releases} releases, keeps "
+                f"{kept:.4g}; raise stddev, or claim no more than it is worth."
+            )
+
+
+def sensitivity(l2_norm_clip: float, roundings: int, fraction_bits: int, dimension: int) -> float:
+    r"""By how much one record moves a sum on the grid: :math:`C + 2 r \gamma \sqrt d`, in the sum's unit."""
+    return l2_norm_clip + 2 * roundings * 2.0**-fraction_bits * math.sqrt(dimension)
+
+
+def summed_epsilon(sigma: float, count: int, ratio: float, dimension: int, releases: int, delta: float) -> float:
+    r"""ε at δ of sums noised by ``count`` discrete Gaussians each.
+
+    :math:`\rho = r \left(\tfrac12 \left(\tfrac{\Delta}{\sqrt n \sigma} + d\tau\right)^2 \right)`, then
+    :func:`tfprivacy_lab.zcdp.zcdp_epsilon`.
+
+    Args:
+        sigma: One contribution's σ in grid steps.
+        count: n, contributions that nobody hostile knows.
+        ratio: Sensitivity over *one* contribution's σ.
+        dimension: d, coordinates of the sum.
+        releases: r, how many noised sums.
+        delta: δ.
+
+    Source: Kairouz, Liu and Steinke 2021, Prop. 14, whose first bound, :math:`\sqrt{\Delta^2/\sigma^2 + \tau d/2}`,
+    this exceeds or equals whenever it is used: the larger of both is taken.
+    """
+    ratio /= math.sqrt(count)
+    tau = 10 * sum(math.exp(-2 * math.pi**2 * sigma**2 * k / (k + 1)) for k in range(1, count))
+    root = max(math.sqrt(ratio**2 + tau * dimension / 2), ratio + tau * dimension)
+    return zcdp_epsilon(releases * root**2 / 2, delta)
+
+
+def logistic_gradient_norm(row_norm: float, sigmoid_error: float) -> float:
+    r"""Bound on one row's gradient of the logistic loss on shares: :math:`(1 + e)\sqrt{\|x\|^2 + 1}`."""
+    return (1 + sigmoid_error) * math.hypot(row_norm, 1)
