@@ -19,7 +19,10 @@ def _encrypt(options) -> dict:
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
     query = client.encrypt(
-        features, feature_range=options.feature_range, packing=options.packing, compress=options.compress
+        features,
+        feature_range=_feature_range(options.feature_range),
+        packing=options.packing,
+        compress=options.compress,
     )
     files.write_bytes(options.out, query)
     return {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
@@ -30,17 +33,20 @@ def _evaluate(options) -> dict:
 
     head = files.read_arrays(options.head, "head", ("kernel", "bias"))
     server = he.Server(head["kernel"], head["bias"], replies=options.replies)
-    reply = server.evaluate(files.read_bytes(options.query, "query"))
+    query = files.read_bytes(options.query, "query")
+    reply = server.evaluate(query, max_error=options.max_error)
+    bound = float(server.head_for(query).error_bound().max())
     files.write_bytes(options.out, reply)
-    return {"reply": options.out, "bytes": len(reply)}
+    return {"reply": options.out, "bytes": len(reply), "error_bound": bound}
 
 
 def _decrypt(options) -> dict:
     from tfprivacy_lab import files, he
 
     query = None if options.query is None else files.read_bytes(options.query, "query")
-    logits = he.Client.load(options.keys).decrypt(files.read_bytes(options.reply, "reply"), query)
-    return _write_logits(options.out, logits)
+    client, reply = he.Client.load(options.keys), files.read_bytes(options.reply, "reply")
+    logits = client.decrypt(reply, query, max_error=options.max_error)
+    return {**_write_logits(options.out, logits), "error_bound": client.error_bound(reply)}
 
 
 def _serve(options) -> dict:
@@ -72,9 +78,9 @@ def _predict(options) -> dict:
     service = remote.Service(options.url, options.certificate_authority, options.seconds, options.note)
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
-    return _write_logits(
-        options.out, remote.predict(client, service, features, options.feature_range, options.compress)
-    )
+    bounds = _feature_range(options.feature_range)
+    logits = remote.predict(client, service, features, bounds, options.compress, options.max_error)
+    return _write_logits(options.out, logits)
 
 
 def _score(options) -> dict:
@@ -112,6 +118,7 @@ def _explain_head(options) -> dict:
     from tfprivacy_lab import files, he
 
     head = files.read_arrays(options.head, "head", ("kernel", "bias"))
+    bounds = _feature_range(options.feature_range)
     choice = he.choose(
         head["kernel"],
         head["bias"],
@@ -119,12 +126,10 @@ def _explain_head(options) -> dict:
         scheme=options.scheme,
         packing=options.packing,
         sanitized=options.sanitized,
-        feature_range=options.feature_range,
+        feature_range=bounds,
         max_error=options.max_error,
     )
-    compared = he.compare_packings(
-        head["kernel"], head["bias"], samples=options.samples, feature_range=options.feature_range
-    )
+    compared = he.compare_packings(head["kernel"], head["bias"], samples=options.samples, feature_range=bounds)
     for line in [*choice.explain(), *(f"compared: {cost}" for cost in compared)]:
         options.note(line)
     return {
@@ -141,6 +146,24 @@ def _explain_head(options) -> dict:
     }
 
 
+def _feature_range(text: str | None):
+    """A number, a comma list or a .npy file of one bound a column, as ``feature_range`` is given."""
+    from tfprivacy_lab import files
+    from tfprivacy_lab.checks import InputError
+
+    if text is None:
+        return None
+    if text.endswith(".npy"):
+        return files.read_array(text, "feature_range")
+    try:
+        bounds = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"Expected --feature-range to be a number, a comma list of one a column, or a .npy file, got {text!r}."
+        ) from error
+    return bounds if "," in text else bounds[0]
+
+
 def _write_logits(path, logits) -> dict:
     from tfprivacy_lab import files
 
@@ -148,6 +171,8 @@ def _write_logits(path, logits) -> dict:
     return {"logits": path, "samples": logits.shape[0], "classes": logits.shape[1]}
 
 
+_RANGE_HELP = "public bound on magnitudes: a number, one a column R1,R2,..., or a .npy file of these"
+_ERROR_HELP = "refuse if a logit may be off by more"
 _SCHEMES = ("bfv", "ckks", "bfv-sanitized", "ckks-sanitized")
 _LIMITS = {
     "max_body_bytes": (int, "largest query (64 MiB)"),
@@ -197,7 +222,7 @@ def _add_files(group, command) -> None:
     encrypt = command(group, "encrypt", _encrypt, "client: features (samples, d) to a query")
     encrypt.add_argument("--keys", required=True, metavar="KEYS")
     encrypt.add_argument("--features", required=True, metavar="X.npy")
-    encrypt.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    encrypt.add_argument("--feature-range", metavar="R", help=_RANGE_HELP)
     encrypt.add_argument(
         "--packing",
         default="auto",
@@ -215,6 +240,8 @@ def _add_files(group, command) -> None:
     decrypt.add_argument("--keys", required=True, metavar="KEYS")
     decrypt.add_argument("--reply", required=True, metavar="REPLY")
     decrypt.add_argument("--query", metavar="QUERY", help="refuse a reply to any other query")
+    for parser in (evaluate, decrypt):
+        parser.add_argument("--max-error", type=float, metavar="X", help=_ERROR_HELP)
     for parser, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
         parser.add_argument("--out", required=True, metavar=out)
 
@@ -229,7 +256,7 @@ def _add_explain(group, command, note) -> None:
     explain.add_argument("--scheme", choices=_SCHEMES[:2], help="default: whichever sends less")
     explain.add_argument("--packing", choices=("coefficient", "batched"), help="default: whichever sends less")
     explain.add_argument("--sanitized", action="store_true", help="replies must tell the logits and nothing else")
-    explain.add_argument("--feature-range", type=float, default=1.0, metavar="R", help="public bound (default 1)")
+    explain.add_argument("--feature-range", default="1", metavar="R", help=f"{_RANGE_HELP} (default 1)")
     explain.add_argument(
         "--input-range",
         type=float,
@@ -260,7 +287,8 @@ def _add_service(group, command, note) -> None:
     predict.add_argument("--url", required=True, metavar="URL", help="http://HOST:PORT or https://...")
     predict.add_argument("--keys", required=True, metavar="KEYS")
     predict.add_argument("--features", required=True, metavar="X.npy")
-    predict.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    predict.add_argument("--feature-range", metavar="R", help=_RANGE_HELP)
+    predict.add_argument("--max-error", type=float, metavar="X", help=_ERROR_HELP)
     predict.add_argument("--compress", action="store_true", help="fewer bytes each way, for some time")
     predict.add_argument("--out", required=True, metavar="LOGITS.npy")
     predict.add_argument("--certificate-authority", metavar="PEM", help="trust these instead of the system's")

@@ -19,7 +19,8 @@ offset  bytes  field
 76      4      columns: features of a query, classes of a reply; 0 in a key
 80      4      step exponent e, signed: an integer feature of 1 stands for 2**e; 0 in a key
 84      8      weight scale s, float64: a reply's integers stand for 2**e / s; 0 in key and query
-92      2      packing: 0 batched, 1 coefficient; 0 in a key
+92      1      packing: 0 batched, 1 coefficient; 0 in a key
+93      1      1 if a query names a step for every column; 0 otherwise
 94      2      bits of a residue in the body: 64, or, compressed, those of q's largest prime; 64 in a key
 96      4      features of the query that a reply answers; 0 in key and query
 100     ...    body
@@ -31,6 +32,8 @@ Body of a query or reply: ciphertexts (c0, c1) of residues of 64 bits, or fewer 
 block of N samples and column, ``ceil(samples / N)`` blocks; coefficients for BFV, SEAL's number-theoretic transform
 for CKKS. Coefficient packing: one a sample in a query, one a sample and product in a reply, both transformed. A query
 under a sanitising set ends with the client's public key (b, a), transformed, shape (2, primes of q, N).
+A query with a step for every column has, between body and digest, int16 k a column: an integer feature of column i
+stands for 2**(e + k_i), the largest k being 0.
 Body of a key file: the secret key, then the public key, as SEAL 4 writes them uncompressed.
 
 Guarantee: ``parse`` returns only whole, undamaged bytes of the wanted kind under the pinned parameters,
@@ -52,7 +55,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.compression import compressed, expanded
 from tfprivacy_lab.he.packing import block_count
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, MAX_MESSAGE_BYTES, PACKINGS, PARAMETERS, Parameters
-from tfprivacy_lab.he.quantize import MAX_RANGE_EXPONENT
+from tfprivacy_lab.he.steps import MAX_RANGE_EXPONENT
 
 MAGIC = b"TFPLABHE"
 VERSION = 3
@@ -65,7 +68,8 @@ PUBLIC_KEY_PREFIX_BYTES = 113
 
 _KINDS = {KEY: "private key file", QUERY: "query", REPLY: "reply"}
 _SETS = {"bfv": 1, "ckks": 2, "bfv-sanitized": 3, "ckks-sanitized": 4}
-_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidHHI")
+_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidBBHI")
+_STEP_BYTES = 2
 _NO_ID = bytes(ID_BYTES)
 
 
@@ -84,6 +88,7 @@ class Header:
     packing: str = "batched"
     features: int = 0
     residue_bits: int = 64
+    column_steps: tuple[int, ...] = ()
 
     @property
     def body_bytes(self) -> int:
@@ -102,7 +107,7 @@ class Header:
     @property
     def message_bytes(self) -> int:
         """Length of the whole message."""
-        return _HEADER.size + self.body_bytes + DIGEST_BYTES
+        return _HEADER.size + self.body_bytes + _STEP_BYTES * len(self.column_steps) + DIGEST_BYTES
 
     @property
     def ciphertexts(self) -> tuple[int, int]:
@@ -145,6 +150,7 @@ def pack(header: Header, body) -> bytes:
         header.step_exponent,
         header.weight_scale,
         PACKINGS.index(header.packing),
+        bool(header.column_steps),
         header.residue_bits,
         header.features,
     )
@@ -153,7 +159,9 @@ def pack(header: Header, body) -> bytes:
     view = memoryview(body).cast("B")
     digest = hashlib.sha256(head)
     digest.update(view)
-    return b"".join([head, view, digest.digest()])
+    steps = np.array(header.column_steps, "<i2").tobytes()
+    digest.update(steps)
+    return b"".join([head, view, steps, digest.digest()])
 
 
 def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
@@ -175,11 +183,16 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
     data = memoryview(data).cast("B")
     _check_magic_and_kind(data, kind, name)
     fields = _HEADER.unpack(data[: _HEADER.size])
-    if fields[14] >= len(PACKINGS):
-        raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {fields[14]}.")
+    packing, stepped, residue_bits, features = fields[14:]
+    if packing >= len(PACKINGS):
+        raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {packing}.")
+    if stepped > (kind == QUERY):
+        raise InputError(f"Expected {name} to have one step, or a query one for every column, got flag {stepped}.")
     parameters = _check_parameters(fields[3:8], name)
-    header = Header(kind, parameters, *fields[8:14], PACKINGS[fields[14]], fields[16], fields[15])
+    header = Header(kind, parameters, *fields[8:14], PACKINGS[packing], features, residue_bits)
     _check_shape(header, name)
+    if stepped:
+        header = dataclasses.replace(header, column_steps=(0,) * header.columns)
     expected = header.message_bytes
     if len(data) != expected:
         raise InputError(
@@ -188,7 +201,22 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
         )
     if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
         raise InputError(f"Expected {name} to match its SHA-256 digest: it is damaged; make or copy it again.")
-    return header, data[_HEADER.size : -DIGEST_BYTES]
+    end = _HEADER.size + header.body_bytes
+    if stepped:
+        header = dataclasses.replace(header, column_steps=_column_steps(header, data[end:-DIGEST_BYTES], name))
+    return header, data[_HEADER.size : end]
+
+
+def _column_steps(header: Header, data: memoryview, name: str) -> tuple[int, ...]:
+    """The exponents of a query that names one for every column: the largest 0, not all 0, within float64."""
+    steps = tuple(np.frombuffer(data, "<i2").tolist())
+    lowest = header.step_exponent + header.parameters.feature_bits + min(steps)
+    if max(steps) != 0 or min(steps) == 0 or lowest < -MAX_RANGE_EXPONENT:
+        raise InputError(
+            f"Expected {name} to have steps within float64, the coarsest its own, got exponents {min(steps)} to "
+            f"{max(steps)} beside {header.step_exponent}."
+        )
+    return steps
 
 
 def residues(header: Header, body, name: str) -> tuple[np.ndarray, np.ndarray | None]:

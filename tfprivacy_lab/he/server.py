@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.checks import InputError, PrecisionWarning, check_choice
 from tfprivacy_lab.he import messages
 from tfprivacy_lab.he.coefficients import PreparedHead
+from tfprivacy_lab.he.error_bounds import check_error_bound
 from tfprivacy_lab.he.packing import add_modular, bias_residues, modular_matmul
 from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
@@ -75,12 +77,14 @@ class Server:
     def __repr__(self) -> str:
         return f"Server(features={self._kernel.shape[0]}, classes={self._kernel.shape[1]})"
 
-    def evaluate(self, query: bytes, name: str = "query") -> bytes:
+    def evaluate(self, query: bytes, name: str = "query", max_error: float | None = None) -> bytes:
         """Answer one query.
 
         Args:
             query: What :meth:`Client.encrypt <tfprivacy_lab.he.client.Client.encrypt>` returned.
             name: What to call it in an error.
+            max_error: Refuse if the proved bound on a logit's error, :meth:`QuantizedHead.error_bound
+                <tfprivacy_lab.he.quantize.QuantizedHead.error_bound>` over the whole range, is above; None: never.
 
         Returns:
             The reply, compressed if the query is, for :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
@@ -88,11 +92,12 @@ class Server:
         Raises:
             InputError: if the query is damaged, of another kind, width or parameter set, or the head
                 could overflow at the query's step.
+
+        Warns:
+            PrecisionWarning: if rows of the kernel round to nothing at the query's steps.
         """
-        header, body = messages.parse(query, messages.QUERY, name)
+        header, body = self._read(query, name)
         features, classes = self._kernel.shape
-        if header.columns != features:
-            raise InputError(f"Expected {name} of {features} features, as the head's kernel has, got {header.columns}.")
         parameters = header.parameters
         if self._replies == "sanitized" and not parameters.sanitizes:
             raise InputError(
@@ -115,6 +120,8 @@ class Server:
         messages.check_size(answer, name)
         residues, public_key = messages.residues(header, body, name)
         prepared = self._for_query(header, name)
+        if max_error is not None:
+            check_error_bound(float(prepared.head.error_bound().max()), max_error)
         reply = np.empty((*answer.ciphertexts, *answer.ciphertext_shape), dtype="<u8")
         if header.packing == "batched":
             _answer_batched(residues, prepared, reply)
@@ -122,24 +129,47 @@ class Server:
             _answer_coefficients(residues, public_key, prepared, reply)
         return messages.pack(dataclasses.replace(answer, weight_scale=prepared.head.weight_scale), reply)
 
+    def _read(self, query: bytes, name: str):
+        """A query's header and body, if it is as wide as the head."""
+        header, body = messages.parse(query, messages.QUERY, name)
+        if header.columns != len(self._kernel):
+            raise InputError(
+                f"Expected {name} of {len(self._kernel)} features, as the head's kernel has, got {header.columns}."
+            )
+        return header, body
+
     def _for_query(self, header: messages.Header, name: str):
         """The head prepared for a query; whoever sent it does not learn the magnitudes that a refusal is about."""
         try:
-            return self._prepared(header.parameters.name, header.step_exponent, header.packing)
+            return self._prepared(header.parameters.name, header.step_exponent, header.packing, header.column_steps)
         except InputError:
             raise InputError(
                 f"Expected {name} of features in a larger range: at a step of 2**{header.step_exponent} the head could "
                 "overflow; encrypt with a larger feature_range."
             ) from None
 
-    def quantized_head(self, scheme: str, step_exponent: int, packing: str = "batched") -> QuantizedHead:
+    def quantized_head(
+        self, scheme: str, step_exponent: int, packing: str = "batched", column_steps: tuple[int, ...] = ()
+    ) -> QuantizedHead:
         """The integer head that answers queries of this parameter set, step and packing, with its error bound."""
-        return self._prepared(scheme, step_exponent, packing).head
+        return self._prepared(scheme, step_exponent, packing, column_steps).head
 
-    def _prepare(self, scheme: str, step_exponent: int, packing: str):
+    def head_for(self, query: bytes, name: str = "query") -> QuantizedHead:
+        """The integer head that answers this query, with its error bound; Raises: as :meth:`evaluate`."""
+        return self._for_query(self._read(query, name)[0], name).head
+
+    def _prepare(self, scheme: str, step_exponent: int, packing: str, column_steps: tuple[int, ...]):
         """The integer head as its packing wants it."""
         parameters = PARAMETERS[scheme]
-        head = QuantizedHead.from_float(self._kernel, self._bias, parameters, step_exponent, packing)
+        head = QuantizedHead.from_float(self._kernel, self._bias, parameters, step_exponent, packing, column_steps)
+        if head.rounded_away:
+            warnings.warn(
+                f"{head.rounded_away} of {len(head.kernel)} rows of the kernel round to nothing beside the others: "
+                "encrypt with feature_range as one bound a column, or rescale features and kernel; results may be "
+                "wrong",
+                PrecisionWarning,
+                stacklevel=2,
+            )
         if packing == "batched":
             weights = np.ascontiguousarray(head.kernel.T, dtype=np.float64)
             return _Batched(head, weights, bias_residues(head.bias, parameters))
