@@ -19,6 +19,10 @@ class LargeDeltaWarning(UserWarning):
     """δ is so large that the guarantee says little; the message is one line."""
 
 
+class ModelReadingWarning(UserWarning):
+    """Something of a model was left out, and the user has to do it; the message is one line."""
+
+
 class PrecisionWarning(UserWarning):
     """Rounding leaves next to nothing of some numbers; the message is one line with the remedy."""
 

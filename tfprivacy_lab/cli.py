@@ -15,10 +15,17 @@ import sys
 import warnings
 
 from tfprivacy_lab import app_commands, he_commands, mpc_commands
-from tfprivacy_lab.checks import InputError, LargeDeltaWarning, PrecisionWarning, check_choice, check_finite_number
+from tfprivacy_lab.checks import (
+    InputError,
+    LargeDeltaWarning,
+    ModelReadingWarning,
+    PrecisionWarning,
+    check_choice,
+    check_finite_number,
+)
 
 _DEFAULT_DELTA = 1e-5
-_OUR_WARNINGS = (LargeDeltaWarning, PrecisionWarning)
+_OUR_WARNINGS = (LargeDeltaWarning, ModelReadingWarning, PrecisionWarning)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -260,7 +267,7 @@ def _note(text: str) -> None:
 
 @contextlib.contextmanager
 def _warnings_told():
-    """Warnings of a large δ or lost precision become a line each, said once however many functions warn."""
+    """Warnings of this package become a line each, said once however many functions warn."""
     told = set()
     with warnings.catch_warnings():
         for ours in _OUR_WARNINGS:
