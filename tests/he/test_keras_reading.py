@@ -1,4 +1,4 @@
-"""Networks are read from the graph that Keras runs: what is folded gives Keras' logits, and what is no chain is refused."""
+"""Networks are read from the graph that Keras runs: folded layers give Keras' logits, what is no chain is refused."""
 
 import warnings
 
