@@ -119,7 +119,8 @@ class DeepPlan:
         for input_bits in range(MAX_INPUT_BITS, MIN_INPUT_BITS - 1, -1):
             public = PublicDeepPlan(DEEP, layout, (low, high), input_bits, math.inf)
             load, error = Bounds(network, public, max(abs(low), abs(high))).proved()
-            if load <= 1:
+            second, third = (scale**2 * FACTOR_SCALE for scale in public.scales[:2])
+            if load <= 1 and DEEP.holds_scale(second, 4) and DEEP.holds_scale(third, 3):
                 return cls(network, dataclasses.replace(public, error_bound=error))
         raise InputError(
             f"The network could overflow: inputs within {low:g}..{high:g} can grow beyond the "

@@ -83,6 +83,11 @@ class NetworkParameters:
         return self.coeff_modulus[:-1]
 
     @property
+    def key_primes(self) -> tuple[int, ...]:
+        """All primes: what keys are made under."""
+        return self.coeff_modulus
+
+    @property
     def special_prime(self) -> int:
         """The prime that encryption and key switching divide by."""
         return self.coeff_modulus[-1]
@@ -110,6 +115,10 @@ class NetworkParameters:
     def ciphertext_bytes(self, size: int = 2) -> int:
         """Bytes of a ciphertext of ``size`` polynomials, residues in ``residue_dtype``."""
         return size * len(self.primes) * self.poly_modulus_degree * int(self.residue_dtype[-1])
+
+    def holds_scale(self, scale: float, primes: int) -> bool:
+        """Whether SEAL encodes and multiplies at this scale under the first so many primes: it wants a bit to spare."""
+        return math.frexp(scale)[1] < math.prod(self.primes[:primes]).bit_length()
 
     def key_root_bound(self) -> float:
         """Bound on :math:`|s(\\zeta)|` at every root, exceeded with probability at most 2**-66."""

@@ -133,7 +133,7 @@ class SinglePlan:
         diagonals = Diagonals(slots, network.inputs, network.layers[0].outputs, network.outputs)
         for input_bits in range(MAX_INPUT_BITS, MIN_INPUT_BITS - 1, -1):
             load, error = bounds(network, diagonals, max(abs(low), abs(high)), input_bits)
-            if load <= 1:
+            if load <= 1 and SINGLE.holds_scale(4.0**input_bits * SECOND_SCALE, 2):
                 return cls(network, PublicSinglePlan(SINGLE, diagonals, (low, high), input_bits, error))
         raise InputError(
             f"The network could overflow: inputs within {low:g}..{high:g} can grow beyond the "
