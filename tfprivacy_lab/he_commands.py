@@ -108,6 +108,7 @@ def _explain_network(options) -> dict:
         scheme=options.scheme,
         input_range=tuple(options.input_range),
         max_error=options.max_error,
+        likely=options.likely,
     )
     for line in choice.explain():
         options.note(line)
@@ -266,6 +267,7 @@ def _add_explain(group, command, note) -> None:
         help="of a network's inputs (default 0 1)",
     )
     explain.add_argument("--max-error", type=float, metavar="X", help="of a logit, for any features in range")
+    explain.add_argument("--likely", action="store_true", help="decide --max-error of a network by the likely bound")
     explain.set_defaults(note=note)
 
 

@@ -90,7 +90,7 @@ def test_one_changed_residue_is_noticed(exchange):
         refused("as they were sealed: they are damaged", use, dataclasses.replace(sealed, residues=residues))
     if exchange.keys is not None:
         changed = bytearray(exchange.keys.rotation)
-        changed[len(changed) // 3] ^= 1
+        changed[len(changed) // 3 + 5000] ^= 1
         refused("damaged", exchange.make_server, dataclasses.replace(exchange.keys, rotation=bytes(changed)))
 
 

@@ -32,7 +32,7 @@ from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, _is_prime
 
 ERROR_VARIANCE, TERNARY_VARIANCE = 10.5, 2 / 3
 _UNION_BITS = 30
-_DEVIATIONS = math.sqrt(2 * math.log(2) * (1 + _UNION_BITS + 65))
+DEVIATIONS = math.sqrt(2 * math.log(2) * (1 + _UNION_BITS + 65))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,14 +142,14 @@ class NetworkParameters:
         plane = self._plane()
         fresh = ERROR_VARIANCE * (2 * TERNARY_VARIANCE * plane + 1) / self.special_prime**2
         rounding = (1 + TERNARY_VARIANCE * plane) / 12
-        return _DEVIATIONS * math.sqrt(self.poly_modulus_degree / 2 * (fresh + rounding)) * l2_norm
+        return DEVIATIONS * math.sqrt(self.poly_modulus_degree / 2 * (fresh + rounding)) * l2_norm
 
     def coefficient_noise_bound(self, l2_norm=1.0):
         """The same bound for every coefficient, in units of q's residues (BFV)."""
         degree, x = self.poly_modulus_degree, 65 * math.log(2)
         error_norm = ERROR_VARIANCE * (degree + 2 * math.sqrt(degree * x) + 2 * x)
         fresh = (TERNARY_VARIANCE * error_norm + ERROR_VARIANCE * (1 + degree)) / self.special_prime**2
-        return _DEVIATIONS * math.sqrt(fresh + (1 + degree) / 12) * l2_norm
+        return DEVIATIONS * math.sqrt(fresh + (1 + degree) / 12) * l2_norm
 
     def _plane(self) -> float:
         """The factor on a law's variance that bounds its polynomial's squared modulus at all roots."""
