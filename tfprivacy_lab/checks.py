@@ -19,6 +19,14 @@ class LargeDeltaWarning(UserWarning):
     """δ is so large that the guarantee says little; the message is one line."""
 
 
+class ModelReadingWarning(UserWarning):
+    """Something of a model was left out, and the user has to do it; the message is one line."""
+
+
+class PrecisionWarning(UserWarning):
+    """Rounding leaves next to nothing of some numbers; the message is one line with the remedy."""
+
+
 def check_finite_number(name: str, value, *, above=None, at_least=None, below=None, at_most=None) -> float:
     """Return ``value`` as a float if it is finite and inside the named limits.
 
@@ -80,8 +88,9 @@ def check_matrix(name: str, value, *, columns: int | None = None, dtype=np.float
         dtype: The floating dtype of the result.
 
     Raises:
-        InputError: if it is not numeric, not two-dimensional, empty, of another width, or not finite.
+        InputError: if it is not numeric, not two-dimensional, empty, of another width, not finite, or partly masked.
     """
+    check_unmasked(name, value)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -97,6 +106,19 @@ def check_matrix(name: str, value, *, columns: int | None = None, dtype=np.float
         array = np.ascontiguousarray(array, dtype=dtype)
     check_all_finite(name, array)
     return array
+
+
+def check_unmasked(name: str, value) -> None:
+    """Refuse a masked array of which anything is masked: as an ordinary array it would show what lies under the mask.
+
+    Raises:
+        InputError: naming the array.
+    """
+    if np.ma.is_masked(value):
+        raise InputError(
+            f"Expected {name} without masked values, got a masked array with {np.ma.count_masked(value)}; "
+            "remove or impute such values."
+        )
 
 
 def check_all_finite(name: str, array: np.ndarray) -> None:

@@ -15,9 +15,17 @@ import sys
 import warnings
 
 from tfprivacy_lab import app_commands, he_commands, mpc_commands
-from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_choice, check_finite_number
+from tfprivacy_lab.checks import (
+    InputError,
+    LargeDeltaWarning,
+    ModelReadingWarning,
+    PrecisionWarning,
+    check_choice,
+    check_finite_number,
+)
 
 _DEFAULT_DELTA = 1e-5
+_OUR_WARNINGS = (LargeDeltaWarning, ModelReadingWarning, PrecisionWarning)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +43,7 @@ def main(arguments=None) -> int:
     for name in ("tensorflow", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with _large_delta_told():
+        with _warnings_told():
             result = options.command(options)
         if getattr(options, "json", False):
             print(json.dumps(result, allow_nan=False))
@@ -258,15 +266,16 @@ def _note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _large_delta_told():
-    """Warnings of a large δ become a line each, said once however many functions warn."""
+def _warnings_told():
+    """Warnings of this package become a line each, said once however many functions warn."""
     told = set()
     with warnings.catch_warnings():
-        warnings.simplefilter("always", LargeDeltaWarning)
+        for ours in _OUR_WARNINGS:
+            warnings.simplefilter("always", ours)
         otherwise = warnings.showwarning
 
         def show(message, category, *where, **more):
-            if not issubclass(category, LargeDeltaWarning):
+            if not issubclass(category, _OUR_WARNINGS):
                 otherwise(message, category, *where, **more)
             elif str(message) not in told:
                 told.add(str(message))

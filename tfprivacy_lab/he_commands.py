@@ -20,7 +20,10 @@ def _encrypt(options) -> dict:
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
     query = client.encrypt(
-        features, feature_range=options.feature_range, packing=options.packing, compress=options.compress
+        features,
+        feature_range=_feature_range(options.feature_range),
+        packing=options.packing,
+        compress=options.compress,
     )
     files.write_bytes(options.out, query)
     shown = {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
@@ -32,9 +35,11 @@ def _evaluate(options) -> dict:
 
     head = files.read_arrays(options.head, "head", ("kernel", "bias"))
     server = he.Server(head["kernel"], head["bias"], replies=options.replies)
-    reply = server.evaluate(files.read_bytes(options.query, "query"))
+    query = files.read_bytes(options.query, "query")
+    reply = server.evaluate(query, max_error=options.max_error)
+    bound = float(server.head_for(query).error_bound().max())
     files.write_bytes(options.out, reply)
-    return {"reply": options.out, "bytes": len(reply)}
+    return {"reply": options.out, "bytes": len(reply), "error_bound": bound}
 
 
 def _decrypt(options) -> dict:
@@ -42,10 +47,10 @@ def _decrypt(options) -> dict:
 
     query = None if options.query is None else files.read_bytes(options.query, "query")
     client, reply = he.Client.load(options.keys), files.read_bytes(options.reply, "reply")
-    logits = client.decrypt(reply, query)
+    logits = client.decrypt(reply, query, max_error=options.max_error)
     if query is None:
         _check_query_id(options, reply)
-    return _write_logits(options.out, logits)
+    return {**_write_logits(options.out, logits), "error_bound": client.error_bound(reply)}
 
 
 def _noted(keys, query_id: str) -> dict:
@@ -110,9 +115,9 @@ def _predict(options) -> dict:
     service = remote.Service(options.url, options.certificate_authority, options.seconds, options.note)
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
-    return _write_logits(
-        options.out, remote.predict(client, service, features, options.feature_range, options.compress)
-    )
+    bounds = _feature_range(options.feature_range)
+    logits = remote.predict(client, service, features, bounds, options.compress, options.max_error)
+    return _write_logits(options.out, logits)
 
 
 def _score(options) -> dict:
@@ -146,6 +151,7 @@ def _explain_network(options) -> dict:
         scheme=options.scheme,
         input_range=tuple(options.input_range),
         max_error=options.max_error,
+        likely=options.likely,
     )
     for line in choice.explain():
         options.note(line)
@@ -156,6 +162,7 @@ def _explain_head(options) -> dict:
     from tfprivacy_lab import files, he
 
     head = files.read_arrays(options.head, "head", ("kernel", "bias"))
+    bounds = _feature_range(options.feature_range)
     choice = he.choose(
         head["kernel"],
         head["bias"],
@@ -163,12 +170,10 @@ def _explain_head(options) -> dict:
         scheme=options.scheme,
         packing=options.packing,
         sanitized=options.sanitized,
-        feature_range=options.feature_range,
+        feature_range=bounds,
         max_error=options.max_error,
     )
-    compared = he.compare_packings(
-        head["kernel"], head["bias"], samples=options.samples, feature_range=options.feature_range
-    )
+    compared = he.compare_packings(head["kernel"], head["bias"], samples=options.samples, feature_range=bounds)
     for line in [*choice.explain(), *(f"compared: {cost}" for cost in compared)]:
         options.note(line)
     return {
@@ -185,6 +190,24 @@ def _explain_head(options) -> dict:
     }
 
 
+def _feature_range(text: str | None):
+    """A number, a comma list or a .npy file of one bound a column, as ``feature_range`` is given."""
+    from tfprivacy_lab import files
+    from tfprivacy_lab.checks import InputError
+
+    if text is None:
+        return None
+    if text.endswith(".npy"):
+        return files.read_array(text, "feature_range")
+    try:
+        bounds = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"Expected --feature-range to be a number, a comma list of one a column, or a .npy file, got {text!r}."
+        ) from error
+    return bounds if "," in text else bounds[0]
+
+
 def _write_logits(path, logits) -> dict:
     from tfprivacy_lab import files
 
@@ -194,6 +217,8 @@ def _write_logits(path, logits) -> dict:
 
 _REPLIES = "default sanitized: refuse queries whose replies would give the head away; any: answer them too"
 _LAST_QUERY = ".last-query"
+_RANGE_HELP = "public bound on magnitudes: a number, one a column R1,R2,..., or a .npy file of these"
+_ERROR_HELP = "refuse if a logit may be off by more"
 _SCHEMES = ("bfv", "ckks", "bfv-sanitized", "ckks-sanitized")
 _LIMITS = {
     "max_body_bytes": (int, "largest query (64 MiB)"),
@@ -246,7 +271,7 @@ def _add_files(group, command) -> None:
     encrypt = command(group, "encrypt", _encrypt, "client: features (samples, d) to a query")
     encrypt.add_argument("--keys", required=True, metavar="KEYS")
     encrypt.add_argument("--features", required=True, metavar="X.npy")
-    encrypt.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    encrypt.add_argument("--feature-range", metavar="R", help=_RANGE_HELP)
     encrypt.add_argument(
         "--packing",
         default="auto",
@@ -266,6 +291,8 @@ def _add_files(group, command) -> None:
     which = decrypt.add_mutually_exclusive_group()
     which.add_argument("--query", metavar="QUERY", help="what the reply must answer (default: the keys' last query)")
     which.add_argument("--query-id", metavar="HEX", help="the same by its id, which encrypt shows")
+    for parser in (evaluate, decrypt):
+        parser.add_argument("--max-error", type=float, metavar="X", help=_ERROR_HELP)
     for parser, out in ((keygen, "KEYS"), (encrypt, "QUERY"), (evaluate, "REPLY"), (decrypt, "LOGITS.npy")):
         parser.add_argument("--out", required=True, metavar=out)
 
@@ -280,7 +307,7 @@ def _add_explain(group, command, note) -> None:
     explain.add_argument("--scheme", choices=_SCHEMES[:2], help="default: whichever sends less")
     explain.add_argument("--packing", choices=("coefficient", "batched"), help="default: whichever sends less")
     explain.add_argument("--sanitized", action="store_true", help="replies must tell the logits and nothing else")
-    explain.add_argument("--feature-range", type=float, default=1.0, metavar="R", help="public bound (default 1)")
+    explain.add_argument("--feature-range", default="1", metavar="R", help=f"{_RANGE_HELP} (default 1)")
     explain.add_argument(
         "--input-range",
         type=float,
@@ -290,6 +317,7 @@ def _add_explain(group, command, note) -> None:
         help="of a network's inputs (default 0 1)",
     )
     explain.add_argument("--max-error", type=float, metavar="X", help="of a logit, for any features in range")
+    explain.add_argument("--likely", action="store_true", help="decide --max-error of a network by the likely bound")
     explain.set_defaults(note=note)
 
 
@@ -309,7 +337,8 @@ def _add_service(group, command, note) -> None:
     predict.add_argument("--url", required=True, metavar="URL", help="http://HOST:PORT or https://...")
     predict.add_argument("--keys", required=True, metavar="KEYS")
     predict.add_argument("--features", required=True, metavar="X.npy")
-    predict.add_argument("--feature-range", type=float, metavar="R", help="public bound on magnitudes")
+    predict.add_argument("--feature-range", metavar="R", help=_RANGE_HELP)
+    predict.add_argument("--max-error", type=float, metavar="X", help=_ERROR_HELP)
     predict.add_argument("--compress", action="store_true", help="fewer bytes each way, for some time")
     predict.add_argument("--out", required=True, metavar="LOGITS.npy")
     predict.add_argument("--certificate-authority", metavar="PEM", help="trust these instead of the system's")

@@ -9,10 +9,9 @@ from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.quantize import (
     QuantizedHead,
     dequantize_logits,
-    feature_step_exponent,
     integer_logits,
-    quantize_features,
 )
+from tfprivacy_lab.he.steps import Steps, feature_steps, quantize_features
 
 BFV, CKKS = PARAMETERS["bfv"], PARAMETERS["ckks"]
 
@@ -22,7 +21,7 @@ BFV, CKKS = PARAMETERS["bfv"], PARAMETERS["ckks"]
     [(1.0, None, -12), (1.0001, None, -11), (0.3, None, -13), (0.3, 1.0, -12), (0.0, None, -12), (0.0, 4.0, -10)],
 )
 def test_step_is_the_smallest_power_of_two_that_holds_the_range(largest, feature_range, exponent):
-    assert feature_step_exponent(np.array([[0.0, -largest]]), BFV, feature_range) == exponent
+    assert feature_steps(np.array([[0.0, -largest]]), BFV, feature_range) == Steps(exponent)
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-5, 1.0, 2.0**40, 1e30])

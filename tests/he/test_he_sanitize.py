@@ -10,7 +10,8 @@ from tfprivacy_lab import he
 from tfprivacy_lab.he import coefficients, limits, messages, sanitize
 from tfprivacy_lab.he.ntt import transform
 from tfprivacy_lab.he.parameters import PARAMETERS
-from tfprivacy_lab.he.quantize import QuantizedHead, quantize_features
+from tfprivacy_lab.he.quantize import QuantizedHead
+from tfprivacy_lab.he.steps import quantize_features
 
 D, C = 24, 3
 KERNEL = np.random.default_rng(0).normal(size=(D, C))

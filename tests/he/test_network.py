@@ -58,9 +58,9 @@ def test_activation_named_square_is_a_square():
     ("layers", "reason"),
     [
         ([_layers.Dense(3, activation="relu"), _layers.Dense(2)], "Dense, Conv2D and Square"),
-        ([_layers.Dense(3), _layers.Dense(2)], "one square between"),
+        ([_layers.Dense(3), _layers.Dense(2)], "1 to 2 squares"),
         ([_layers.Dense(3), models.Square()], "one square between"),
-        ([_layers.BatchNormalization(), _layers.Dense(3)], "BatchNormalization"),
+        ([_layers.Dense(3), models.Square(), models.Square(), _layers.Dense(3)], "one square between"),
         ([_layers.Dense(3)], "1 to 2 squares"),
         ([_layers.Dense(2049), models.Square(), _layers.Dense(2)], "at most 2048"),
     ],

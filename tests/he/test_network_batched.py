@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.he.networks import aligned_inputs, dense, dense_network
+from tests.he.networks import aligned_inputs, dense, dense_network, resealed
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.inputs import quantise
 from tfprivacy_lab.he.layers import Affine, Network
@@ -94,7 +94,7 @@ def test_first_layer_noise_is_below_its_bound_and_not_absurdly():
 
     from tfprivacy_lab.he.seal_context import ciphertext_prefix
 
-    for residues in client.encrypt(inputs)[0]:
+    for residues in client.encrypt(inputs).residues[0]:
         data = ciphertext_prefix(parameters) + residues.astype("<u8").tobytes()
         noise = client._library.decryptFrac(PyCtxt(pyfhel=client._library, bytestring=data, scheme="ckks"))
         assert parameters.slot_noise_bound() / 200 < np.abs(noise).max() <= parameters.slot_noise_bound()
@@ -152,25 +152,31 @@ def test_strided_and_integer_inputs_are_encrypted_as_they_are(exchange):
 
 
 def test_residues_that_are_not_are_refused(exchange):
-    client, server, query, reply = exchange
+    client, server, sealed, answer = exchange
+    query, reply = sealed.residues, answer.residues
     for bad, reason in [
         (query.astype(np.uint64), "query of dtype uint32, got uint64"),
-        (query.tolist(), "query of dtype uint32, got list"),
         (query[:, :3], "query of shape"),
         (query[0], "query of shape"),
         (query[:0], "query of shape"),
         (np.full_like(query, 2**32 - 1), "residues of query below their prime"),
+        (np.concatenate([query, query]), "query of 1 blocks for 3, got 2"),
     ]:
         with pytest.raises(InputError, match=reason):
-            server.evaluate(bad)
+            server.evaluate(resealed(sealed, bad))
+    with pytest.raises(InputError, match="query as an Envelope, got list"):
+        server.evaluate(query.tolist())
     for bad, reason in [
         (reply[:, :1], "reply of shape"),
         (np.full_like(reply, 2**31), "residues of reply"),
         (np.concatenate([reply, reply]), "reply of 1 blocks for 3 samples, got 2"),
     ]:
         with pytest.raises(InputError, match=reason):
-            client.decrypt(bad, 3)
+            client.decrypt(resealed(answer, bad), 3)
+    with pytest.raises(InputError, match="a reply of 4 samples, got one of 3"):
+        client.decrypt(answer, 4)
+    np.testing.assert_array_equal(client.decrypt(answer, None), client.decrypt(answer, 3, sealed))
     with pytest.raises(InputError, match="bfv client"):
-        client.decrypt_integers(reply, 3)
+        client.decrypt_integers(answer, 3)
     with pytest.raises(InputError, match="processes"):
         NetworkServer(server._plan, processes=0)

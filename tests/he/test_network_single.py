@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.he.networks import aligned_inputs, dense_network
+from tests.he.networks import aligned_inputs, dense_network, resealed
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import diagonals
 from tfprivacy_lab.he.diagonals import Diagonals
@@ -151,12 +151,16 @@ def test_images_queries_and_replies_that_are_not_are_refused(session):
     for image, reason in [(np.ones(19), "inputs of shape"), (np.full(20, np.nan), "finite"), (np.full(20, 2), "got 2")]:
         with pytest.raises(InputError, match=reason):
             client.encrypt(image)
-    for bad in (query[:1], query.astype(np.int64), query.tolist(), np.full_like(query, 2**62)):
+    residues, answer = query.residues, reply.residues
+    for bad in (residues[:1], residues.astype(np.int64), np.full_like(residues, 2**62)):
         with pytest.raises(InputError, match="query"):
-            server.evaluate(bad)
-    for bad in (reply[:, :1], reply.astype(float), None, np.full_like(reply, 2**62)):
+            server.evaluate(resealed(query, bad))
+    for bad in (answer[:, :1], answer.astype(float), np.full_like(answer, 2**62)):
         with pytest.raises(InputError, match="reply"):
-            client.decrypt(bad)
+            client.decrypt(resealed(reply, bad))
+    for bad in (None, residues.tolist(), residues):
+        with pytest.raises(InputError, match="query as an Envelope"):
+            server.evaluate(bad)
 
 
 def test_plans_without_room_and_secret_holders_that_travel_are_refused(session):

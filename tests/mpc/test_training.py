@@ -202,6 +202,39 @@ def test_keras_layers_without_a_rule_are_refused():
         mpc.SharedModel(tanh, SEMI2K)
 
 
+@pytest.mark.parametrize("kind", ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"])
+def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
+    import tensorflow as tf
+
+    layers = tf.keras.layers
+    x, dense = layers.Input((3,)), layers.Dense(3)
+
+    class Dense(layers.Dense):
+        def call(self, inputs):
+            return -super().call(inputs)
+
+    made = {
+        "twice": lambda: tf.keras.Model(x, dense(dense(x))),
+        "outputs": lambda: tf.keras.Model(x, [dense(x), layers.Dense(1)(dense.output)]),
+        "parallel": lambda: tf.keras.Model(x, layers.Add()([dense(x), layers.Dense(3)(x)])),
+        "own": lambda: tf.keras.Sequential([x, Dense(1)]),
+        "unbuilt": lambda: tf.keras.Sequential([layers.Dense(1)]),
+        "activation": lambda: tf.keras.Sequential([x, layers.Dense(1, activation=lambda value: value)]),
+        "normalised": lambda: tf.keras.Sequential([x, layers.BatchNormalization(), dense]),
+    }
+    reasons = {
+        "twice": "used more than once",
+        "outputs": "one input and one output",
+        "parallel": "takes 2 tensors",
+        "own": "Expected Dense layers",
+        "unbuilt": "a built model",
+        "activation": "activations of Keras",
+        "normalised": "scale the features before",
+    }
+    with pytest.raises(InputError, match=reasons[kind]):
+        mpc.SharedModel(made[kind](), SEMI2K)
+
+
 # Every message of the engine, as its own trace writes it, in a process that does nothing else.
 TRACED = """
 import re, sys

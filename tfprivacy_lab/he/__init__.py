@@ -27,7 +27,7 @@ _EXPORTS = {
     "QuantizedHead": "quantize",
     "Server": "server",
     "integer_logits": "quantize",
-    "quantize_features": "quantize",
+    "quantize_features": "steps",
 }
 _SUBMODULES = frozenset(
     ["choice", "client", "coefficients", "messages", "ntt", "packing", "parameters", "quantize", "sanitize", "server"]

@@ -11,6 +11,7 @@ from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, 
 from tfprivacy_lab.he import limits, messages
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PACKINGS, PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
+from tfprivacy_lab.he.steps import check_feature_range, steps_of_range
 
 SCHEMES = ("bfv", "ckks")
 
@@ -86,7 +87,7 @@ def choose(
     scheme: str | None = None,
     packing: str | None = None,
     sanitized: bool = False,
-    feature_range: float = 1.0,
+    feature_range=1.0,
     max_error: float | None = None,
 ) -> Choice:
     """The set and packing that send the fewest bytes among those that do what is asked, by proof.
@@ -99,7 +100,7 @@ def choose(
         packing: "coefficient" or "batched", or None for either; those in slots are never cheaper
             (:func:`tfprivacy_lab.he.costs.compare_packings`).
         sanitized: Whether replies must tell nothing of the head but the logits.
-        feature_range: Public bound on the features' magnitudes, > 0.
+        feature_range: Public bound on the features' magnitudes, > 0, or one a column.
         max_error: The error of a logit that is wanted, > 0, for all features in range; None for any.
 
     Returns:
@@ -110,7 +111,7 @@ def choose(
     """
     kernel, bias = check_head(kernel, bias)
     check_positive_int("samples", samples)
-    check_finite_number("feature_range", feature_range, above=0)
+    bounds = check_feature_range(feature_range, len(kernel))
     if scheme is not None:
         check_choice("scheme", scheme, SCHEMES)
     if packing is not None:
@@ -123,7 +124,7 @@ def choose(
             continue
         for candidate in parameters.packings if packing is None else {packing} & {*parameters.packings}:
             try:
-                found.append(_evaluated(kernel, bias, parameters, candidate, samples, feature_range))
+                found.append(_evaluated(kernel, bias, parameters, candidate, samples, bounds))
             except InputError as error:
                 reasons.append(str(error))
     if not found and not reasons:
@@ -141,17 +142,18 @@ def choose(
     return min(fitting, key=lambda one: one.query_bytes + one.reply_bytes)
 
 
-def _evaluated(kernel, bias, parameters, packing, samples, feature_range) -> Choice:
+def _evaluated(kernel, bias, parameters, packing, samples, bounds) -> Choice:
     """One candidate, with its proofs."""
-    mantissa, exponent = math.frexp(feature_range)
-    exponent -= (mantissa == 0.5) + parameters.feature_bits
-    head = QuantizedHead.from_float(kernel, bias, parameters, exponent, packing)
+    steps = steps_of_range(bounds, parameters)
+    head = QuantizedHead.from_float(kernel, bias, parameters, steps.exponent, packing, steps.columns)
     features, classes = kernel.shape
     sizes = []
     for kind, columns, width in ((messages.QUERY, features, 0), (messages.REPLY, classes, features)):
         header = messages.Header(
             kind, parameters, bytes(16), samples=samples, columns=columns, packing=packing, features=width
         )
+        if kind == messages.QUERY:
+            header = dataclasses.replace(header, column_steps=steps.columns)
         messages.check_size(header, "features")
         sizes.append(header.message_bytes)
     noise = float(limits.noise_bound(parameters, head.kernel, packing).max())

@@ -15,11 +15,13 @@ import numpy as np
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he import coefficients, messages
+from tfprivacy_lab.he.error_bounds import check_error_bound, reply_error_bound
 from tfprivacy_lab.he.key_bytes import key_bytes, make_library, split_keys
 from tfprivacy_lab.he.ntt import transform
 from tfprivacy_lab.he.packing import add_modular, block_count, block_samples, block_slots
 from tfprivacy_lab.he.parameters import PARAMETERS, Parameters
-from tfprivacy_lab.he.quantize import check_features, dequantize_logits, feature_step_exponent
+from tfprivacy_lab.he.quantize import dequantize_logits
+from tfprivacy_lab.he.steps import Steps, check_features, feature_steps
 
 
 class Client:
@@ -120,18 +122,18 @@ class Client:
         """
         return cls.from_bytes(files.read_bytes(path, "private key file"), f"private key file {path}")
 
-    def encrypt(
-        self, features, feature_range: float | None = None, packing: str = "auto", compress: bool = False
-    ) -> bytes:
+    def encrypt(self, features, feature_range=None, packing: str = "auto", compress: bool = False) -> bytes:
         """Encrypt a batch of feature vectors.
 
         Args:
             features: Finite real numbers, shape (samples, d), d <= 2048, any layout.
-            feature_range: A public bound on all magnitudes (1.0 for unit-normalised features): then the
-                query's step tells nothing about these features. None takes the batch's largest.
+            feature_range: A public bound on all magnitudes (1.0 for unit-normalised features), or one a column, for
+                columns of unlike size: then the query's steps tell nothing about these features. None takes the
+                batch's largest.
             packing: "coefficient", a ciphertext a sample; "batched", a ciphertext a feature and 2,048 samples; or
-                "auto", coefficient for up to half as many samples as features: a query is then half the size or
-                less. Replies of many classes count too: :func:`tfprivacy_lab.he.choice.choose` weighs them.
+                "auto", for bfv coefficient for up to half as many samples as features: a query is then half the size
+                or less; for ckks, whose noise in slots is larger, up to as many times more. Replies of many classes
+                count too: :func:`tfprivacy_lab.he.choice.choose` weighs them.
             compress: Leave out the zero bits of residues, and have the server do so in its reply: a sixth fewer bytes,
                 three tenths under a sanitising set, for some time (:mod:`tfprivacy_lab.he.compression`).
 
@@ -139,7 +141,11 @@ class Client:
             The query.
 
         Raises:
-            InputError: naming what is wrong with the features.
+            InputError: naming what is wrong with the features; without ``feature_range`` also where the largest
+                magnitude leaves too little of other columns or rows (:func:`~tfprivacy_lab.he.steps.feature_steps`).
+
+        Warns:
+            PrecisionWarning: where the stated range does.
         """
         features = check_features(features)
         samples, columns = features.shape
@@ -155,10 +161,10 @@ class Client:
             residue_bits=self._parameters.residue_bits if compress else 64,
         )
         messages.check_size(header, "features")
-        exponent = feature_step_exponent(features, self._parameters, feature_range)
-        header = dataclasses.replace(header, step_exponent=exponent)
+        steps = feature_steps(features, self._parameters, feature_range, packing)
+        header = dataclasses.replace(header, step_exponent=steps.exponent, column_steps=steps.columns)
         body, size, start = bytearray(header.expanded_bytes), self._parameters.ciphertext_bytes, 0
-        pieces = self._blocks(features, exponent) if packing == "batched" else self._samples(features, exponent)
+        pieces = self._blocks(features, steps) if packing == "batched" else self._samples(features, steps)
         for ciphertext in pieces:
             body[start : start + size] = ciphertext
             start += size
@@ -166,13 +172,17 @@ class Client:
             body[start:] = self._public_key().tobytes()
         return messages.pack(header, body)
 
-    def decrypt(self, reply: bytes, query: bytes | None = None, name: str = "reply") -> np.ndarray:
+    def decrypt(
+        self, reply: bytes, query: bytes | None = None, name: str = "reply", max_error: float | None = None
+    ) -> np.ndarray:
         """The logits in a reply.
 
         Args:
             reply: What :meth:`Server.evaluate <tfprivacy_lab.he.server.Server.evaluate>` returned.
             query: The query it should answer, to be checked, or None.
             name: What to call the reply in an error.
+            max_error: Refuse if the bound on a logit's error that follows from the reply
+                (:func:`~tfprivacy_lab.he.error_bounds.reply_error_bound`) is above; None: never.
 
         Returns:
             float64, shape (samples, classes).
@@ -180,6 +190,8 @@ class Client:
         Raises:
             InputError: if the reply is damaged, for another key or query, or not finite as float64.
         """
+        if max_error is not None:
+            check_error_bound(self.error_bound(reply, name), max_error)
         header, values = self._decrypt_slots(reply, query, name)
         if self.scheme == "ckks":
             values = np.ldexp(values, self._parameters.feature_bits)
@@ -188,6 +200,13 @@ class Client:
         if not np.isfinite(logits).all():
             raise InputError(f"Expected the logits of {name} to be finite in float64; rescale features or head.")
         return logits
+
+    def error_bound(self, reply: bytes, name: str = "reply") -> float:
+        """Bound on the error of any logit in a reply, whatever the head, by what the reply says.
+
+        Args, Raises: as :meth:`decrypt`.
+        """
+        return reply_error_bound(messages.parse(reply, messages.REPLY, name)[0])
 
     def decrypt_integers(self, reply: bytes, query: bytes | None = None, name: str = "reply"):
         """BFV's exact integers: ``(integers, step_exponent, weight_scale)``, logits ``Y 2**e / s``.
@@ -199,8 +218,9 @@ class Client:
         header, values = self._decrypt_slots(reply, query, name)
         return values, header.step_exponent, header.weight_scale
 
-    def _scaled(self, features: np.ndarray, exponent: int) -> np.ndarray:
+    def _scaled(self, features: np.ndarray, steps: Steps) -> np.ndarray:
         """BFV: integers. CKKS: at most 1, which the encoder's scale makes at most 2**feature_bits."""
+        exponent = steps.exponents(features.shape[1])
         if self.scheme == "bfv":
             return np.rint(np.ldexp(features, -exponent)).astype(np.int64)
         return np.ldexp(features, -exponent - self._parameters.feature_bits)
@@ -218,33 +238,36 @@ class Client:
         return data[len(prefix) :]
 
     def _packing(self, packing: str, samples: int, columns: int) -> str:
-        """The packing asked for, or the one whose query is smaller by half."""
+        """The packing asked for, or the one of smaller query, and under ckks of smaller error, by half or more."""
         if packing == "auto":
-            fewer = 2 * samples <= block_count(samples, self._parameters) * columns
+            pinned, worth = self._parameters, 1.0
+            if self.scheme == "ckks":  # bytes that the smaller error of coefficients is worth
+                worth = pinned.slot_noise_bound() / pinned.coefficient_noise_bound()
+            fewer = 2 * samples <= block_count(samples, pinned) * columns * worth
             return "coefficient" if fewer or self._parameters.sanitizes else "batched"
         return check_choice("packing", packing, self._parameters.packings)
 
-    def _blocks(self, features: np.ndarray, exponent: int):
+    def _blocks(self, features: np.ndarray, steps: Steps):
         """The ciphertexts of a batched query, one after the other."""
         block = self._parameters.samples_per_block
         for first in range(0, len(features), block):
-            for slots in block_slots(self._scaled(features[first : first + block], exponent), self._parameters):
+            for slots in block_slots(self._scaled(features[first : first + block], steps), self._parameters):
                 yield self._encrypt_slots(slots)
 
-    def _samples(self, features: np.ndarray, exponent: int):
+    def _samples(self, features: np.ndarray, steps: Steps):
         """The ciphertexts of a query in coefficient packing, transformed."""
         if self.scheme == "ckks" and self._parameters.sanitizes:
-            yield from self._exact_samples(features, exponent)
+            yield from self._exact_samples(features, steps)
             return
         slots_of = coefficients.bfv_slots if self.scheme == "bfv" else coefficients.ckks_slots
-        for row in self._scaled(features, exponent):
+        for row in self._scaled(features, steps):
             ciphertext = self._encrypt_slots(slots_of(row, self._parameters))
             yield self._transformed(ciphertext, inverse=False).tobytes()
 
-    def _exact_samples(self, features: np.ndarray, exponent: int):
+    def _exact_samples(self, features: np.ndarray, steps: Steps):
         """The same with CKKS' integers added to encryptions of zero, past the encoder and its rounding."""
         zeros = np.zeros(self._parameters.poly_modulus_degree // 2, np.complex128)
-        for row in np.rint(np.ldexp(features, -exponent)):
+        for row in np.rint(np.ldexp(features, -steps.exponents(features.shape[1]))):
             residues = self._transformed(self._encrypt_slots(zeros), inverse=False)
             polynomial = coefficients.ckks_residues(row, self._parameters)
             for k, prime in enumerate(self._parameters.coeff_modulus):
@@ -321,7 +344,7 @@ class Client:
     def _check_library(self) -> bytes:
         """Encrypt and decrypt one known block: the keys are a pair and the layout is as stated."""
         pattern = np.linspace(-1, 1, self._parameters.samples_per_block)[:, np.newaxis]
-        slots = block_slots(self._scaled(pattern, -self._parameters.feature_bits), self._parameters)[0]
+        slots = block_slots(self._scaled(pattern, Steps(-self._parameters.feature_bits)), self._parameters)[0]
         residues = np.frombuffer(self._encrypt_slots(slots), "<u8").reshape(
             2, len(self._parameters.coeff_modulus), self._parameters.poly_modulus_degree
         )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.choice import SCHEMES, choose
+from tfprivacy_lab.he.quantize import check_head
 from tfprivacy_lab.he.slot_head import LAYOUTS, SlotHead
+from tfprivacy_lab.he.steps import check_feature_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +53,14 @@ class Cost:
         )
 
 
-def compare_packings(kernel, bias=None, *, samples: int = 1, feature_range: float = 1.0) -> list[Cost]:
+def compare_packings(kernel, bias=None, *, samples: int = 1, feature_range=1.0) -> list[Cost]:
     """Every packing that can evaluate the head, cheapest in bytes first.
 
     Args:
         kernel: Finite, shape (d, c), d <= 2048, c <= 1000.
         bias: Finite, shape (c,), or None.
         samples: Samples of a query, >= 1.
-        feature_range: Public bound on the features' magnitudes, > 0.
+        feature_range: Public bound on the features' magnitudes, > 0, or one a column.
 
     Returns:
         A cost for every packing and set without, and every set with, sanitised replies, in which the head has room.
@@ -64,6 +68,11 @@ def compare_packings(kernel, bias=None, *, samples: int = 1, feature_range: floa
     Raises:
         InputError: naming the argument, or if there is none.
     """
+    kernel, bias = check_head(kernel, bias)
+    # In slots there is one range: columns are brought to it, and their weights with them.
+    bounds = check_feature_range(feature_range, len(kernel))
+    largest = float(bounds.max())
+    scaled = kernel * (bounds / largest)[:, np.newaxis]
     found, reasons = [], []
     for scheme in SCHEMES:
         for packing, sanitized in (("coefficient", False), ("batched", False), ("coefficient", True)):
@@ -74,7 +83,7 @@ def compare_packings(kernel, bias=None, *, samples: int = 1, feature_range: floa
                 reasons.append(error)
     for packing in LAYOUTS:
         try:
-            plan = SlotHead.make(kernel, bias, packing, (-feature_range, feature_range))
+            plan = SlotHead.make(scaled, bias, packing, (-largest, largest))
             found.append(_of_slots(packing, plan.public.summary(), samples))
         except InputError as error:
             reasons.append(error)

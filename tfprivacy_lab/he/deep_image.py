@@ -19,6 +19,7 @@ import numpy as np
 from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.he.deep_layout import DeepLayout
 from tfprivacy_lab.he.layers import Network
+from tfprivacy_lab.he.likely_error import Sources, first_layer, last_layer, middle_layer
 from tfprivacy_lab.he.network_parameters import DEEP, NetworkParameters
 from tfprivacy_lab.he.single_image import MAX_INPUT_BITS
 
@@ -119,12 +120,22 @@ class DeepPlan:
         for input_bits in range(MAX_INPUT_BITS, MIN_INPUT_BITS - 1, -1):
             public = PublicDeepPlan(DEEP, layout, (low, high), input_bits, math.inf)
             load, error = Bounds(network, public, max(abs(low), abs(high))).proved()
-            if load <= 1:
+            second, third = (scale**2 * FACTOR_SCALE for scale in public.scales[:2])
+            if load <= 1 and DEEP.holds_scale(second, 4) and DEEP.holds_scale(third, 3):
                 return cls(network, dataclasses.replace(public, error_bound=error))
         raise InputError(
             f"The network could overflow: inputs within {low:g}..{high:g} can grow beyond the "
             f"{DEEP.modulus.bit_length()} bits of ckks; rescale its layers or narrow input_range."
         )
+
+    def likely_error_bound(self) -> float:
+        """As :meth:`SinglePlan.likely_error_bound <tfprivacy_lab.he.single_image.SinglePlan.likely_error_bound>`."""
+        public, (first, second, third) = self.public, self.network.layers
+        sources, layout, scales = Sources(public.parameters), public.layout, public.scales
+        largest, prime = max(map(abs, public.input_range)), public.parameters.primes[4]
+        values = first_layer(sources, layout.start, first, largest, scales[0], prime, 5)
+        values = middle_layer(sources, layout, values, second, scales, FACTOR_SCALE, 4)
+        return min(public.error_bound, last_layer(sources, layout.end, values, third, scales[1], FACTOR_SCALE, 3))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

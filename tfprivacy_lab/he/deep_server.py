@@ -8,7 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from tfprivacy_lab.he.deep_image import FACTOR_SCALE, DeepPlan
-from tfprivacy_lab.he.residues import check_residues
+from tfprivacy_lab.he.door import Door
+from tfprivacy_lab.he.envelopes import Envelope
+from tfprivacy_lab.he.residues import refusing_transparent
 from tfprivacy_lab.he.single_keys import EvaluationKeys
 from tfprivacy_lab.he.single_server import CkksOperations
 
@@ -27,25 +29,27 @@ class DeepImageServer:
     def __init__(self, plan: DeepPlan, keys: EvaluationKeys):
         self._plan, self._public = plan, plan.public
         self._operations = CkksOperations(self._public.parameters, keys, self._public.layout.steps)
+        self._door = Door(self._public, keys)
         self._factors = self._encode()
 
-    def evaluate(self, query: np.ndarray) -> np.ndarray:
+    def evaluate(self, query: Envelope) -> Envelope:
         """The network on a query.
 
         Args:
-            query: Residues uint64, shape (2, primes, N).
+            query: What the client's ``encrypt`` returned: residues uint64, shape (2, primes, N).
 
         Returns:
-            The reply's residues, uint64 (replies, 2, 2, N), under the first two primes.
+            The reply; its residues are uint64 (replies, 2, 2, N), under the first two primes.
 
         Raises:
-            InputError: if the query is something else.
+            InputError: if the query is something else, another plan's or client's, or damaged.
         """
-        wrapped = query[np.newaxis, np.newaxis] if isinstance(query, np.ndarray) else query
-        check_residues("query", wrapped, self._public.parameters, (1, 1, *self._public.query_shape))
-        packed = self._operations.ciphertext(query, 2.0**self._public.input_bits)
-        replies = self._public.layout.evaluate(self._operations, packed, self._factors)
-        return np.stack([self._operations.residues(reply) for reply in replies]).reshape(self._public.reply_shape)
+        query, residues = self._door.opened(query)
+        packed = self._operations.ciphertext(residues, 2.0**self._public.input_bits)
+        with refusing_transparent("query"):
+            replies = self._public.layout.evaluate(self._operations, packed, self._factors)
+        stacked = np.stack([self._operations.residues(reply) for reply in replies]).reshape(self._public.reply_shape)
+        return self._door.answer(query, stacked)
 
     def _encode(self):
         """Factors and biases as plaintexts at their levels and scales."""

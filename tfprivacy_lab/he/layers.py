@@ -17,9 +17,6 @@ from tfprivacy_lab.he.parameters import MAX_FEATURES
 MAX_SQUARES = 2
 """Squares in a row that the parameter sets have room for."""
 
-_NOTHING = frozenset({"InputLayer", "Flatten", "Dropout", "Reshape"})
-_ACTIVATIONS = frozenset({"linear", "square", "tfprivacy_lab>square"})
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Affine:
@@ -141,73 +138,20 @@ class Network:
 
     @classmethod
     def from_keras(cls, model) -> Network:
-        """The network that a built sequential Keras model computes at inference.
+        """The network that a built Keras model, a chain of layers used once, computes at inference.
 
         Args:
             model: ``Dense`` and ``Conv2D`` layers with a square after each but the last: a layer of class
                 ``Square``, or an activation of the name ``square``. ``Flatten``, ``Reshape`` and ``Dropout``
-                may stand between.
+                may stand between; normalisation, rescaling, average pooling and dense layers in a row are folded.
 
         Raises:
-            InputError: naming the layer that a ciphertext cannot compute.
+            InputError: naming the layer that a ciphertext cannot compute, what makes the model no chain, or that it
+                computes something else than its layers say.
+
+        Warns:
+            ModelReadingWarning: if a softmax or sigmoid at the end was dropped.
         """
-        found: list = []
-        for layer in model.layers:
-            found += _read(layer)
-        kinds = ["square" if item is None else "affine" for item in found]
-        if kinds != ["affine", "square"] * (len(kinds) // 2) + ["affine"]:
-            raise InputError(
-                f"Expected dense or convolutional layers with one square between each two, got {' '.join(kinds)}."
-            )
-        return cls(tuple(item for item in found if item is not None))
+        from tfprivacy_lab.he.keras_reading import affine_layers
 
-
-def _read(layer) -> list:
-    """A Keras layer as an Affine, as None for a square, as both, or as nothing at all."""
-    kind, config = type(layer).__name__, layer.get_config()
-    if kind in _NOTHING:
-        return []
-    activation = config.get("activation", "linear")
-    if isinstance(activation, dict):  # a registered function of the user's
-        activation = activation.get("config", activation.get("class_name"))
-    if kind == "Square" or (kind == "Activation" and activation in _ACTIVATIONS - {"linear"}):
-        return [None]
-    if kind not in ("Dense", "Conv2D") or activation not in _ACTIVATIONS:
-        raise InputError(
-            f"Layer {layer.name!r} ({kind}, activation {activation!r}) cannot be evaluated on ciphertexts; use "
-            "Dense, Conv2D and Square."
-        )
-    kernel, *bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
-    windows = _windows(layer, config) if kind == "Conv2D" else np.arange(len(kernel))[np.newaxis]
-    inputs = int(np.prod(layer.input_shape[1:]))
-    if kind == "Dense" and inputs != len(kernel):
-        raise InputError(f"Layer {layer.name!r} works along the last axis of {layer.input_shape}; flatten it before.")
-    kernel = kernel.reshape(-1, kernel.shape[-1])
-    affine = Affine(kernel, bias[0] if bias else np.zeros(kernel.shape[1]), windows, inputs)
-    return [affine] if activation == "linear" else [affine, None]
-
-
-def _windows(layer, config) -> np.ndarray:
-    """The input index of every window entry of a convolution, (positions, height * width * channels)."""
-    if config["data_format"] != "channels_last" or config["groups"] != 1:
-        raise InputError(f"Layer {layer.name!r}: expected channels_last and one group of channels.")
-    _, height, width, channels = layer.input_shape
-    rows = _positions(height, 0, config)
-    columns = _positions(width, 1, config)
-    inside = (rows >= 0)[:, np.newaxis, :, np.newaxis] & (columns >= 0)[np.newaxis, :, np.newaxis, :]
-    pixels = rows[:, np.newaxis, :, np.newaxis] * width + columns[np.newaxis, :, np.newaxis, :]
-    indices = np.where(inside[..., np.newaxis], pixels[..., np.newaxis] * channels + np.arange(channels), -1)
-    return indices.reshape(rows.shape[0] * columns.shape[0], -1)
-
-
-def _positions(length: int, axis: int, config) -> np.ndarray:
-    """Along one axis, the input place of each entry of each window, -1 on padding; (outputs, kernel size)."""
-    size, stride, dilation = (config[name][axis] for name in ("kernel_size", "strides", "dilation_rate"))
-    span = (size - 1) * dilation + 1
-    if config["padding"] == "same":
-        outputs = -(-length // stride)
-        before = max((outputs - 1) * stride + span - length, 0) // 2
-    else:
-        outputs, before = (length - span) // stride + 1, 0
-    places = np.arange(outputs)[:, np.newaxis] * stride + np.arange(size) * dilation - before
-    return np.where((places >= 0) & (places < length), places, -1)
+        return cls(affine_layers(model))

@@ -56,7 +56,7 @@ def flooding(parameters: Parameters, features: int, classes: int) -> int:
     together = min(classes, parameters.poly_modulus_degree // features)
     column = parameters.modulus / 2 / parameters.max_feature
     l2_norm = column * min(1.0, _USUAL_RATIO / math.sqrt(features)) * math.sqrt(together)
-    return math.floor(share * _noise(parameters, column * together, l2_norm))
+    return math.floor(share * noise_of(parameters, column * together, l2_norm))
 
 
 def noise_bound(parameters: Parameters, kernel: np.ndarray, packing: str = "batched") -> np.ndarray:
@@ -77,7 +77,7 @@ def noise_bound(parameters: Parameters, kernel: np.ndarray, packing: str = "batc
         together = np.arange(classes) // (parameters.poly_modulus_degree // features)
         l1_norm = np.bincount(together, l1_norm)[together]
         l2_norm = np.sqrt(np.bincount(together, np.square(l2_norm))[together])
-    return _noise(parameters, l1_norm, l2_norm)
+    return noise_of(parameters, l1_norm, l2_norm)
 
 
 def load(parameters: Parameters, kernel: np.ndarray, bias: np.ndarray, packing: str = "batched") -> dict:
@@ -117,7 +117,7 @@ def _room(parameters: Parameters) -> float:
     return parameters.modulus * (1 - 2**-20) / (2 * (parameters.plaintext_modulus or 1))
 
 
-def _noise(parameters: Parameters, l1_norm, l2_norm):
-    """n, and under a sanitising set B_0 as well: what flooding has to hide."""
+def noise_of(parameters: Parameters, l1_norm, l2_norm):
+    """n for weights of these norms, and under a sanitising set B_0 as well: what flooding has to hide."""
     zero = DEVIATIONS * math.sqrt(parameters.fresh_variance) if parameters.sanitizes else 0.0
     return parameters.coefficient_noise_bound(l2_norm) + l1_norm / 2 + 0.5 + zero

@@ -19,7 +19,8 @@ offset  bytes  field
 76      4      columns: features of a query, classes of a reply; 0 in a key
 80      4      step exponent e, signed: an integer feature of 1 stands for 2**e; 0 in a key
 84      8      weight scale s, float64: a reply's integers stand for 2**e / s; 0 in key and query
-92      2      packing: 0 batched, 1 coefficient; 0 in a key
+92      1      packing: 0 batched, 1 coefficient; 0 in a key
+93      1      1 if a query names a step for every column; 0 otherwise
 94      2      bits of a residue in the body: 64, or, compressed, those of q's largest prime; 64 in a key
 96      4      features of the query that a reply answers; 0 in key and query
 100     ...    body
@@ -31,6 +32,8 @@ Body of a query or reply: ciphertexts (c0, c1) of residues of 64 bits, or fewer 
 block of N samples and column, ``ceil(samples / N)`` blocks; coefficients for BFV, SEAL's number-theoretic transform
 for CKKS. Coefficient packing: one a sample in a query, one a sample and product in a reply, both transformed. A query
 under a sanitising set ends with the client's public key (b, a), transformed, shape (2, primes of q, N).
+A query with a step for every column has, between body and digest, int16 k a column: an integer feature of column i
+stands for 2**(e + k_i), the largest k being 0.
 Body of a key file: the secret key, then the public key, as SEAL 4 writes them uncompressed.
 
 Guarantee: ``parse`` returns only whole, undamaged bytes of the wanted kind under the pinned parameters,
@@ -52,7 +55,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.compression import compressed, expanded
 from tfprivacy_lab.he.packing import block_count
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, MAX_MESSAGE_BYTES, PACKINGS, PARAMETERS, Parameters
-from tfprivacy_lab.he.quantize import MAX_RANGE_EXPONENT
+from tfprivacy_lab.he.steps import MAX_RANGE_EXPONENT
 
 MAGIC = b"TFPLABHE"
 VERSION = 3
@@ -65,8 +68,9 @@ PUBLIC_KEY_PREFIX_BYTES = 113
 
 _KINDS = {KEY: "private key file", QUERY: "query", REPLY: "reply"}
 _SETS = {"bfv": 1, "ckks": 2, "bfv-sanitized": 3, "ckks-sanitized": 4}
-_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidHHI")
+_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidBBHI")
 HEADER_BYTES = _HEADER.size
+_STEP_BYTES = 2
 _NO_ID = bytes(ID_BYTES)
 
 
@@ -85,6 +89,7 @@ class Header:
     packing: str = "batched"
     features: int = 0
     residue_bits: int = 64
+    column_steps: tuple[int, ...] = ()
 
     @property
     def body_bytes(self) -> int:
@@ -103,7 +108,7 @@ class Header:
     @property
     def message_bytes(self) -> int:
         """Length of the whole message."""
-        return HEADER_BYTES + self.body_bytes + DIGEST_BYTES
+        return HEADER_BYTES + self.body_bytes + _STEP_BYTES * len(self.column_steps) + DIGEST_BYTES
 
     @property
     def ciphertexts(self) -> tuple[int, int]:
@@ -154,6 +159,7 @@ def pack_pieces(header: Header, pieces) -> bytes:
         header.step_exponent,
         header.weight_scale,
         PACKINGS.index(header.packing),
+        bool(header.column_steps),
         header.residue_bits,
         header.features,
     )
@@ -165,9 +171,10 @@ def pack_pieces(header: Header, pieces) -> bytes:
         message[end : end + len(view)] = view
         end += len(view)
         del piece, view
-    if end + DIGEST_BYTES != len(message):
+    if end != HEADER_BYTES + header.body_bytes:
         raise ValueError(f"Expected a body of {header.body_bytes} bytes, got {end - HEADER_BYTES}.")
-    message[end:] = hashlib.sha256(memoryview(message)[:end]).digest()
+    message[end:-DIGEST_BYTES] = np.array(header.column_steps, "<i2").tobytes()
+    message[-DIGEST_BYTES:] = hashlib.sha256(memoryview(message)[:-DIGEST_BYTES]).digest()
     return bytes(message)
 
 
@@ -190,11 +197,13 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
     check_length(header, len(data), name)
     if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
         raise InputError(f"Expected {name} to match its SHA-256 digest: it is damaged; make or copy it again.")
-    return header, data[HEADER_BYTES:-DIGEST_BYTES]
+    return with_column_steps(header, data, name), data[HEADER_BYTES : HEADER_BYTES + header.body_bytes]
 
 
 def parse_header(data, kind: int, name: str) -> Header:
     """What a message says of itself in its first ``HEADER_BYTES`` bytes; nothing tells yet that it is undamaged.
+
+    Steps of columns are 0 until :func:`with_column_steps` has read them.
 
     Args, Raises: as :func:`parse`.
     """
@@ -203,12 +212,15 @@ def parse_header(data, kind: int, name: str) -> Header:
     data = memoryview(data).cast("B")
     _check_magic_and_kind(data, kind, name)
     fields = _HEADER.unpack(data[:HEADER_BYTES])
-    if fields[14] >= len(PACKINGS):
-        raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {fields[14]}.")
+    packing, stepped, residue_bits, features = fields[14:]
+    if packing >= len(PACKINGS):
+        raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {packing}.")
+    if stepped > (kind == QUERY):
+        raise InputError(f"Expected {name} to have one step, or a query one for every column, got flag {stepped}.")
     parameters = _check_parameters(fields[3:8], name)
-    header = Header(kind, parameters, *fields[8:14], PACKINGS[fields[14]], fields[16], fields[15])
+    header = Header(kind, parameters, *fields[8:14], PACKINGS[packing], features, residue_bits)
     _check_shape(header, name)
-    return header
+    return dataclasses.replace(header, column_steps=(0,) * header.columns) if stepped else header
 
 
 def check_length(header: Header, length: int, name: str) -> None:
@@ -218,6 +230,24 @@ def check_length(header: Header, length: int, name: str) -> None:
             f"Expected {name} to be {header.message_bytes} bytes as its header says, got {length}: truncated or "
             "damaged; make or copy it again."
         )
+
+
+def with_column_steps(header: Header, data, name: str) -> Header:
+    """The header with the exponents that a whole message names, one for every column, if it does.
+
+    Raises:
+        InputError: if the largest is not 0, all are, or one is beyond float64.
+    """
+    if not header.column_steps:
+        return header
+    steps = tuple(np.frombuffer(data, "<i2", header.columns, HEADER_BYTES + header.body_bytes).tolist())
+    lowest = header.step_exponent + header.parameters.feature_bits + min(steps)
+    if max(steps) != 0 or min(steps) == 0 or lowest < -MAX_RANGE_EXPONENT:
+        raise InputError(
+            f"Expected {name} to have steps within float64, the coarsest its own, got exponents {min(steps)} to "
+            f"{max(steps)} beside {header.step_exponent}."
+        )
+    return dataclasses.replace(header, column_steps=steps)
 
 
 def residues(header: Header, body, name: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -65,11 +65,19 @@ class NetworkChoice:
 
     def _error_in_words(self) -> str:
         exact = "; the integer network decrypts exactly" if self.summary["scheme"] == "bfv" else ""
-        return f"error of a logit: at most {self.summary['error_bound']:.3g} for every input in range{exact}"
+        likely, worst = self.summary["likely_error_bound"], self.summary["error_bound"]
+        beside = f"; but for a probability of 2^-56 an image, {likely:.3g}" if likely < worst else ""
+        return f"error of a logit: at most {worst:.3g} for every input in range{beside}{exact}"
 
 
 def choose_network(
-    network: Network, *, samples: int = 1, scheme: str | None = None, input_range=(0.0, 1.0), max_error=None
+    network: Network,
+    *,
+    samples: int = 1,
+    scheme: str | None = None,
+    input_range=(0.0, 1.0),
+    max_error=None,
+    likely: bool = False,
 ) -> NetworkChoice:
     """The plan that sends the fewest bytes among those that do what is asked, by proof.
 
@@ -79,6 +87,8 @@ def choose_network(
         scheme: "bfv" (exact, one square), "ckks", or None for either.
         input_range: Lowest and highest value of any input, finite.
         max_error: The error of a logit that is wanted, > 0, for all inputs in range; None for any.
+        likely: Decide by the likely bound, which fails with probability 2**-56 an image under the assumption of
+            :mod:`~tfprivacy_lab.he.likely_error`, instead of the worst case.
 
     Returns:
         The choice.
@@ -100,19 +110,23 @@ def choose_network(
                 reasons.append(error)
     if not found:
         raise reasons[0]
-    fitting = [one for one in found if max_error is None or one.summary["error_bound"] <= max_error]
+    kind = "likely_error_bound" if likely else "error_bound"
+    fitting = [one for one in found if max_error is None or one.summary[kind] <= max_error]
     if not fitting:
-        best = min(found, key=lambda one: one.summary["error_bound"])
+        best = min(found, key=lambda one: one.summary[kind])
+        likelier = min(one.summary["likely_error_bound"] for one in found)
+        instead = "" if likely or likelier > max_error else f", decide by the likely bound, {likelier:.3g} (likely)"
         raise InputError(
-            f"Expected max_error={max_error:g}, but the least that is proved is {best.summary['error_bound']:.3g} "
-            f"({best.summary['scheme']}, {best.summary['packing']}); ask for no less, or narrow input_range."
+            f"Expected max_error={max_error:g}, but the least that is proved is {best.summary[kind]:.3g} "
+            f"({best.summary['scheme']}, {best.summary['packing']}); ask for no less{instead}, or narrow input_range."
         )
     return min(fitting, key=lambda one: one.bytes)
 
 
 def _batched(network, scheme, samples, input_range) -> list[NetworkChoice]:
     plan = BatchedPlan.make(network, scheme, input_range)
-    return [NetworkChoice(plan, samples, plan.public.summary(samples))]
+    summary = plan.public.summary(samples)
+    return [NetworkChoice(plan, samples, {**summary, "likely_error_bound": summary["error_bound"]})]
 
 
 def _single(network, scheme, samples, input_range) -> list[NetworkChoice]:
@@ -120,5 +134,5 @@ def _single(network, scheme, samples, input_range) -> list[NetworkChoice]:
     if scheme == "bfv":
         return []
     plan = (SinglePlan if network.squares == 1 else DeepPlan).make(network, input_range)
-    summary = plan.public.summary()
+    summary = {**plan.public.summary(), "likely_error_bound": plan.likely_error_bound()}
     return [NetworkChoice(plan, samples, {**summary, **{n: samples * summary[n] for n in ("up_bytes", "down_bytes")}})]

@@ -11,14 +11,16 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.inputs import check_inputs, quantise
 from tfprivacy_lab.he.network import PublicPlan
+from tfprivacy_lab.he.network_keys import KeyHolder
 from tfprivacy_lab.he.residues import check_residues
-from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
+from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix
 
 
-class NetworkClient:
+class NetworkClient(KeyHolder):
     """A key pair for the parameters of a public plan.
 
     Args:
@@ -31,18 +33,9 @@ class NetworkClient:
         tells once it is passed on (never to the server: a malicious one reads the secret key from it).
     """
 
-    def __init__(self, public: PublicPlan):
-        self.public = public
-        self._library = seal_context(public.parameters)
-        self._library.keyGen()
+    public: PublicPlan
 
-    def __repr__(self) -> str:
-        return f"NetworkClient({self.public.parameters.scheme})"
-
-    def __reduce__(self):
-        raise TypeError("A NetworkClient holds a secret key and is not pickled or copied.")
-
-    def encrypt(self, inputs) -> np.ndarray:
+    def encrypt(self, inputs) -> Envelope:
         """Encrypt a batch.
 
         Args:
@@ -50,7 +43,7 @@ class NetworkClient:
                 (samples, inputs).
 
         Returns:
-            The query: residues of the parameters' ``residue_dtype``, shape (blocks, inputs, 2, primes, N).
+            The query; its residues are of the parameters' ``residue_dtype``, shape (blocks, inputs, 2, primes, N).
 
         Raises:
             InputError: naming what is wrong with the inputs.
@@ -61,24 +54,27 @@ class NetworkClient:
         for block, first in zip(query, range(0, len(values), size), strict=True):
             for target, column in zip(block, values[first : first + size].T, strict=True):
                 target[:] = self._encrypt_slots(column)
-        return query
+        return self._seal(len(values), query)
 
-    def decrypt(self, reply: np.ndarray, samples: int) -> np.ndarray:
+    def decrypt(self, reply: Envelope, samples: int | None = None, query: Envelope | None = None) -> np.ndarray:
         """The logits in a reply.
 
         Args:
             reply: What :meth:`~tfprivacy_lab.he.network_server.NetworkServer.evaluate` returned.
-            samples: How many samples the query held.
+            samples: How many samples it should hold, or None.
+            query: The query that it should answer, or None for any of these keys.
 
         Returns:
             float64, shape (samples, outputs).
 
         Raises:
-            InputError: if the reply is not residues of the plan's shape for so many samples.
+            InputError: if the reply is another plan's, key's or query's, damaged, or of another number of samples.
         """
-        return self._decrypt(reply, samples) / self.public.output_scale
+        return self._decrypt(reply, samples, query) / self.public.output_scale
 
-    def decrypt_integers(self, reply: np.ndarray, samples: int) -> np.ndarray:
+    def decrypt_integers(
+        self, reply: Envelope, samples: int | None = None, query: Envelope | None = None
+    ) -> np.ndarray:
         """BFV's exact integers, int64 (samples, outputs); logits are these over ``output_scale``.
 
         Raises:
@@ -86,7 +82,7 @@ class NetworkClient:
         """
         if self.public.parameters.scheme != "bfv":
             raise InputError("Expected a bfv client for exact integers, got scheme='ckks'; use decrypt.")
-        return self._decrypt(reply, samples)
+        return self._decrypt(reply, samples, query)
 
     def _encrypt_slots(self, values: np.ndarray) -> np.ndarray:
         """One fresh ciphertext's residues, (2, primes, N)."""
@@ -100,11 +96,12 @@ class NetworkClient:
         data = library.encryptPtxt(plain).to_bytes("none")
         return np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape(1)[2:])
 
-    def _decrypt(self, reply, samples: int) -> np.ndarray:
+    def _decrypt(self, reply, samples: int | None, query: Envelope | None) -> np.ndarray:
         """Slots of a checked reply as (samples, outputs)."""
         from Pyfhel import PyCtxt
 
-        public = self.public
+        envelope, public = self._open(reply, samples, query), self.public
+        reply, samples = envelope.residues, check_positive_int("samples", envelope.samples)
         check_residues("reply", reply, public.parameters, public.reply_shape(samples))
         if len(reply) != public.blocks(samples):
             raise InputError(

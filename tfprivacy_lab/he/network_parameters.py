@@ -32,7 +32,7 @@ from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, _is_prime
 
 ERROR_VARIANCE, TERNARY_VARIANCE = 10.5, 2 / 3
 _UNION_BITS = 30
-_DEVIATIONS = math.sqrt(2 * math.log(2) * (1 + _UNION_BITS + 65))
+DEVIATIONS = math.sqrt(2 * math.log(2) * (1 + _UNION_BITS + 65))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,11 @@ class NetworkParameters:
         return self.coeff_modulus[:-1]
 
     @property
+    def key_primes(self) -> tuple[int, ...]:
+        """All primes: what keys are made under."""
+        return self.coeff_modulus
+
+    @property
     def special_prime(self) -> int:
         """The prime that encryption and key switching divide by."""
         return self.coeff_modulus[-1]
@@ -111,6 +116,10 @@ class NetworkParameters:
         """Bytes of a ciphertext of ``size`` polynomials, residues in ``residue_dtype``."""
         return size * len(self.primes) * self.poly_modulus_degree * int(self.residue_dtype[-1])
 
+    def holds_scale(self, scale: float, primes: int) -> bool:
+        """Whether SEAL encodes and multiplies at this scale under the first so many primes: it wants a bit to spare."""
+        return math.frexp(scale)[1] < math.prod(self.primes[:primes]).bit_length()
+
     def key_root_bound(self) -> float:
         """Bound on :math:`|s(\\zeta)|` at every root, exceeded with probability at most 2**-66."""
         return math.sqrt(TERNARY_VARIANCE * self._plane())
@@ -133,14 +142,14 @@ class NetworkParameters:
         plane = self._plane()
         fresh = ERROR_VARIANCE * (2 * TERNARY_VARIANCE * plane + 1) / self.special_prime**2
         rounding = (1 + TERNARY_VARIANCE * plane) / 12
-        return _DEVIATIONS * math.sqrt(self.poly_modulus_degree / 2 * (fresh + rounding)) * l2_norm
+        return DEVIATIONS * math.sqrt(self.poly_modulus_degree / 2 * (fresh + rounding)) * l2_norm
 
     def coefficient_noise_bound(self, l2_norm=1.0):
         """The same bound for every coefficient, in units of q's residues (BFV)."""
         degree, x = self.poly_modulus_degree, 65 * math.log(2)
         error_norm = ERROR_VARIANCE * (degree + 2 * math.sqrt(degree * x) + 2 * x)
         fresh = (TERNARY_VARIANCE * error_norm + ERROR_VARIANCE * (1 + degree)) / self.special_prime**2
-        return _DEVIATIONS * math.sqrt(fresh + (1 + degree) / 12) * l2_norm
+        return DEVIATIONS * math.sqrt(fresh + (1 + degree) / 12) * l2_norm
 
     def _plane(self) -> float:
         """The factor on a law's variance that bounds its polynomial's squared modulus at all roots."""

@@ -21,8 +21,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tfprivacy_lab.checks import check_positive_int
-from tfprivacy_lab.he import bfv_square
+from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.he import bfv_square, envelopes
+from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.network import BatchedPlan
 from tfprivacy_lab.he.residues import bfv_constants, bfv_layer, check_residues, evaluate_residues
 
@@ -43,7 +44,7 @@ class NetworkServer:
     def __init__(self, plan: BatchedPlan, processes: int | None = None):
         processes = os.cpu_count() or 1 if processes is None else processes
         self._plan, self._workers = plan, check_positive_int("processes", processes)
-        self._pool = None
+        self._pool, self._digest = None, envelopes.plan_digest(plan.public)
 
     def __enter__(self) -> NetworkServer:
         return self
@@ -57,25 +58,28 @@ class NetworkServer:
             self._pool.shutdown()
             self._pool = None
 
-    def evaluate(self, query: np.ndarray) -> np.ndarray:
+    def evaluate(self, query: Envelope) -> Envelope:
         """The network on a query.
 
         Args:
             query: Residues, shape (blocks, inputs, 2, primes, N), of the parameters' ``residue_dtype``, as
-                :meth:`NetworkClient.encrypt <tfprivacy_lab.he.network_client.NetworkClient.encrypt>` returns.
+                :meth:`NetworkClient.encrypt <tfprivacy_lab.he.network_client.NetworkClient.encrypt>` seals them.
 
         Returns:
-            The reply's residues, shape (blocks, outputs, polynomials, primes, N).
+            The reply; its residues are of shape (blocks, outputs, polynomials, primes, N).
 
         Raises:
-            InputError: if shape, dtype or range of the query are not these.
+            InputError: if the query is another plan's or damaged, or shape, dtype or range are not these.
         """
-        public = self._plan.public
-        check_residues("query", query, public.parameters, public.query_shape(1))
+        public, sealed = self._plan.public, envelopes.opened(query, "query", self._digest)
+        query, samples = sealed.residues, check_positive_int("samples of query", sealed.samples)
+        check_residues("query", query, public.parameters, public.query_shape(1), fresh=True)
+        if len(query) != public.blocks(samples):
+            raise InputError(f"Expected a query of {public.blocks(samples)} blocks for {samples}, got {len(query)}.")
         reply = np.empty((len(query), *public.reply_shape(1)[1:]), public.parameters.residue_dtype)
         for block, result in zip(query, reply, strict=True):
             (self._evaluate_ckks if public.parameters.scheme == "ckks" else self._evaluate_bfv)(block, result)
-        return reply
+        return Envelope.sealed("reply", self._digest, sealed.key_id, sealed.query_id, samples, reply)
 
     def _evaluate_ckks(self, block: np.ndarray, result: np.ndarray) -> None:
         """One block, chunk by chunk of each prime's positions."""

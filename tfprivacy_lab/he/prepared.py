@@ -2,7 +2,8 @@
 
 Quantising and transforming a large head takes seconds and a hundred megabytes, and a query of 33 kB may ask for a step
 that nobody asked for before. So what is made is kept as far as ``KEPT_BYTES`` reach, those used last; two that ask for
-the same at a time make it once; and what was refused is not tried again.
+the same at a time make it once; and what was refused lately is not tried
+again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tfprivacy_lab.checks import InputError
 
 KEPT_BYTES = 256 * 2**20
 """What prepared heads may take together; the one used last is kept whatever its size."""
+
+_REFUSED_KEPT = 256
 
 
 class PreparedHeads:
@@ -68,6 +71,8 @@ class PreparedHeads:
             with self._lock:
                 if isinstance(error, InputError):
                     self._refused[key] = str(error)
+                    while len(self._refused) > _REFUSED_KEPT:
+                        del self._refused[next(iter(self._refused))]
                 del self._flights[key]
             flight.set_exception(error)
             return

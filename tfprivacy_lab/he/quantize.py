@@ -1,7 +1,8 @@
-"""Floats to integers and back: the features by the client, the head by the server, and the integer oracle.
+"""A head in floats to one in integers, its logits back, and the integer oracle.
 
-Features: :math:`X = rint(x / 2^e)`, :math:`|X| \\le 2^{feature\\_bits}`, the step :math:`2^e` public.
-Head: :math:`W = rint(w\\,s)`, :math:`B = rint(b\\,s / 2^e)`, the weight scale :math:`s` as large as the proved
+Features: :math:`X = rint(x / 2^{e + k_i})`, :math:`|X| \\le 2^{feature\\_bits}`, the steps public
+(:mod:`~tfprivacy_lab.he.steps`).
+Head: :math:`W = rint(w\\,2^{k_i} s)`, :math:`B = rint(b\\,s / 2^e)`, the weight scale :math:`s` as large as the proved
 limits of :mod:`~tfprivacy_lab.he.limits` allow for the integer columns as they are; under a sanitising set a power of
 two, as the scale travels with the reply and would tell more of the weights' size.
 Result: :math:`Y = X W + B`, logits :math:`Y\\,2^e / s`.
@@ -18,79 +19,8 @@ from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_numb
 from tfprivacy_lab.he import limits
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, Parameters
 
-MAX_RANGE_EXPONENT = 256
-"""Features lie within 2**-256 .. 2**256 in magnitude, so that no product leaves float64."""
-
 MIN_WEIGHT = 16
 """The largest integer weight must reach this: at least 4 bits of relative precision."""
-
-
-def feature_step_exponent(features: np.ndarray, parameters: Parameters, feature_range: float | None = None) -> int:
-    """The exponent e of the step 2**e with which features are quantised.
-
-    Args:
-        features: Finite array (samples, features).
-        parameters: The scheme's set.
-        feature_range: A public bound R on all magnitudes, or None to take the batch's largest one.
-
-    Returns:
-        The smallest e with ``R <= 2**(e + feature_bits)``.
-
-    Raises:
-        InputError: if a feature is beyond ``feature_range`` or the magnitudes are out of range.
-
-    Guarantee: with ``feature_range`` the exponent depends on that constant alone. Without it, the
-        exponent, which the server sees, tells the order of magnitude of the batch's largest feature.
-    """
-    largest = float(np.max(np.abs(features)))
-    if feature_range is None:
-        bound = largest or 1.0
-    else:
-        bound = check_finite_number("feature_range", feature_range, above=0)
-        if largest > bound:
-            raise InputError(
-                f"Expected features within feature_range={bound:g}, got a magnitude of {largest:g}; "
-                "give a larger feature_range or rescale the features."
-            )
-    mantissa, exponent = math.frexp(bound)
-    exponent -= mantissa == 0.5
-    if abs(exponent) > MAX_RANGE_EXPONENT:
-        raise InputError(
-            f"Expected features of magnitude 2**-{MAX_RANGE_EXPONENT} to 2**{MAX_RANGE_EXPONENT}, "
-            f"got {bound:g}; rescale the features."
-        )
-    return exponent - parameters.feature_bits
-
-
-def quantize_features(features, parameters: Parameters, feature_range: float | None = None):
-    """Features as integers of a power-of-two step.
-
-    :math:`X = rint(x / 2^e)`
-
-    Args:
-        features: Array-like of finite real numbers, shape (samples, features), any layout.
-        parameters: The scheme's set.
-        feature_range: A public bound R on all magnitudes, or None (see :func:`feature_step_exponent`).
-
-    Returns:
-        ``(integers, step_exponent)``: int64 of the shape of ``features``, at most ``2**feature_bits`` in
-        magnitude; and e.
-
-    Raises:
-        InputError: naming what is wrong with the features.
-    """
-    array = check_features(features)
-    exponent = feature_step_exponent(array, parameters, feature_range)
-    return np.rint(np.ldexp(array, -exponent)).astype(np.int64), exponent
-
-
-def check_features(features) -> np.ndarray:
-    """The features as a finite, contiguous float64 array of at most ``MAX_FEATURES`` columns."""
-    array = check_matrix("features", features)
-    check_all_finite("features", array)  # an extended float may overflow on its way to float64
-    if array.shape[1] > MAX_FEATURES:
-        raise InputError(f"Expected features to have at most {MAX_FEATURES} columns, got {array.shape[1]}.")
-    return array
 
 
 def check_head(kernel, bias) -> tuple[np.ndarray, np.ndarray]:
@@ -125,6 +55,8 @@ class QuantizedHead:
         step_exponent: e of the features' step.
         parameters: The scheme's set.
         packing: One of the set's packings.
+        column_steps: k of every column's step, folded into the kernel's rows; empty if all are 0.
+        rounded_away: Rows of the float kernel that are not zero, and are in integers.
 
     Raises:
         InputError: if for some features within the bound a result could leave the plaintext range, a
@@ -140,6 +72,8 @@ class QuantizedHead:
     step_exponent: int
     parameters: Parameters
     packing: str = "batched"
+    column_steps: tuple[int, ...] = ()
+    rounded_away: int = 0
 
     def __post_init__(self):
         for name in ("kernel", "bias"):
@@ -178,7 +112,7 @@ class QuantizedHead:
 
     @classmethod
     def from_float(
-        cls, kernel, bias, parameters: Parameters, step_exponent: int, packing: str = "batched"
+        cls, kernel, bias, parameters: Parameters, step_exponent: int, packing: str = "batched", column_steps=()
     ) -> QuantizedHead:
         """Quantise a float head with the largest weight scale that the proved limits allow.
 
@@ -188,6 +122,7 @@ class QuantizedHead:
             parameters: The scheme's set.
             step_exponent: e of the features' step.
             packing: One of the set's packings.
+            column_steps: k of every column's step, or empty.
 
         Returns:
             The quantised head.
@@ -196,6 +131,9 @@ class QuantizedHead:
             InputError: if the bias beside these features would leave the kernel fewer than 4 bits.
         """
         kernel, bias = check_head(kernel, bias)
+        used = kernel.any(axis=1)
+        if column_steps:
+            kernel = np.ldexp(kernel, np.array(column_steps)[:, np.newaxis])
         largest = float(np.max(np.abs(kernel)))
         # A power of two brings the kernel near 1, so that the scale's arithmetic cannot leave float64.
         shift = -math.frexp(largest)[1] if largest else 0
@@ -212,8 +150,9 @@ class QuantizedHead:
                 f"than 4 bits of the {parameters.name} integer range; encrypt with a larger feature_range, or "
                 "rescale the features and the kernel."
             )
-        integers = (np.rint(array * scale).astype(np.int64) for array in (kernel, unit_bias))
-        return cls(*integers, weight_scale, step_exponent, parameters, packing)
+        integers = [np.rint(array * scale).astype(np.int64) for array in (kernel, unit_bias)]
+        rounded_away = int((used & ~integers[0].any(axis=1)).sum())
+        return cls(*integers, weight_scale, step_exponent, parameters, packing, tuple(column_steps), rounded_away)
 
     def error_bound(self, features=None) -> np.ndarray:
         """Bound on \\|decrypted logit - float logit\\| for the float head this was quantised from.
@@ -238,7 +177,8 @@ class QuantizedHead:
             feature_sum = self.kernel.shape[0] * self.parameters.max_feature * unit
         else:
             features = check_matrix("features", features, columns=self.kernel.shape[0])
-            feature_sum = np.abs(features).sum(axis=1, keepdims=True)
+            sizes = np.ldexp(np.abs(features), -np.array(self.column_steps)) if self.column_steps else np.abs(features)
+            feature_sum = sizes.sum(axis=1, keepdims=True)
         l1 = self.l1_norms
         if self.parameters.scheme == "bfv":
             rounding = l1 / 2 + 0.5

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import time
 
 from starlette.datastructures import Headers
@@ -167,6 +168,7 @@ class Evaluation:
     async def _evaluate(self, query: bytearray, cost: Cost, work: _Work) -> bytes:
         """One query's reply, made by a worker's thread when it is its turn."""
         loop, reason = asyncio.get_running_loop(), "preparing"
+        cost = dataclasses.replace(cost, key=self._server.key(query))
         try:
             async with asyncio.timeout(self._limits.queue_seconds):
                 if not self._server.is_prepared(cost):

@@ -37,7 +37,7 @@ _PART_BYTES = 2**20
 
 
 def predict(
-    client: Client, service: Service, features, feature_range: float | None = None, compress: bool = False
+    client: Client, service: Service, features, feature_range=None, compress: bool = False, max_error=None
 ) -> np.ndarray:
     """Logits of features that the service never sees.
 
@@ -45,9 +45,10 @@ def predict(
         client: Holds the keys.
         service: Where the head is.
         features: Finite real numbers, shape (samples, d).
-        feature_range: A public bound on all magnitudes, as in :meth:`Client.encrypt
+        feature_range: A public bound on all magnitudes, or one a column, as in :meth:`Client.encrypt
             <tfprivacy_lab.he.client.Client.encrypt>`.
         compress: Fewer bytes each way, as there.
+        max_error: As in :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
 
     Returns:
         float64, shape (samples, classes).
@@ -60,7 +61,7 @@ def predict(
     Not covered: whether it was computed with the right head, and who computed it, unless TLS says so.
     """
     query = client.encrypt(features, feature_range, compress=compress)
-    return client.decrypt(service.evaluate(query), query, f"the answer of {service.url}")
+    return client.decrypt(service.evaluate(query), query, f"the answer of {service.url}", max_error)
 
 
 @dataclasses.dataclass(frozen=True)

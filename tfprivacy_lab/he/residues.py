@@ -6,20 +6,32 @@ the transformed form where products are pointwise, convolves them along i.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_unmasked
 from tfprivacy_lab.he.layers import Affine
 from tfprivacy_lab.he.network_parameters import NetworkParameters
 from tfprivacy_lab.he.packing import add_modular, modular_matmul
 
 
-def check_residues(name: str, residues, parameters: NetworkParameters, shape: tuple[int, ...]) -> None:
+def check_residues(
+    name: str, residues, parameters: NetworkParameters, shape: tuple[int, ...], fresh: bool = False
+) -> None:
     """Refuse what is not an array of residues of this shape, whatever its number of blocks.
+
+    Args:
+        name: What to call it in an error.
+        residues: What should be an array.
+        parameters: The ring.
+        shape: The wanted one, but for the first axis.
+        fresh: Whether all ciphertexts are fresh encryptions, whose second polynomial is never zero.
 
     Raises:
         InputError: naming the array and what differs.
     """
+    check_unmasked(name, residues)
     if not isinstance(residues, np.ndarray) or residues.dtype != np.dtype(parameters.residue_dtype):
         found = getattr(residues, "dtype", type(residues).__name__)
         raise InputError(f"Expected {name} of dtype {np.dtype(parameters.residue_dtype)}, got {found}.")
@@ -29,6 +41,22 @@ def check_residues(name: str, residues, parameters: NetworkParameters, shape: tu
         largest = int(residues[:, :, :, index].max())
         if largest >= prime:
             raise InputError(f"Expected residues of {name} below their prime {prime}, got {largest}.")
+    if fresh and not residues[:, :, 1].any(axis=(2, 3)).all():
+        raise InputError(_TRANSPARENT.format(name))
+
+
+_TRANSPARENT = "Expected {} of fresh encryptions, got a ciphertext that hides nothing; encrypt again."
+
+
+@contextlib.contextmanager
+def refusing_transparent(name: str):
+    """SEAL's refusal of a ciphertext whose polynomials but the first have become zero, as an InputError."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if "transparent" not in str(error):
+            raise
+        raise InputError(_TRANSPARENT.format(name)) from error
 
 
 def evaluate_residues(layers: tuple[Affine, ...], residues: np.ndarray, modulus: int) -> np.ndarray:

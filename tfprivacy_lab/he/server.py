@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.checks import InputError, PrecisionWarning, check_choice
 from tfprivacy_lab.he import messages
 from tfprivacy_lab.he.coefficients import PreparedHead
 from tfprivacy_lab.he.compression import CHUNK_ROWS, ROW
+from tfprivacy_lab.he.error_bounds import check_error_bound
 from tfprivacy_lab.he.packing import add_modular, bias_residues, matmul_scratch_bytes, modular_matmul
 from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.prepared import PreparedHeads
@@ -103,12 +105,14 @@ class Server:
     def __repr__(self) -> str:
         return f"Server(features={self._kernel.shape[0]}, classes={self._kernel.shape[1]})"
 
-    def evaluate(self, query: bytes, name: str = "query") -> bytes:
+    def evaluate(self, query: bytes, name: str = "query", max_error: float | None = None) -> bytes:
         """Answer one query.
 
         Args:
             query: What :meth:`Client.encrypt <tfprivacy_lab.he.client.Client.encrypt>` returned.
             name: What to call it in an error.
+            max_error: Refuse if the proved bound on a logit's error, :meth:`QuantizedHead.error_bound
+                <tfprivacy_lab.he.quantize.QuantizedHead.error_bound>` over the whole range, is above; None: never.
 
         Returns:
             The reply, compressed if the query is, for :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
@@ -116,11 +120,16 @@ class Server:
         Raises:
             InputError: if the query is damaged, of another kind, width or parameter set, or the head
                 could overflow at the query's step.
+
+        Warns:
+            PrecisionWarning: if rows of the kernel round to nothing at the query's steps.
         """
         header, body = messages.parse(query, messages.QUERY, name)
         answer = self._answer(header, name)
         residues, public_key = messages.residues(header, body, name)
         prepared = self._for_query(header, name)
+        if max_error is not None:
+            check_error_bound(float(prepared.head.error_bound().max()), max_error)
         answer = dataclasses.replace(answer, weight_scale=prepared.head.weight_scale)
         if header.packing == "batched":
             return messages.pack_pieces(answer, (_answer_batched(block, prepared) for block in residues))
@@ -150,6 +159,14 @@ class Server:
             beside += matmul_scratch_bytes(self._kernel.T.shape, piece // (8 * answer.columns))
         working += max(beside, answer.message_bytes)
         return Cost(header.samples, answer.message_bytes, working, _key(header))
+
+    def key(self, query, name: str = "query") -> tuple:
+        """Which prepared head a whole query meets: what its header says, and the steps of its columns at its end.
+
+        Raises:
+            InputError: if the header or the steps are of no query.
+        """
+        return _key(messages.with_column_steps(messages.parse_header(query, messages.QUERY, name), query, name))
 
     def is_prepared(self, cost: Cost) -> bool:
         """Whether the head is there in the form that a query of this cost meets, or known to have none."""
@@ -187,6 +204,12 @@ class Server:
         messages.check_size(answer, name)
         return answer
 
+    def head_for(self, query: bytes, name: str = "query") -> QuantizedHead:
+        """The integer head that answers this query, with its error bound; Raises: as :meth:`evaluate`."""
+        header, _ = messages.parse(query, messages.QUERY, name)
+        self._answer(header, name)
+        return self._for_query(header, name).head
+
     def _for_query(self, header: messages.Header, name: str):
         """The head prepared for a query; whoever sent it does not learn the magnitudes that a refusal is about."""
         try:
@@ -197,14 +220,24 @@ class Server:
                 "overflow; encrypt with a larger feature_range."
             ) from None
 
-    def quantized_head(self, scheme: str, step_exponent: int, packing: str = "batched") -> QuantizedHead:
+    def quantized_head(
+        self, scheme: str, step_exponent: int, packing: str = "batched", column_steps: tuple[int, ...] = ()
+    ) -> QuantizedHead:
         """The integer head that answers queries of this parameter set, step and packing, with its error bound."""
-        return self._prepared.get((scheme, step_exponent, packing)).head
+        return self._prepared.get((scheme, step_exponent, packing, column_steps)).head
 
-    def _prepare(self, scheme: str, step_exponent: int, packing: str):
+    def _prepare(self, scheme: str, step_exponent: int, packing: str, column_steps: tuple[int, ...]):
         """The integer head as its packing wants it."""
         parameters = PARAMETERS[scheme]
-        head = QuantizedHead.from_float(self._kernel, self._bias, parameters, step_exponent, packing)
+        head = QuantizedHead.from_float(self._kernel, self._bias, parameters, step_exponent, packing, column_steps)
+        if head.rounded_away:
+            warnings.warn(
+                f"{head.rounded_away} of {len(head.kernel)} rows of the kernel round to nothing beside the others: "
+                "encrypt with feature_range as one bound a column, or rescale features and kernel; results may be "
+                "wrong",
+                PrecisionWarning,
+                stacklevel=2,
+            )
         if packing == "batched":
             weights = np.ascontiguousarray(head.kernel.T, dtype=np.float64)
             return _Batched(head, weights, bias_residues(head.bias, parameters))
@@ -214,7 +247,7 @@ class Server:
 
 def _key(header: messages.Header) -> tuple:
     """Which prepared head a query meets."""
-    return header.parameters.name, header.step_exponent, header.packing
+    return header.parameters.name, header.step_exponent, header.packing, header.column_steps
 
 
 def _factors(public_key: np.ndarray, prepared: _Coefficient) -> list:

@@ -6,15 +6,17 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_unmasked
+from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.inputs import check_inputs
-from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
+from tfprivacy_lab.he.network_keys import KeyHolder
+from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix
 from tfprivacy_lab.he.single_image import PublicSinglePlan
 from tfprivacy_lab.he.single_keys import EvaluationKeys
 from tfprivacy_lab.he.slot_head import PublicSlotHead
 
 
-class SlotClient:
+class SlotClient(KeyHolder):
     """A key pair for one sample a query.
 
     Args:
@@ -26,16 +28,7 @@ class SlotClient:
         are passed on (never to the server: a malicious one reads the secret key from them).
     """
 
-    def __init__(self, public: PublicSinglePlan | PublicSlotHead):
-        self.public = public
-        self._library = seal_context(public.parameters)
-        self._library.keyGen()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(ckks)"
-
-    def __reduce__(self):
-        raise TypeError(f"A {type(self).__name__} holds a secret key and is not pickled or copied.")
+    public: PublicSinglePlan | PublicSlotHead
 
     def evaluation_keys(self) -> EvaluationKeys:
         """Keys for the rotations that the plan uses, and for relinearisation if it squares; no other; not secret."""
@@ -46,40 +39,44 @@ class SlotClient:
         if self.public.relinearises:
             self._library.relinKeyGen()
             relinearisation = self._library.to_bytes_relin_key("none")
-        return EvaluationKeys(steps, rotation, relinearisation)
+        return EvaluationKeys(steps, rotation, relinearisation, self._plan, self.key_id).sealed()
 
-    def encrypt(self, sample) -> np.ndarray:
+    def encrypt(self, sample) -> Envelope:
         """Encrypt one sample.
 
         Args:
             sample: Finite real numbers within ``input_range``, of any shape that flattens to (inputs,).
 
         Returns:
-            The query: residues uint64, shape (2, primes, N).
+            The query; its residues are uint64, shape (2, primes, N).
 
         Raises:
             InputError: naming what is wrong with the sample.
         """
+        check_unmasked("sample", sample)
         values = check_inputs(np.asarray(sample)[np.newaxis], self.public)[0]
         slots = np.ascontiguousarray(self.public.layout.pack(values))
         plain = self._library.encodeFrac(slots, scale=math.ldexp(1.0, self.public.input_bits))
         data = self._library.encryptPtxt(plain).to_bytes("none")
-        return np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape)
+        return self._seal(1, np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape))
 
-    def decrypt(self, reply: np.ndarray) -> np.ndarray:
+    def decrypt(self, reply: Envelope, query: Envelope | None = None) -> np.ndarray:
         """The logits of a reply, float64 (outputs,).
 
         Args:
-            reply: Residues uint64 below the primes left, of the plan's ``reply_shape``.
+            reply: What the server's ``evaluate`` returned: residues uint64 below the primes left, of the plan's
+                ``reply_shape``.
+            query: The query that it should answer, or None for any of these keys.
 
         Raises:
-            InputError: if the reply is something else.
+            InputError: if the reply is something else, another plan's, key's or query's, or damaged.
         """
         from Pyfhel import PyCtxt
 
-        public = self.public
-        if not isinstance(reply, np.ndarray) or reply.dtype != np.uint64 or reply.shape != public.reply_shape:
-            found = f"{getattr(reply, 'dtype', type(reply).__name__)} of shape {np.shape(reply)}"
+        public, reply = self.public, self._open(reply, 1, query).residues
+        reply = reply.reshape(public.reply_shape) if reply.size == math.prod(public.reply_shape) else reply
+        if reply.dtype != np.uint64 or reply.shape != public.reply_shape:
+            found = f"{reply.dtype} of shape {reply.shape}"
             raise InputError(f"Expected reply of dtype uint64 and shape {public.reply_shape}, got {found}.")
         for index, prime in enumerate(public.parameters.primes[: public.reply_shape[2]]):
             if int(reply[:, :, index].max()) >= prime:

@@ -27,6 +27,7 @@ import numpy as np
 from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.he.diagonals import Diagonals
 from tfprivacy_lab.he.layers import Network
+from tfprivacy_lab.he.likely_error import Sources, first_layer, last_layer
 from tfprivacy_lab.he.network_parameters import SINGLE, NetworkParameters
 
 SECOND_SCALE = 2.0**24
@@ -133,12 +134,23 @@ class SinglePlan:
         diagonals = Diagonals(slots, network.inputs, network.layers[0].outputs, network.outputs)
         for input_bits in range(MAX_INPUT_BITS, MIN_INPUT_BITS - 1, -1):
             load, error = bounds(network, diagonals, max(abs(low), abs(high)), input_bits)
-            if load <= 1:
+            if load <= 1 and SINGLE.holds_scale(4.0**input_bits * SECOND_SCALE, 2):
                 return cls(network, PublicSinglePlan(SINGLE, diagonals, (low, high), input_bits, error))
         raise InputError(
             f"The network could overflow: inputs within {low:g}..{high:g} can grow beyond the "
             f"{SINGLE.modulus.bit_length()} bits of ckks; rescale its layers or narrow input_range."
         )
+
+    def likely_error_bound(self) -> float:
+        """Bound on any logit's error for an image in range, but for a probability of 2**-56 under assumption U.
+
+        Of :mod:`~tfprivacy_lab.he.likely_error`, where the assumption is; never above the worst case.
+        """
+        public, (first, second) = self.public, self.network.layers
+        sources, scale = Sources(public.parameters), math.ldexp(1.0, public.input_bits)
+        largest, prime = max(map(abs, public.input_range)), public.parameters.primes[2]
+        before = first_layer(sources, public.diagonals, first, largest, scale, prime, 3)
+        return min(public.error_bound, last_layer(sources, public.diagonals, before, second, scale, SECOND_SCALE, 2))
 
 
 def bounds(network: Network, plan: Diagonals, largest: float, input_bits: int) -> tuple[float, float]:

@@ -273,7 +273,7 @@ class SlotHead:
             raise InputError(f"Expected input_range as (lowest, highest), got {input_range!r}.")
         for input_bits in range(MAX_INPUT_BITS, MIN_INPUT_BITS - 1, -1):
             load, error = bounds(kernel, bias, layout, max(abs(low), abs(high)), input_bits)
-            if load <= 1:
+            if load <= 1 and SLOTS.holds_scale(math.ldexp(float(SLOTS.primes[1]), input_bits), 2):
                 return cls(kernel, bias, PublicSlotHead(SLOTS, layout, (low, high), input_bits, error))
         raise InputError(
             f"The head could overflow: features within {low:g}..{high:g} can grow beyond the "

@@ -11,7 +11,9 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.he.residues import check_residues
+from tfprivacy_lab.he.door import Door
+from tfprivacy_lab.he.envelopes import Envelope
+from tfprivacy_lab.he.residues import refusing_transparent
 from tfprivacy_lab.he.single_keys import EvaluationKeys
 from tfprivacy_lab.he.single_server import CkksOperations
 from tfprivacy_lab.he.slot_head import SlotHead
@@ -31,6 +33,7 @@ class SlotHeadServer:
     def __init__(self, plan: SlotHead, keys: EvaluationKeys):
         self._public, layout = plan.public, plan.public.layout
         self._operations = CkksOperations(self._public.parameters, keys, layout.steps, squares=False)
+        self._door = Door(self._public, keys)
         scale, prime = math.ldexp(1.0, self._public.input_bits), float(self._public.parameters.primes[1])
         factors = layout.factors(plan.kernel)
         encoded = [self._operations.encode(row, prime, 0) for row in factors.reshape(-1, layout.slots)]
@@ -38,23 +41,24 @@ class SlotHeadServer:
         self._factors = encoded if len(shape) == 1 else _rows(encoded, shape[1])
         self._biases = [self._operations.encode(row, scale, 1) for row in layout.biases(plan.bias)]
 
-    def evaluate(self, query: np.ndarray) -> np.ndarray:
+    def evaluate(self, query: Envelope) -> Envelope:
         """The head on a query.
 
         Args:
-            query: Residues uint64, shape (2, primes, N).
+            query: What the client's ``encrypt`` returned: residues uint64, shape (2, primes, N).
 
         Returns:
-            The reply's residues, uint64 (replies, 2, 1, N), under the first prime.
+            The reply; its residues are uint64 (replies, 2, 1, N), under the first prime.
 
         Raises:
-            InputError: if the query is something else.
+            InputError: if the query is something else, another plan's or client's, or damaged.
         """
-        wrapped = query[np.newaxis, np.newaxis] if isinstance(query, np.ndarray) else query
-        check_residues("query", wrapped, self._public.parameters, (1, 1, *self._public.query_shape))
-        packed = self._operations.ciphertext(query, 2.0**self._public.input_bits)
-        replies = self._public.layout.evaluate(self._operations, packed, self._factors, self._biases)
-        return np.stack([self._operations.residues(reply) for reply in replies]).reshape(self._public.reply_shape)
+        query, residues = self._door.opened(query)
+        packed = self._operations.ciphertext(residues, 2.0**self._public.input_bits)
+        with refusing_transparent("query"):
+            replies = self._public.layout.evaluate(self._operations, packed, self._factors, self._biases)
+        stacked = np.stack([self._operations.residues(reply) for reply in replies]).reshape(self._public.reply_shape)
+        return self._door.answer(query, stacked)
 
 
 def _rows(items: list, length: int) -> list[list]:

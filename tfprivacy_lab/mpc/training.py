@@ -13,18 +13,30 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tfprivacy_lab.chains import chain_of
 from tfprivacy_lab.checks import InputError, check_matrix
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.models import Layer, Training
 from tfprivacy_lab.mpc.noise_shares import NoiseShares
 from tfprivacy_lab.mpc.protocols import World
 
+_INSTEAD = {
+    "Dense": "leave use_bias as it is",
+    "Dropout": "leave it out: on shares nothing is dropped",
+    "Flatten": "give features as rows of numbers",
+    "BatchNormalization": "scale the features before, by public constants",
+    "Normalization": "scale the features before, by public constants",
+    "Rescaling": "scale the features before, by public constants",
+    "Activation": "name the activation in the Dense layer before",
+    "ReLU": "name the activation in the Dense layer before",
+}
+
 
 class SharedModel:
     """A dense network whose weights, inputs and labels stay on shares.
 
     Args:
-        layers: :class:`Layer` objects, or a built ``tf.keras.Sequential`` of Dense layers (linear, sigmoid or relu),
+        layers: :class:`Layer` objects, or a built Keras model, a chain of Dense layers (linear, sigmoid or relu),
             whose weights then are the public start.
         world: Who computes, by which protocol.
         feature_range: Public bound on features; every holder's are checked.
@@ -289,13 +301,15 @@ def _layers_of(layers) -> tuple[tuple[Layer, ...], list | None]:
             "Expected a built model, whose weights are the start: call model.build((None, columns)) first."
         )
     found, start = [], []
-    for layer in layers.layers:
-        if type(layer).__name__ == "InputLayer":
-            continue
-        activation = getattr(getattr(layer, "activation", None), "__name__", "?")
-        if type(layer).__name__ != "Dense" or not layer.use_bias:
-            raise InputError(f"Expected Dense layers with a bias, got {type(layer).__name__} {layer.name!r}.")
-        found.append(Layer(layer.units, activation))
+    for layer, _ in chain_of(layers):
+        kind, activation = type(layer).__name__, getattr(layer, "activation", None)
+        keras = type(layer).__module__.startswith("keras")
+        if kind != "Dense" or not keras or not layer.use_bias:
+            advice = _INSTEAD.get(kind, "use Dense layers, one after the other")
+            raise InputError(f"Expected Dense layers with a bias, got {kind} {layer.name!r}; {advice}.")
+        if not activation.__module__.startswith(("keras", "tensorflow")):
+            raise InputError(f"Expected activations of Keras, got a function of yours in layer {layer.name!r}.")
+        found.append(Layer(layer.units, activation.__name__))
         start += [np.asarray(weight, np.float64).tolist() for weight in layer.get_weights()]
     return tuple(found), start
 

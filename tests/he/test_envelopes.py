@@ -1,0 +1,218 @@
+"""Networks' messages: another's, a stale plan's, a damaged or a truncated one is one clear refusal, in every plan."""
+
+import dataclasses
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from tests.he.networks import dense_network, resealed
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.he.deep_image import DeepPlan
+from tfprivacy_lab.he.deep_server import DeepImageServer
+from tfprivacy_lab.he.envelopes import Envelope, plan_digest
+from tfprivacy_lab.he.layers import Affine, Network
+from tfprivacy_lab.he.network import BatchedPlan
+from tfprivacy_lab.he.network_client import NetworkClient
+from tfprivacy_lab.he.network_server import NetworkServer
+from tfprivacy_lab.he.single_client import SingleImageClient, SlotHeadClient
+from tfprivacy_lab.he.single_image import SinglePlan
+from tfprivacy_lab.he.single_keys import EvaluationKeys
+from tfprivacy_lab.he.single_server import SingleImageServer
+from tfprivacy_lab.he.slot_head import SlotHead
+from tfprivacy_lab.he.slot_server import SlotHeadServer
+
+SMALL = dense_network(3, 4, 3, 2)
+HEAD = np.random.default_rng(0).normal(size=(4, 2))
+KINDS = {
+    "batched": (lambda: BatchedPlan.make(SMALL), NetworkClient, NetworkServer),
+    "single": (lambda: SinglePlan.make(SMALL), SingleImageClient, SingleImageServer),
+    "slots": (lambda: SlotHead.make(HEAD, None, "naive"), SlotHeadClient, SlotHeadServer),
+}
+
+
+class Exchange:
+    """A client, its server, a query and the reply."""
+
+    def __init__(self, kind):
+        make, client, server = KINDS[kind]
+        self.kind, self.plan, self._server, self._client = kind, make(), server, client
+        self.client, self.other = client(self.plan.public), client(self.plan.public)
+        self.keys = None if kind == "batched" else self.client.evaluation_keys()
+        self.server = self.make_server(self.keys)
+        self.sample = np.full((3, 4) if kind == "batched" else 4, 0.5)
+        self.query = self.client.encrypt(self.sample)
+        self.reply = self.server.evaluate(self.query)
+
+    def make_server(self, keys):
+        return self._server(self.plan) if keys is None else self._server(self.plan, keys)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exchange(request):
+    return Exchange(request.param)
+
+
+def refused(match, function, *arguments, **more):
+    with pytest.raises(InputError, match=match) as error:
+        function(*arguments, **more)
+    assert "\n" not in str(error.value)
+
+
+def test_another_clients_messages_are_refused(exchange):
+    foreign = exchange.other.encrypt(exchange.sample)
+    refused("another client's", exchange.other.decrypt, exchange.reply)
+    if exchange.keys is not None:
+        refused("another client's", exchange.server.evaluate, foreign)
+    else:  # no evaluation keys: the server answers, and only the other client reads it
+        refused("another client's", exchange.client.decrypt, exchange.server.evaluate(foreign))
+
+
+def test_a_stale_public_plan_is_refused(exchange):
+    public = dataclasses.replace(exchange.plan.public, input_bits=exchange.plan.public.input_bits - 1)
+    assert plan_digest(public) != plan_digest(exchange.plan.public) == plan_digest(KINDS[exchange.kind][0]().public)
+    stale = exchange._client(public)
+    refused("a stale public plan, or another network", exchange.server.evaluate, stale.encrypt(exchange.sample))
+    refused("a stale public plan", stale.decrypt, exchange.reply)
+    if exchange.keys is not None:
+        refused("evaluation keys for this plan", exchange.make_server, stale.evaluation_keys())
+    refused("for this public plan", exchange._client.from_bytes, stale.to_bytes(), exchange.plan.public)
+
+
+def test_one_changed_residue_is_noticed(exchange):
+    for sealed, use in ((exchange.query, exchange.server.evaluate), (exchange.reply, exchange.client.decrypt)):
+        residues = sealed.residues.copy()
+        residues.flat[-1] ^= residues.dtype.type(1)
+        refused("as they were sealed: they are damaged", use, dataclasses.replace(sealed, residues=residues))
+    if exchange.keys is not None:
+        changed = bytearray(exchange.keys.rotation)
+        changed[len(changed) // 3 + 5000] ^= 1
+        refused("damaged", exchange.make_server, dataclasses.replace(exchange.keys, rotation=bytes(changed)))
+
+
+def test_replies_to_other_queries_and_numbers_of_samples_are_refused(exchange):
+    again = exchange.client.encrypt(exchange.sample)
+    refused("the reply to this query, got another query's", exchange.client.decrypt, exchange.reply, query=again)
+    exchange.client.decrypt(exchange.reply, query=exchange.query)
+    more = dataclasses.replace(exchange.query, samples=10**6)
+    refused("damaged", exchange.server.evaluate, more)
+    forged = Envelope.sealed("query", more.plan, more.key_id, more.query_id, 10**6, more.residues)
+    refused("blocks for 1000000|query of one sample", exchange.server.evaluate, forged)
+    refused("Expected a query, got a reply", exchange.server.evaluate, exchange.reply)
+
+
+def test_bytes_and_files_come_back_as_they_were(exchange, tmp_path):
+    for kind, sealed in (("query", exchange.query), ("reply", exchange.reply)):
+        sealed.save(tmp_path / kind)
+        back = Envelope.load(tmp_path / kind, kind)
+        assert back.to_bytes() == sealed.to_bytes()
+        refused("to be a", Envelope.load, tmp_path / kind, "reply" if kind == "query" else "query")
+    logits = exchange.client.decrypt(exchange.reply)
+    exchange.client.save(tmp_path / "keys")
+    assert stat.S_IMODE(os.stat(tmp_path / "keys").st_mode) == 0o600
+    refused("it is there already", exchange.client.save, tmp_path / "keys")
+    loaded = exchange._client.load(tmp_path / "keys", exchange.plan.public)
+    np.testing.assert_array_equal(loaded.decrypt(Envelope.load(tmp_path / "reply", "reply")), logits)
+    server = exchange.server
+    if exchange.keys is not None:
+        exchange.keys.save(tmp_path / "evaluation")
+        assert EvaluationKeys.load(tmp_path / "evaluation") == exchange.keys
+        server = exchange.make_server(EvaluationKeys.load(tmp_path / "evaluation"))
+        refused("got a evaluation keys", Envelope.load, tmp_path / "evaluation", "query")
+    reply = server.evaluate(Envelope.load(tmp_path / "query"))
+    assert np.abs(loaded.decrypt(reply, query=exchange.query) - logits).max() < 1e-3
+    refused("keep it secret, never send it", Envelope.load, tmp_path / "keys", "query")
+
+
+def test_truncated_and_changed_bytes_are_refused(exchange):
+    holders = [(exchange.query.to_bytes(), Envelope.from_bytes), (exchange.client.to_bytes(), None)]
+    holders += [] if exchange.keys is None else [(exchange.keys.to_bytes(), EvaluationKeys.from_bytes)]
+    for data, read in holders:
+        read = read or (lambda given: exchange._client.from_bytes(given, exchange.plan.public))
+        for length in (0, 7, 103, 135, len(data) // 2, len(data) - 1):
+            refused("other bytes, or truncated|damaged", read, data[:length])
+        for place in (*range(0, 104, 3), 110, len(data) // 2, len(data) - 1):
+            changed = bytearray(data)
+            changed[place] ^= 1
+            refused("Expected", read, bytes(changed))
+        refused("as bytes, got NoneType", read, None)
+
+
+def test_ciphertexts_that_hide_nothing_are_refused(exchange):
+    residues = exchange.query.residues
+    refused("hides nothing", exchange.server.evaluate, resealed(exchange.query, np.zeros_like(residues)))
+    masked = dataclasses.replace(exchange.query, residues=np.ma.array(residues, mask=True))
+    refused("without masked values", exchange.server.evaluate, masked)
+
+
+def test_bfv_queries_that_cancel_are_refused():
+    """Each hides something, their sum nothing: SEAL refuses to square it, in a worker process."""
+    ones = Affine(np.ones((2, 1)), np.zeros(1), np.arange(2)[np.newaxis], 2)
+    last = Affine(np.ones((1, 1)), np.zeros(1), np.arange(1)[np.newaxis], 1)
+    plan = BatchedPlan.make(Network((ones, last)), "bfv")
+    client = NetworkClient(plan.public)
+    query = client.encrypt([[0.5, 0.5]])
+    residues = query.residues.copy()
+    primes = np.array(plan.public.parameters.primes, np.uint64)[:, np.newaxis]
+    residues[0, 1] = (primes - residues[0, 0]) % primes
+    with NetworkServer(plan, processes=1) as server:
+        refused("hides nothing", server.evaluate, resealed(query, residues))
+
+
+def test_masked_inputs_and_no_samples(exchange):
+    masked = np.ma.masked_equal(np.where(np.arange(4) == 1, 0.25, exchange.sample), 0.25)
+    refused("without masked values", exchange.client.encrypt, masked)
+    if exchange.kind == "batched":
+        refused("samples", exchange.client.decrypt, exchange.reply, "3")
+        assert exchange.client.decrypt(exchange.reply, None).shape == (3, 2)
+
+
+def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import numpy as np
+            from tests.he.networks import dense_network
+            from tfprivacy_lab.he.network import BatchedPlan
+            from tfprivacy_lab.he.network_client import NetworkClient
+            from tfprivacy_lab.he.network_server import NetworkServer
+
+            print("started")
+            network = dense_network(3, 4, 3, 2)
+            plan = BatchedPlan.make(network, "bfv")
+            client = NetworkClient(plan.public)
+            with NetworkServer(plan, processes=2) as server:
+                logits = client.decrypt(server.evaluate(client.encrypt(np.full((1, 4), 0.5))))
+            print(bool(np.abs(logits - network.evaluate(np.full((1, 4), 0.5))).max() <= plan.public.error_bound))
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=os.environ)
+    assert (done.stdout.split(), done.returncode) == (["started", "True"], 0), done.stderr[-2000:]
+
+
+def scaled(network, factor):
+    return Network(tuple(dataclasses.replace(layer, kernel=layer.kernel * factor) for layer in network.layers))
+
+
+@pytest.mark.parametrize("factor", [1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize("kind", ["single", "deep", "slots"])
+def test_plans_of_small_weights_are_such_as_seal_accepts(kind, factor):
+    """The finest scales once passed what SEAL encodes."""
+    sample = np.full(4, 1.0)
+    if kind == "slots":
+        plan, client, server = SlotHead.make(HEAD * factor, None, "naive"), SlotHeadClient, SlotHeadServer
+        expected = sample @ HEAD * factor
+    else:
+        network = scaled(SMALL if kind == "single" else dense_network(3, 4, 3, 3, 2), factor)
+        plan = (SinglePlan if kind == "single" else DeepPlan).make(network)
+        client, server = SingleImageClient, SingleImageServer if kind == "single" else DeepImageServer
+        expected = network.evaluate(sample[np.newaxis])[0]
+    client = client(plan.public)
+    logits = client.decrypt(server(plan, client.evaluation_keys()).evaluate(client.encrypt(sample)))
+    assert np.abs(logits - expected).max() <= plan.public.error_bound

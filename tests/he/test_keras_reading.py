@@ -1,0 +1,209 @@
+"""Networks are read from the graph that Keras runs: folded layers give Keras' logits, what is no chain is refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfprivacy_lab import models
+from tfprivacy_lab.checks import InputError, ModelReadingWarning
+from tfprivacy_lab.he.layers import Network
+
+layers = tf.keras.layers
+
+
+def stack(shape, *parts):
+    tf.keras.utils.set_random_seed(1)
+    model = tf.keras.Sequential([layers.Input(shape), *parts])
+    rng = np.random.default_rng(2)
+    for layer in model.layers:  # no weight at its neutral start; variances above 0
+        if layer.get_weights():
+            layer.set_weights([rng.uniform(0.2, 1, weight.shape) for weight in layer.get_weights()])
+    return model
+
+
+def same(model, network=None):
+    network = network or Network.from_keras(model)
+    inputs = np.random.default_rng(0).uniform(-1, 1, (5, *model.input_shape[1:])).astype(np.float32)
+    expected = np.asarray(model(inputs))
+    np.testing.assert_allclose(network.evaluate(inputs), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    return network
+
+
+def normalization(**options):
+    return layers.Normalization(mean=[1.0, -2.0], variance=[4.0, 0.25], **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: stack((4,), layers.BatchNormalization(), layers.Dense(3), models.Square(), layers.Dense(2)),
+        lambda: stack((4,), layers.Dense(3), layers.BatchNormalization(scale=False), models.Square(), layers.Dense(2)),
+        lambda: stack((4,), layers.Dense(3), models.Square(), layers.BatchNormalization(center=False), layers.Dense(2)),
+        lambda: stack((4,), layers.Dense(3), models.Square(), layers.Dense(2), layers.BatchNormalization()),
+        lambda: stack((4,), layers.Rescaling(1 / 255, -0.5), layers.Dense(3), models.Square(), layers.Dense(2)),
+        lambda: stack((2,), normalization(), layers.Dense(3), models.Square(), layers.Dense(2)),
+        lambda: stack((2,), normalization(invert=True), layers.Dense(3), models.Square(), layers.Dense(2)),
+        lambda: stack((4,), layers.Dense(5), layers.Dense(3), models.Square(), layers.Dense(4), layers.Dense(2)),
+        lambda: stack((2,), normalization(), models.Square(), layers.Dense(2)),
+        lambda: stack((4,), layers.Dense(3), layers.Activation(tf.square), layers.GaussianNoise(1.0), layers.Dense(2)),
+        lambda: stack(
+            (6,), layers.Reshape((3, 2)), normalization(), layers.Flatten(), layers.Dense(3, tf.square), layers.Dense(2)
+        ),
+    ],
+)
+def test_linear_layers_are_folded(make):
+    assert same(make()).squares == 1
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(
+    "before", [lambda: [], lambda: [normalization()], lambda: [layers.Rescaling(2.0)], lambda: [layers.Rescaling(2, 1)]]
+)
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda padding: [layers.BatchNormalization()],
+        lambda padding: [layers.AveragePooling2D((2, 3), 2, padding=padding)],
+        lambda padding: [layers.BatchNormalization(), layers.AveragePooling2D(padding=padding)],
+        lambda padding: [layers.GlobalAveragePooling2D()],
+    ],
+)
+def test_layers_about_a_convolution_are_folded(padding, before, after):
+    parts = [*before(), layers.Conv2D(3, (3, 2), padding=padding), *after(padding), models.Square(), layers.Flatten()]
+    network = same(stack((7, 6, 2), *parts, layers.Dense(2)))
+    scaled_only = len(parts) == 4 and isinstance(parts[1], layers.BatchNormalization)
+    if scaled_only:  # still a convolution
+        assert len(network.layers[0].windows) > 1
+
+
+def test_pooling_after_a_square():
+    parts = [layers.Conv2D(2, 3), models.Square(), layers.AveragePooling2D(), layers.Flatten(), layers.Dense(2)]
+    assert same(stack((6, 6, 1), *parts)).squares == 1
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_last_softmax_or_sigmoid_is_dropped_and_that_is_said(name, apart):
+    last = [layers.Dense(3), layers.Activation(name)] if apart else [layers.Dense(3, activation=name)]
+    model = stack((4,), layers.Dense(3), models.Square(), *last)
+    with pytest.warns(ModelReadingWarning, match=f"the {name} of layer .* is dropped.*apply {name} after decryption"):
+        network = Network.from_keras(model)
+    logits = tf.keras.Model(model.inputs, model.layers[2].output) if apart else model
+    if not apart:
+        model.layers[-1].activation = tf.keras.activations.linear
+        logits = tf.keras.models.clone_model(model)
+        logits.set_weights(model.get_weights())
+    same(logits, network)
+    middle = stack((4,), layers.Dense(3, activation=name), models.Square(), layers.Dense(3))
+    with pytest.raises(InputError, match="only at the end"):
+        Network.from_keras(middle)
+
+
+def used_twice():
+    x, dense = layers.Input((4,)), layers.Dense(4)
+    return tf.keras.Model(x, layers.Dense(2)(models.Square()(dense(dense(x)))))
+
+
+def shared_over_a_nested_model():
+    x, dense = layers.Input((4,)), layers.Dense(4)
+    inner = tf.keras.Sequential([layers.Input((4,)), dense, models.Square()])
+    return tf.keras.Model(x, dense(inner(x)))
+
+
+def two_outputs():
+    x = layers.Input((4,))
+    hidden = models.Square()(layers.Dense(3)(x))
+    return tf.keras.Model(x, [layers.Dense(2)(hidden), hidden])
+
+
+def parallel():
+    x = layers.Input((4,))
+    return tf.keras.Model(x, layers.Add()([models.Square()(layers.Dense(2)(x)), layers.Dense(2)(x)]))
+
+
+def parallel_outputs():
+    x = layers.Input((4,))
+    return tf.keras.Model(x, [models.Square()(layers.Dense(4)(x)), layers.Dense(4)(x)])
+
+
+def two_inputs():
+    x, z = layers.Input((4,)), layers.Input((4,))
+    return tf.keras.Model([x, z], layers.Dense(2)(models.Square()(layers.Dense(3)(layers.Add()([x, z])))))
+
+
+class Own(tf.keras.Sequential):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training, mask)
+
+
+class Dense(tf.keras.layers.Dense):
+    def call(self, inputs):
+        return super().call(inputs) + 1
+
+
+class Square(tf.keras.layers.Layer):
+    def call(self, inputs):
+        return inputs**4
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (used_twice, "used more than once; give each place a layer of its own"),
+        (shared_over_a_nested_model, "used more than once"),
+        (two_outputs, "one input and one output, got .* 1 and 2; make a model of the output"),
+        (parallel, "takes 2 tensors; leave out branches"),
+        (parallel_outputs, "one input and one output"),
+        (two_inputs, "one input and one output"),
+        (lambda: Own([layers.Input((4,)), layers.Dense(3), models.Square(), layers.Dense(2)]), "a call of its own"),
+        (lambda: tf.keras.Sequential([layers.Dense(3)]), "a built model"),
+        (lambda: stack((4,), Dense(3), models.Square(), layers.Dense(2)), "something else than its layers say"),
+        (lambda: stack((4,), layers.Dense(3), Square(), layers.Dense(2)), "something else than its layers say"),
+        (lambda: stack((4, 4, 1), layers.Conv2D(2, 2), layers.MaxPooling2D(), models.Square()), "AveragePooling2D"),
+        (lambda: stack((4,), layers.LayerNormalization(), layers.Dense(2)), "use BatchNormalization"),
+        (lambda: stack((4,), layers.Dense(3), layers.ReLU(), layers.Dense(2)), "use Square"),
+        (lambda: stack((4,), layers.Dense(3), layers.Lambda(tf.square), layers.Dense(2)), "or Square"),
+        (lambda: stack((3, 2), layers.Dense(3), models.Square(), layers.Dense(2)), "flatten it before"),
+    ],
+)
+def test_what_is_no_chain_of_known_layers_is_refused(make, reason):
+    with pytest.raises(InputError, match=reason) as error:
+        Network.from_keras(make())
+    assert "\n" not in str(error.value)
+
+
+def test_functional_and_nested_chains_are_read_as_they_run():
+    """Created in another order than they run in."""
+    x, last, first = layers.Input((4,)), layers.Dense(2), layers.Dense(3)
+    inner = tf.keras.Sequential([layers.Input((4,)), first, models.Square()])
+    same(tf.keras.Model(x, last(inner(x))))
+    x = layers.Input((4,))
+    same(tf.keras.Model(x, layers.Dense(2)(tf.square(layers.Dense(3)(x)))))
+    # A layer that another model uses as well is used once here.
+    shared = layers.Dense(3)
+    tf.keras.Sequential([layers.Input((4,)), shared])
+    same(tf.keras.Sequential([layers.Input((4,)), shared, models.Square(), layers.Dense(2)]))
+
+
+LINEAR = [
+    lambda: layers.BatchNormalization(),
+    lambda: layers.Rescaling(0.5, 0.25),
+    lambda: layers.Dense(4),
+    lambda: layers.Dropout(0.5),
+    lambda: layers.Activation("linear"),
+]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.integers(0, len(LINEAR) - 1), max_size=3), min_size=2, max_size=3))
+def test_any_chain_of_these_gives_what_keras_gives(stages):
+    parts = []
+    for number, stage in enumerate(stages):
+        parts += ([models.Square()] if number else []) + [LINEAR[kind]() for kind in stage] + [layers.Dense(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelReadingWarning)
+        assert same(stack((4,), *parts)).squares == len(stages) - 1
