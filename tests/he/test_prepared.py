@@ -96,7 +96,7 @@ def test_a_server_quantises_once_a_step_and_stays_within_the_bytes(bfv_client, m
 def test_a_prepared_head_knows_what_it_takes(name):
     served = he.Server(np.random.default_rng(0).normal(size=(64, 40)))
     for packing in he.PARAMETERS[name].packings:
-        prepared = served._prepared.get((name, -12, packing))
+        prepared = served._prepared.get((name, -12, packing, ()))
         arrays = [prepared.head.kernel]
         if isinstance(prepared, server._Batched):
             arrays += [prepared.weights, prepared.offsets]

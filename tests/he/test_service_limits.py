@@ -29,6 +29,9 @@ class Evaluator:
     def cost(self, start, length, name="query"):
         return Cost(self.samples, length * self.times, max(self.working, length * self.times))
 
+    def key(self, query, name="query"):
+        return ()
+
     def is_prepared(self, cost):
         return True
 
