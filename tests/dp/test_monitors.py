@@ -111,6 +111,20 @@ def test_the_key_of_the_noise_is_not_in_the_graph_of_a_step(engine, tmp_path):
         assert not any(word.tobytes() in content or varint(int(word)) in content for word in words)
 
 
+@pytest.mark.parametrize(("engine", "sampling"), [("fast", "poisson"), ("fast", "shuffled"), ("reference", "poisson")])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_example_is_in_the_graph_of_a_step(engine, sampling, tmp_path):
+    """So few that TensorFlow would copy them into a graph that captured them."""
+    x, y = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32), np.arange(12) % 3
+    assert x.size <= 128
+    wrapped = private(noise_multiplier=1.0, engine=engine)
+    board = callbacks_of_keras.TensorBoard(tmp_path)
+    wrapped.fit(x, y, 4, sampling=sampling, callbacks=[board], verbose=0)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*tfevents*"))
+    assert b"Const" in written
+    assert not any(value.tobytes() in written for value in x.ravel())
+
+
 def varint(number):
     """As protocol buffers write a whole number in a list of few."""
     digits = []

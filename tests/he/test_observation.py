@@ -3,11 +3,11 @@
 import json
 import logging
 
-from tfprivacy_lab.he.observation import JsonLines, Quota
+from tfprivacy_lab.he.observation import LOGGER, JsonLines, Quota
 
 
-def record(message="request", level=logging.INFO, **fields):
-    made = logging.LogRecord("service", level, "file", 1, message, (), None)
+def record(message="request", level=logging.INFO, logger=LOGGER.name, **fields):
+    made = logging.LogRecord(logger, level, "file", 1, message, (), None)
     if fields:
         made.fields = fields
     return made
@@ -30,6 +30,13 @@ def test_lines_of_a_kind_are_limited_and_the_next_says_how_many_were_left_out():
     again = record(**refused)
     assert quota.filter(again)
     assert "left_out" not in json.loads(JsonLines().format(again))
+
+
+def test_messages_of_libraries_that_name_who_caused_them_are_one_kind():
+    quota = Quota(lines=3, seconds=10, now=lambda: 0.0)
+    lines = [record(f"fatal error on transport {i}", logging.ERROR, "asyncio") for i in range(100)]
+    assert sum(map(quota.filter, lines)) == 3
+    assert len(quota._seen) == 1
 
 
 def test_answered_queries_are_all_logged():

@@ -13,7 +13,7 @@ import contextlib
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice
-from tfprivacy_lab.dp.layers import KNOWN
+from tfprivacy_lab.dp.layers import KNOWN, layers_of
 from tfprivacy_lab.dp.linear_layers import Uses
 from tfprivacy_lab.dp.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
@@ -280,11 +280,6 @@ def check_no_batch_normalization(model: tf.keras.Model) -> None:
 def regularisation(model: tf.keras.Model) -> list[tf.Tensor]:
     """The weights' regularisation losses: functions of the weights alone, so they cost no privacy."""
     return [loss() for layer in layers_of(model) for loss in layer._callable_losses]
-
-
-def layers_of(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    """The model (or layer) and every layer in it, however deep."""
-    return list(model._flatten_layers(include_self=True, recursive=True))
 
 
 def _check_dtypes(model):

@@ -135,3 +135,8 @@ KNOWN = {
     _layers.LayerNormalization: LayerNormalizationUses,
     _layers.GroupNormalization: GroupNormalizationUses,
 }
+
+
+def layers_of(model: tf.keras.layers.Layer) -> list[tf.keras.layers.Layer]:
+    """The model (or layer) and every layer in it, however deep."""
+    return list(model._flatten_layers(include_self=True, recursive=True))

@@ -13,7 +13,7 @@ import weakref
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.clipping import layers_of
+from tfprivacy_lab.dp.layers import layers_of
 from tfprivacy_lab.dp.record import TrainingRecord, fingerprint
 from tfprivacy_lab.dp.spending import Phase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.clipping import layers_of
+from tfprivacy_lab.dp.layers import layers_of
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.layers import layers_of
 from tfprivacy_lab.dp.linear_layers import Uses
 
 _TimeDistributed = tf.keras.layers.TimeDistributed
@@ -47,7 +48,7 @@ def check_heights(model: tf.keras.Model, layers: list, found, count: int) -> Non
 
 def _wrong(model, layer, rows, count) -> InputError:
     called = f"Layer {layer.name!r} is called with {rows} rows for a batch of {count}"
-    if any(isinstance(one, _TimeDistributed) and one.layer is layer for one in model._flatten_layers()):
+    if any(isinstance(one, _TimeDistributed) and one.layer is layer for one in layers_of(model)):
         return InputError(
             f"{called}: TimeDistributed folds time into the batch; call the layer directly, or pass "
             "unknown_layers='slow'."

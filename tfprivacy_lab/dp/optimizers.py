@@ -10,7 +10,7 @@ from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDO
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun
-from tfprivacy_lab.dp.clipping import layers_of
+from tfprivacy_lab.dp.layers import layers_of
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind

@@ -6,7 +6,7 @@ import warnings
 
 import tensorflow as tf
 
-from tfprivacy_lab.dp.clipping import layers_of
+from tfprivacy_lab.dp.layers import layers_of
 
 
 def statistics_layers(model: tf.keras.Model) -> list[str]:

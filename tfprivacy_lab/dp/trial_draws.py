@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfprivacy_lab.dp.clipping import layers_of
+from tfprivacy_lab.dp.layers import layers_of
 
 # The trial's; whoever chose a seed of their own has another, and gets it back.
 _SEED = 1_870_345_021

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.clipping import layers_of
+from tfprivacy_lab.dp.layers import layers_of
 
 _layers = tf.keras.layers
 # Examples looked at in one piece.

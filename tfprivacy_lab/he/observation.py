@@ -47,7 +47,8 @@ class JsonLines(logging.Formatter):
 class Quota(logging.Filter):
     """Lets so many lines of a kind through in so many seconds; the next one says how many were left out.
 
-    A kind is a logger, a level and a message; of requests also route and status. Answered queries are all logged.
+    A kind is a level and one of the service's own messages, of requests also route and status; or a level of another
+    logger, whose messages may name whoever caused them. Answered queries are all logged.
     """
 
     def __init__(self, lines: int = 20, seconds: float = 10.0, now=time.monotonic):
@@ -60,7 +61,8 @@ class Quota(logging.Filter):
         fields = getattr(record, "fields", {})
         if fields.get("samples") and fields["status"] == 200:
             return True
-        kind = (record.name, record.levelno, record.msg, fields.get("route"), fields.get("status"))
+        message = record.msg if record.name == LOGGER.name else None
+        kind = (record.name, record.levelno, message, fields.get("route"), fields.get("status"))
         seen, now = self._seen.setdefault(kind, [-math.inf, 0, 0]), self._now()
         if now - seen[0] >= self._seconds:
             seen[0], seen[1] = now, 0

@@ -104,6 +104,7 @@ def _checked(execution, job: Job, name: str, data) -> dict[str, np.ndarray]:
 
 
 def run_of(job: Job, chosen: Plan, outcomes: dict, spent) -> Run:
+    """What a run gave and cost, of its parties' outcomes and of what their links ``spent`` beside the engine."""
     sent = sum(outcome.traffic.bytes_sent for outcome in outcomes.values())
     rounds = max(outcome.traffic.rounds for outcome in outcomes.values())
     slowest = max(outcomes.values(), key=lambda outcome: outcome.seconds)
