@@ -67,6 +67,8 @@ def test_a_file_without_an_order_is_refused():
         ({"holders": ("zurich", "chur")}, "holders to name"),
         ({"query": {"zurich": (2, 1), "basel": (2, 2)}}, "query of the features' columns"),
         ({"query": {"zurich": (2, 3)}}, "query of the features' columns"),
+        ({"query": {"chur": (2, 2)}}, "or all 3 columns from one party without features, in the order of zurich, basel"),
+        ({"query": {"zurich": (2, 2), "chur": (2, 1)}}, "query of the features' columns"),
         ({"reveal_weights": ("basel", "basel")}, "reveal_weights to name each party once"),
         (
             {"split": "rows", "features": {"zurich": (3, 3), "basel": (2, 3)}, "labels": ("zurich", "basel")},
@@ -109,17 +111,21 @@ def test_training_and_predicting_follow_names_in_any_order(order):
     for query in ({"dave": x["basel"]}, {"zurich": x["zurich"]}, {"zurich": x["basel"], "basel": x["zurich"]}):
         with pytest.raises(InputError, match="query"):
             model.predict(query, reveal=("chur",))
+    # A party that has no features has all columns of its own rows, in the order of fit.
+    asked = model.predict({"chur": joined}, reveal=("chur",))
+    assert asked == pytest.approx(1 / (1 + np.exp(-(joined @ kernel + bias))), abs=4e-3)
     # The shares themselves, taken to another job, are of these columns only.
     wrong = Job(
         WORLD,
         layers=model.layers,
-        query={"chur": (1, 3)},
+        query={order[1]: (1, x[order[1]].shape[1]), order[0]: (1, x[order[0]].shape[1])},
         initial="shares",
         weight_range=8.0,
         reveal_predictions=("chur",),
     )
     data = {name: dict(outcome.shares) for name, outcome in model.outcomes.outcomes.items()}
-    data["chur"]["query"] = np.zeros((1, 3))
+    for name in order:
+        data[name]["query"] = np.zeros((1, x[name].shape[1]))
     with pytest.raises(InputError, match="share of a model of the columns"):
         mpc.simulate(wrong, data)
 

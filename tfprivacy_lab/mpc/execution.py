@@ -19,6 +19,8 @@ from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.programs import Programs, weight_names
 from tfprivacy_lab.mpc.ranges import Plan
 
+_DIGEST = hashlib.sha256().digest_size
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -108,10 +110,11 @@ def _weight(name, data, shape, job: Job) -> np.ndarray:
     if name not in data:
         raise InputError(f"Expected an array {name} for the weights, got none.")
     if job.initial == "shares":
-        share, of = np.asarray(data[name]), _columns_digest(job)
+        share, of = np.asarray(data[name]), _digests(job)
         if share.dtype != np.uint8 or share.ndim != 1:
             raise InputError(f"Expected {name} to be a share as training left it, got {share.dtype} {share.shape}.")
-        if share[: len(of)].tobytes() != of:
+        asked, made_for = of[:_DIGEST], share[: len(of)].tobytes()
+        if asked not in (made_for[:_DIGEST], made_for[_DIGEST:]):
             raise InputError(
                 f"Expected {name} to be a share of a model of the columns {job.columns}, in this order, and it is of "
                 "another: give the holders, their order and widths as in training."
@@ -125,9 +128,12 @@ def _weight(name, data, shape, job: Job) -> np.ndarray:
     return weight.astype(np.float64)
 
 
-def _columns_digest(job: Job) -> bytes:
-    """What a share of weights begins with: whose columns, in which order, the weights are for."""
-    return hashlib.sha256(job.columns.encode()).digest()
+def _digests(job: Job) -> bytes:
+    """What a share of weights begins with: whose columns, in which order, the weights are for, and how many in all.
+
+    The first is compared with a query of several parties, the second with one of a party that has all columns.
+    """
+    return b"".join(hashlib.sha256(columns.encode()).digest() for columns in (job.columns, job.all_columns))
 
 
 def execute(
@@ -150,7 +156,7 @@ def execute(
         names = zip(weight_names(job), job.weight_shapes, strict=True)
         opened = [engine.open(name, job.reveal_weights, shape) for name, shape in names]
         outcome.weights = opened if engine.me in job.reveal_weights else None
-        of = np.frombuffer(_columns_digest(job), np.uint8)
+        of = np.frombuffer(_digests(job), np.uint8)
         outcome.shares = {name: np.concatenate([of, engine.keep_share(name)]) for name in weight_names(job)}
     else:
         _share_noise(job, engine, data)

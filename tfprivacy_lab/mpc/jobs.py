@@ -41,8 +41,9 @@ class Job:
         initial: Where weights come from: ``public`` (then ``weights`` holds them), a party's name, or ``shares``.
         weights: Public weights: kernel, bias of each layer in turn, as nested lists.
         training: How to train, or None.
-        query: Party to shape of what it holds of the rows to predict: the columns it has in ``features``; where rows
-            are split there, all columns, from one party.
+        query: Party to shape of what it holds of the rows to predict: the columns it has in ``features``; or all
+            columns, in the order of ``holders``, from one party that has no features. Where rows are split, or one
+            party has all features, all columns from any one party.
         reveal_weights: Who learns the weights.
         reveal_predictions: Who learns the predictions, or the sum.
         feature_range: Public bound on the magnitude of every feature; holders check their own.
@@ -160,15 +161,17 @@ class Job:
             raise InputError("Expected weight_range, the public bound on weights that are secret from the start.")
 
     def _check_query(self):
-        """A query has the columns of the features, each of the party that has it there."""
+        """A query has the columns of the features, each of the party that has it there, or all of one that has none."""
         given = {party: columns for party, (_, columns) in self.query.items()}
         if not given or not self.features:
             return
         one_has_all = self.split == "rows" or len(self.features) == 1
         wanted = {party: columns for party, (_, columns) in self.features.items()}
-        right = list(given.values()) == [self.width] if one_has_all else given == wanted
-        if not right:
-            whom = f"all {self.width} columns from one party" if one_has_all else f"columns {wanted}"
+        has_all = list(given.values()) == [self.width] and (one_has_all or not set(given) & set(wanted))
+        if not has_all and (one_has_all or given != wanted):
+            whom = f"all {self.width} columns from one party"
+            if not one_has_all:
+                whom = f"{wanted}, or {whom} without features, in the order of {', '.join(self.holders)}"
             raise InputError(f"Expected a query of the features' columns, {whom}, got {given}.")
 
     def _check_claim(self):
@@ -202,10 +205,16 @@ class Job:
 
     @property
     def columns(self) -> str:
-        """Who holds which columns, in their order, as one line: shares of weights belong to no other."""
+        """Who holds which columns, in their order, as one line; no names where one party has them all."""
         shapes = self.features or self.query
-        parts = [] if len(shapes) == 1 or (self.features and self.split == "rows") else list(shapes.items())
-        return json.dumps([[party, shape[1]] for party, shape in parts] or [["", self.width]])
+        if len(shapes) == 1 or (self.features and self.split == "rows"):
+            return self.all_columns
+        return json.dumps([[party, shape[1]] for party, shape in shapes.items()])
+
+    @property
+    def all_columns(self) -> str:
+        """The same of a party that has all of them."""
+        return json.dumps([["", self.width]])
 
     @property
     def rows(self) -> int:

@@ -159,8 +159,9 @@ class SharedModel:
         """Predict rows whose columns the parties of ``query`` hold, and open the result to ``reveal`` only.
 
         Args:
-            query: Party to the columns that it has in ``fit``, of the rows to predict, in any order of names; where
-                ``fit`` had rows split, one party to all columns.
+            query: Party to the columns that it has in ``fit``, of the rows to predict, in any order of names; or one
+                party without features in ``fit`` to all columns, in the order of ``fit``. Where ``fit`` had rows
+                split, or one holder, any one party to all columns.
             reveal: Who learns the predictions.
             ids: As in :meth:`fit`.
             run: As in :meth:`fit`.
