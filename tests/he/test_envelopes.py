@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import stat
 import subprocess
 import sys
@@ -192,7 +193,8 @@ def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
             """
         )
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=os.environ)
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment)
     assert (done.stdout.split(), done.returncode) == (["started", "True"], 0), done.stderr[-2000:]
 
 

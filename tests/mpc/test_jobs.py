@@ -67,7 +67,10 @@ def test_a_file_without_an_order_is_refused():
         ({"holders": ("zurich", "chur")}, "holders to name"),
         ({"query": {"zurich": (2, 1), "basel": (2, 2)}}, "query of the features' columns"),
         ({"query": {"zurich": (2, 3)}}, "query of the features' columns"),
-        ({"query": {"chur": (2, 2)}}, "or all 3 columns from one party without features, in the order of zurich, basel"),
+        (
+            {"query": {"chur": (2, 2)}},
+            "or all 3 columns from one party without features, in the order of zurich, basel",
+        ),
         ({"query": {"zurich": (2, 2), "chur": (2, 1)}}, "query of the features' columns"),
         ({"reveal_weights": ("basel", "basel")}, "reveal_weights to name each party once"),
         (

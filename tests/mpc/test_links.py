@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -68,9 +69,10 @@ def joined(ends, seconds=20.0, **own):
     return errors
 
 
-def knock(address, data=b""):
+def knock(address, data=b"", seconds=60):
     """A connection of a stranger, as soon as the port is there."""
-    for _ in range(2000):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         with contextlib.suppress(ConnectionRefusedError):
             connection = socket.create_connection(address, timeout=10)
             connection.sendall(data)

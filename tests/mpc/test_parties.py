@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -16,88 +14,10 @@ import time
 import numpy as np
 import pytest
 
-from tfprivacy_lab import files, mpc, mpc_commands
+from tests.mpc.groups import SECRET, Group, ended, listening, one_line
+from tfprivacy_lab import mpc, mpc_commands
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.mpc.certificates import Credentials, make_certificates
-
-SEMI2K = mpc.World("semi2k", ("alice", "bob"), "alice")
-SECRET = 0.7310585786300049
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
-
-
-class Group:
-    """A job, each party's file, and processes to start."""
-
-    def __init__(self, folder, world=SEMI2K, steps=20, tls=False, rows=4):
-        self.folder, self.world = folder, world
-        rng = np.random.default_rng(0)
-        x = rng.uniform(0, 0.5, (rows, 2))
-        x[0, 0] = SECRET
-        self.data = {name: {} for name in world.parties}
-        self.data["alice"] = {"x": x[:, :1]}
-        self.data["bob"] = {"x": x[:, 1:], "y": (x.sum(1) > 0.5).astype(float)[:, None]}
-        self.job = mpc.Job(
-            world=world,
-            layers=(mpc.Layer(1, "sigmoid"),),
-            features={"alice": (rows, 1), "bob": (rows, 1)},
-            labels=("bob",),
-            weights=[[[0.3], [-0.2]], [0.1]],
-            training=mpc.Training("binary_crossentropy", 0.1, steps),
-            reveal_weights=("bob",),
-        )
-        ports = free_ports(len(world.parties))
-        self.addresses = ",".join(f"{n}=127.0.0.1:{p}" for n, p in zip(world.parties, ports, strict=True))
-        if tls:
-            make_certificates(world.parties, folder / "certificates")
-        self.tls = tls
-
-    def start(self, name, job=None, data=None, certificates=True, prelude="", more=()):
-        """The process of one party; ``prelude`` is what a dishonest one does to its own program first."""
-        path = self.folder / f"{name}.json"
-        (job or self.job).save(path)
-        files.write_private_arrays(self.folder / f"{name}.npz", **(self.data[name] if data is None else data))
-        code = f"import sys; {prelude}\nfrom tfprivacy_lab.cli import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, "mpc", "party", "--job", path, "--me", name]
-        command += ["--data", self.folder / f"{name}.npz", "--addresses", self.addresses]
-        command += ["--out", self.folder / f"{name}.out.npz"]
-        if self.tls and certificates:
-            command += ["--certificates", self.folder / "certificates" / name]
-        command += more
-        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def ended(process, seconds=60):
-    """(exit code, stdout, stderr) of a process that must end by itself."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-    return process.returncode, out, err
-
-
-def one_line(process, naming, seconds=60):
-    """A party that was told: exit code 2, one line on stderr besides its progress, nothing written."""
-    code, out, err = ended(process, seconds)
-    lines = [line for line in err.splitlines() if not line.startswith(("step ", "order of rows"))]
-    assert (code, out) == (2, ""), err
-    assert len(lines) == 1, err
-    assert naming in lines[0]
-
-
-def listening(process):
-    """TCP ports at which a process listens, whatever they are for."""
-    own = set()
-    for descriptor in os.listdir(f"/proc/{process.pid}/fd"):
-        with contextlib.suppress(OSError):
-            own.add(os.readlink(f"/proc/{process.pid}/fd/{descriptor}"))
-    tables = [pathlib.Path(f"/proc/{process.pid}/net/{kind}").read_text() for kind in ("tcp", "tcp6")]
-    lines = [line.split() for table in tables for line in table.splitlines()]
-    return [line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own]
 
 
 def test_processes_with_certificates_give_the_simulations_result_log_no_secret_and_expose_no_port(tmp_path):

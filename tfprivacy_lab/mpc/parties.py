@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import threading
 
 import numpy as np
@@ -28,6 +29,8 @@ from tfprivacy_lab.mpc.relay import Relay
 # Longer than any computation of one party on its own, between two messages.
 WAIT_SECONDS = 600.0
 _SIMULATING = threading.Lock()
+# How the engine says that a message of a rank to another did not come.
+_LATE = re.compile(r"Get data timeout, key=\S*:(\d+)->\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +206,7 @@ def run_party(
     while not box and not control.failed.is_set():
         worker.join(0.02)
     if "outcome" not in box:
-        raise _explained(control, box.get("error"))
+        raise _explained(control, box.get("error"), job.world.ranks, wait_seconds)
     control.finish()
     return box["outcome"], chosen
 
@@ -234,14 +237,20 @@ def _compute(job, me, own, chosen, compiled, description, on_step):
     return outcome, link
 
 
-def _explained(control: Control, error: Exception | None) -> PartyError:
+def _explained(control: Control, error: Exception | None, ranks: tuple[str, ...], wait_seconds: float) -> PartyError:
     """Why this party cannot go on: what the control connection heard, or else what the engine said."""
     # A peer's end breaks the engine's connection first, and is understood a moment later.
     if control.failed.wait(0.0 if error is None else 2.0):
         control.close()
         return control.failure
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[0] if type(error).__name__ == "ShareError" else f"the engine stopped: {' '.join(lines[:2])[:200]}"
+    late = _LATE.search(str(error))
+    if late:
+        reason = f"{ranks[int(late[1])]} is there and sent nothing within the {wait_seconds:g} s of wait_seconds."
+    elif type(error).__name__ == "ShareError":
+        reason = lines[0]
+    else:
+        reason = f"the engine stopped: {' '.join(lines[:2])[:200]}"
     control.give_up(reason)
     return PartyError(reason)
 
