@@ -114,11 +114,37 @@ def check_unmasked(name: str, value) -> None:
     Raises:
         InputError: naming the array.
     """
-    if np.ma.is_masked(value):
+    if isinstance(value, list | tuple):
+        for one in value:
+            if isinstance(one, list | tuple | np.ma.MaskedArray) or one is np.ma.masked:
+                check_unmasked(name, one)
+    elif np.ma.is_masked(value):
         raise InputError(
             f"Expected {name} without masked values, got a masked array with {np.ma.count_masked(value)}; "
             "remove or impute such values."
         )
+
+
+def check_vector(name: str, value) -> np.ndarray:
+    """Return ``value`` as finite float64 with one axis.
+
+    Raises:
+        InputError: if it is not numeric, of another number of axes, not finite, or partly masked.
+    """
+    check_unmasked(name, value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"Expected {name} to be a list of numbers, got parts of different lengths.") from error
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"Expected {name} to hold real numbers, got dtype {array.dtype}.")
+    if array.ndim != 1:
+        raise InputError(f"Expected {name} to have one axis, got shape {array.shape}.")
+    check_all_finite(name, array)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, np.float64)
+    check_all_finite(name, array)
+    return array
 
 
 def check_all_finite(name: str, array: np.ndarray) -> None:

@@ -50,7 +50,7 @@ def _decrypt(options) -> dict:
     logits = client.decrypt(reply, query, max_error=options.max_error)
     if query is None:
         _check_query_id(options, reply)
-    return {**_write_logits(options.out, logits), "error_bound": client.error_bound(reply)}
+    return _write_logits(options.out, logits, client.error_bound(reply))
 
 
 def _noted(keys, query_id: str) -> dict:
@@ -79,7 +79,7 @@ def _check_query_id(options, reply: bytes) -> None:
             raise InputError(f"Expected --query, the query that the reply answers: no {note} tells which was the last.")
         wanted = files.read_json(note, "note of the last query").get("query_id")
     got = messages.parse_header(reply, messages.REPLY, "reply").query_id.hex()
-    if got != wanted:
+    if got != str(wanted).strip().lower():
         which = f"query_id={options.query_id}" if options.query_id else f"the last query of {options.keys}"
         raise InputError(
             f"Expected reply to answer {which}, got one to {got}: name the query that you mean by --query."
@@ -104,6 +104,7 @@ def _serve(options) -> dict:
         certificate=options.certificate,
         private_key=options.private_key,
         replies=options.replies,
+        feature_range=_feature_range(options.feature_range),
         on_ready=lambda url: options.note(f"listening on {url}"),
     )
 
@@ -116,8 +117,8 @@ def _predict(options) -> dict:
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
     bounds = _feature_range(options.feature_range)
-    logits = remote.predict(client, service, features, bounds, options.compress, options.max_error)
-    return _write_logits(options.out, logits)
+    logits, bound = remote.predict_with_bound(client, service, features, bounds, options.compress, options.max_error)
+    return _write_logits(options.out, logits, bound)
 
 
 def _score(options) -> dict:
@@ -208,11 +209,20 @@ def _feature_range(text: str | None):
     return bounds if "," in text else bounds[0]
 
 
-def _write_logits(path, logits) -> dict:
-    from tfprivacy_lab import files
+def _write_logits(path, logits, bound: float) -> dict:
+    """Write logits that are off by no more than a finite bound, and tell it, and what it leaves open."""
+    import math
 
+    from tfprivacy_lab import files
+    from tfprivacy_lab.checks import InputError
+    from tfprivacy_lab.he.error_bounds import labels_in_doubt
+
+    if not math.isfinite(bound):
+        raise InputError("Expected a reply with a bound on its error, but its scale allows any: it tells nothing.")
+    doubtful = labels_in_doubt(logits, bound)
     files.write_array(path, logits, mode=0o600)
-    return {"logits": path, "samples": logits.shape[0], "classes": logits.shape[1]}
+    shown = {"logits": path, "samples": logits.shape[0], "classes": logits.shape[1]}
+    return shown | {"error_bound": bound, "labels_in_doubt": doubtful}
 
 
 _REPLIES = "default sanitized: refuse queries whose replies would give the head away; any: answer them too"
@@ -332,6 +342,7 @@ def _add_service(group, command, note) -> None:
     for name, (kind, text) in _LIMITS.items():
         serve.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     serve.add_argument("--replies", default="sanitized", choices=("any", "sanitized"), help=_REPLIES)
+    serve.add_argument("--feature-range", metavar="R", help=f"take queries of this range only; {_RANGE_HELP}")
     serve.set_defaults(note=note)
     predict = command(group, "predict", _predict, "client: features to logits, by a service")
     predict.add_argument("--url", required=True, metavar="URL", help="http://HOST:PORT or https://...")

@@ -13,6 +13,7 @@ from tests.he.test_he_properties import client_of
 from tfprivacy_lab import cli, he
 from tfprivacy_lab.checks import InputError, PrecisionWarning
 from tfprivacy_lab.he import messages
+from tfprivacy_lab.he.error_bounds import labels_in_doubt
 from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.steps import Steps, feature_steps, quantize_features
 
@@ -198,6 +199,20 @@ def test_tabular_users_get_right_labels_or_a_line_that_says_what_to_do(tmp_path,
     encrypt = "encrypt --keys keys --out query --features"
     expected = rows @ kernel + bias
 
+    def labels_of_the_query(asked):
+        """All right, or a line says that they may not be."""
+        assert run("evaluate --head head.npz --query query --out reply")[0] == 0
+        assert (
+            cli.main(
+                ["he", *["decrypt", "--keys", "keys", "--reply", "reply", "--query", "query", "--out", "logits.npy"]]
+            )
+            == 0
+        )
+        told = capsys.readouterr().err
+        wrong = int(((np.load("logits.npy") > 0) != (asked @ kernel + bias > 0)).sum())
+        assert wrong == 0 or "labels may be wrong" in told
+        return told
+
     def logits_of_the_query():
         code, evaluated = run("evaluate --head head.npz --query query --out reply --max-error 50")
         assert code == 0
@@ -208,12 +223,15 @@ def test_tabular_users_get_right_labels_or_a_line_that_says_what_to_do(tmp_path,
         assert np.abs(logits - expected).max() <= evaluated["error_bound"] <= decrypted["error_bound"]
         return decrypted["error_bound"]
 
-    code, line = run(f"{encrypt} rows.npy")
-    if code == 0:  # ckks alone has the bits
-        logits_of_the_query()
-    else:
-        assert "give feature_range as one bound a column" in line
-    assert code == (0 if scheme == "ckks" else 2)
+    for count in (1, 3, 7, 60):
+        np.save("some.npy", rows[:count])
+        code, line = run(f"{encrypt} some.npy")
+        assert code == 2 or scheme.startswith("ckks")
+        if code == 0:
+            labels_of_the_query(rows[:count])
+        else:
+            assert "give feature_range as one bound a column" in line
+    assert code == 2  # of many rows, whatever the scheme
     code, line = run(f"{encrypt} outlier.npy")
     assert code == 2
     assert "by the magnitude 999999 in row 60, column 0: give feature_range as one bound a column, and clip" in line
@@ -222,6 +240,11 @@ def test_tabular_users_get_right_labels_or_a_line_that_says_what_to_do(tmp_path,
     assert "in row 60, column 0; clip or drop that row" in line
     assert run(f"{encrypt} rows.npy", "--feature-range", stated)[0] == 0
     assert logits_of_the_query() < 1
+    assert labels_of_the_query(rows) == ""
+    assert run(f"{encrypt} rows.npy", "--feature-range", str(bounds.max()))[0] == 0  # of one bound for all, a warning
+    assert scheme == "ckks" or "labels may be wrong" in labels_of_the_query(rows)
+    assert run(f"{encrypt} rows.npy", "--feature-range", stated)[0] == 0
+    logits_of_the_query()
     code, line = run("decrypt --keys keys --reply reply --query query --out other.npy --max-error 1e-9")
     assert code == 2
     assert "a logit may be off by" in line
@@ -230,3 +253,74 @@ def test_tabular_users_get_right_labels_or_a_line_that_says_what_to_do(tmp_path,
     code, told = run("explain --head head.npz", "--feature-range", stated, "--scheme", scheme.split("-")[0])
     assert code == 0
     assert told["error_bound"] < 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 60])
+@pytest.mark.parametrize("scheme", sorted(PARAMETERS))
+def test_no_batch_of_columns_of_unlike_size_is_wrong_in_silence(scheme, rows):
+    """Eight columns of a million beside one of hundreds that decides: no step tells, and the bound does."""
+    features = np.column_stack([np.full((rows, 8), 1e6), 100.0 + np.arange(rows)])
+    kernel, bias = np.concatenate([np.full((8, 1), 1.2e-4), [[1.0]]]), np.array([-1100.0])
+    client, told = client_of(scheme), []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            query = client.encrypt(features)
+        except InputError as error:
+            told.append(str(error))
+        else:
+            reply = he.Server(kernel, bias).evaluate(query)
+            logits, bound = client.decrypt(reply, query), client.error_bound(reply)
+            assert np.abs(logits - features @ kernel - bias).max() <= bound
+            doubtful = labels_in_doubt(logits, bound)
+            wrong = (logits > 0) != (features @ kernel + bias > 0)
+            assert wrong.sum() <= doubtful
+        told += [str(one.message) for one in caught]
+    assert told if scheme.startswith("bfv") else True
+
+
+@pytest.mark.parametrize(("logits", "doubtful"), [([[1.0], [-3.0], [0.5]], 2), ([[1, 4, 3.0], [9, 1, 1]], 1)])
+def test_labels_in_doubt_are_those_within_twice_the_bound(logits, doubtful):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrecisionWarning)
+        assert labels_in_doubt(np.array(logits, float), 1.0) == doubtful
+    if doubtful * 2 > len(logits):
+        with pytest.warns(PrecisionWarning, match="2 of 3 labels may be wrong, as a logit may be off by 1"):
+            labels_in_doubt(np.array(logits, float), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([np.ma.array([1.0, 2.0], mask=[False, True])], "masked"),
+        (([np.ma.masked, 1.0],), "masked"),
+        (np.ma.array([[1.0, 2.0]], mask=[[False, True]]), "masked"),
+        ([[1.0], [1.0, 2.0]], "different lengths"),
+    ],
+)
+def test_what_is_masked_or_ragged_is_refused_however_it_is_wrapped(bfv_client, given, reason):
+    with pytest.raises(InputError, match=reason):
+        bfv_client.encrypt(given, 2.0)
+    with pytest.raises(InputError, match=reason):
+        he.Server(given)
+    for one in (given, given[0]):
+        with pytest.raises(InputError, match=r"bias|masked|different lengths"):
+            he.Server(np.ones((2, 2)), one)
+        with pytest.raises(InputError, match=r"feature_range|masked|different lengths"):
+            bfv_client.encrypt(np.ones((1, 2)), one)
+
+
+def test_a_reply_that_bounds_nothing_is_no_logits(tmp_path, bfv_client, capsys, monkeypatch):
+    """A server that names the smallest scale: the bound is infinite, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    bfv_client.save("keys")
+    query = bfv_client.encrypt(np.ones((1, 2)), 1.0)
+    header, body = messages.parse(he.Server(KERNEL, BIAS).evaluate(query), messages.REPLY, "reply")
+    forged = messages.dataclasses.replace(header, weight_scale=5e-324)
+    for name, content in (("query", query), ("reply", messages.pack(forged, body))):
+        (tmp_path / name).write_bytes(content)
+    for more in ([], ["--json"]):
+        arguments = ["he", "decrypt", "--keys", "keys", "--query", "query", "--reply", "reply", "--out", "logits.npy"]
+        assert cli.main([*arguments, *more]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "logits.npy").exists()

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 
 import numpy as np
 import pytest
 
 from tests.he.services import OCTETS, Load, Running, connect, head_of, make_certificate, make_head, serving
 from tfprivacy_lab import he
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, PrecisionWarning
 from tfprivacy_lab.he import remote
 from tfprivacy_lab.he.admission import Limits
 from tfprivacy_lab.he.openapi import REFUSALS
@@ -254,6 +255,25 @@ def test_head_health_and_metrics(service):
     service.ask("GET", "/healthz")
     assert service.metric('he_requests_total{route="/healthz",status="200"}') == before + 1
     assert service.metric("he_requests_in_flight") == service.metric("he_bytes_in_flight") == 0
+
+
+@pytest.mark.parametrize(("stated", "shown"), [("1", 1.0), ("1,1,1,1,1,0.001", [1, 1, 1, 1, 1, 0.001])])
+def test_a_service_that_states_its_range_takes_no_other(folder, head, bfv_client, stated, shown):
+    rows = np.full((1, 6), 1e-3)
+    with serving(folder, head[0], "--feature-range", stated) as running:
+        assert json.loads(running.ask("GET", "/v1/head")[2])["feature_range"] == shown
+        query = bfv_client.encrypt(rows, shown)
+        status, _, reply = running.evaluate(query)
+        assert status == 200
+        np.testing.assert_array_equal(
+            bfv_client.decrypt(reply, query), bfv_client.decrypt(head[1].evaluate(query), query)
+        )
+        for other in (2.0, 1.0 if isinstance(shown, list) else [1, 1, 1, 1, 1, 0.001]):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PrecisionWarning)
+                query = bfv_client.encrypt(rows, other)
+            assert "encrypt with its feature_range" in problem(running.evaluate(query), 422)
+        assert "kernel round" not in running.log.read_text()
 
 
 def test_samples_are_counted_in_answer_metrics_and_log(folder, head, samples, bfv_client):

@@ -230,3 +230,40 @@ def test_bodies_that_stop_short_of_their_last_bytes(folder, bfv_client, seconds)
         check(found, seconds)
         assert found.grown > size // 2  # they were read
         assert running.stop() == 0
+
+
+LARGE, HEAD_BYTES = (2048, 1000), 150 * MEBIBYTE
+"""A head of so many inputs and outputs, and what it takes when prepared under ckks-sanitized."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stated", [False, True])
+def test_ever_new_steps_of_a_large_head(tmp_path, stated):
+    """Eight who ask for a step each that nobody asked for: memory as stated; and nothing at all if a range is."""
+    make_head(tmp_path / "head.npz", *LARGE)
+    client, told = he.Client.generate("ckks-sanitized"), []
+    query = client.encrypt(np.random.default_rng(0).uniform(-1, 1, (1, LARGE[0])), 1.0)
+    header, body = messages.parse(query, messages.QUERY, "query")
+    limits = ["--max-bytes", 256 * MEBIBYTE, "--max-reply-bytes", 96 * MEBIBYTE, "--workers", 2]
+    with serving(tmp_path, tmp_path / "head.npz", *limits, *(["--feature-range", 1] if stated else [])) as running:
+        before = status_bytes(running.process, "VmRSS")
+
+        def attack(number):
+            until = time.monotonic() + 45
+            for turn in range(number, 2000, 8):
+                if time.monotonic() > until:
+                    return
+                steps = [0] * LARGE[0]
+                steps[0], steps[1] = -1 - turn % 200, -(turn // 200)
+                forged = messages.pack(dataclasses.replace(header, column_steps=tuple(steps)), body)
+                told.append(running.evaluate(forged)[0])
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(attack, range(8)))
+        if stated:
+            assert set(told) == {422}
+            assert running.evaluate(query)[0] == 200
+        grown = status_bytes(running.process, "VmHWM") - before
+        # One is kept, one a worker, one in the making with its temporaries.
+        assert grown < 256 * MEBIBYTE + (1 + 2 + 1.5) * HEAD_BYTES + ALLOCATOR_BYTES
+        assert running.stop() == 0

@@ -11,6 +11,7 @@ import pytest
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import service
 from tfprivacy_lab.he.admission import CREDIT_SECONDS, PATIENCE_SECONDS, Admission, Limits
+from tfprivacy_lab.he.prepared import PreparedHeads
 from tfprivacy_lab.he.server import Cost
 
 
@@ -21,7 +22,7 @@ class Evaluator:
     samples = 1
     working = 0
 
-    def __init__(self, kernel, bias=None, replies="any"):
+    def __init__(self, kernel, bias=None, replies="any", feature_range=None):
         self.replies = replies
         self.asked, self.go, self.error = [], threading.Event(), None
         Evaluator.last = self
@@ -35,7 +36,11 @@ class Evaluator:
     def is_prepared(self, cost):
         return True
 
-    def evaluate(self, query, name="query"):
+    def prepared(self, cost):
+        return "a head"
+
+    def evaluate(self, query, name="query", max_error=None, prepared=None):
+        assert prepared is not None
         self.asked.append(query)
         assert self.go.wait(30)
         if self.error is not None:
@@ -309,6 +314,41 @@ def test_a_step_that_is_new_is_prepared_beside_the_workers(app, monkeypatch):
             assert (await caller.answer())[0] == 200
 
     asyncio.run(run())
+
+
+def test_ever_new_steps_make_no_more_heads_than_are_kept_and_one_a_worker_and_one_in_the_making(app, monkeypatch):
+    class Head:
+        living = most = 0
+        nbytes = 100
+
+        def __init__(self):
+            Head.living += 1
+            Head.most = max(Head.most, Head.living)
+
+        def __del__(self):
+            Head.living -= 1
+
+    heads = PreparedHeads(lambda step: Head(), most_bytes=150)
+
+    def prepare(self, cost):
+        heads.get(cost.key)
+
+    monkeypatch.setattr(Evaluator, "key", lambda self, query, name="query": (bytes(query[:4]),))
+    monkeypatch.setattr(Evaluator, "is_prepared", lambda self, cost: cost.key in heads)
+    monkeypatch.setattr(Evaluator, "prepare", prepare, raising=False)
+    monkeypatch.setattr(Evaluator, "prepared", lambda self, cost: heads.kept(cost.key))
+
+    async def run():
+        application, evaluator = app(workers=2, queue_seconds=60, max_requests=64)
+        evaluator.go.set()
+        callers = [Caller(application, b"%04d query" % (i % 20)).give(b"%04d query" % (i % 20)) for i in range(60)]
+        for caller in callers:
+            assert (await caller.answer())[0] == 200
+        assert len(evaluator.asked) == 60
+
+    asyncio.run(run())
+    assert Head.most <= 1 + 2 + 1
+    assert Head.living <= 1
 
 
 def test_a_reply_that_is_not_read_is_given_up(app):

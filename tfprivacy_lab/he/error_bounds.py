@@ -14,8 +14,11 @@ in units of :math:`2^e / s`, both in the reply. It is never below :meth:`Quantiz
 from __future__ import annotations
 
 import math
+import warnings
 
-from tfprivacy_lab.checks import InputError, check_finite_number
+import numpy as np
+
+from tfprivacy_lab.checks import InputError, PrecisionWarning, check_finite_number
 from tfprivacy_lab.he import limits
 from tfprivacy_lab.he.messages import Header
 
@@ -64,3 +67,27 @@ def check_error_bound(bound: float, max_error: float) -> None:
             f"Expected max_error={max_error:g}, but a logit may be off by {bound:.3g}: encrypt under ckks, with "
             "coefficient packing, or with a feature_range as narrow as each column allows."
         )
+
+
+def labels_in_doubt(logits: np.ndarray, bound: float) -> int:
+    """How many samples' labels the proved bound on a logit's error does not settle.
+
+    A label is settled if the largest logit leads by more than twice the bound; of a single logit, if its sign is.
+
+    Args:
+        logits: (samples, classes).
+        bound: As :func:`reply_error_bound` gives it.
+
+    Warns:
+        PrecisionWarning: if it is more than half of them.
+    """
+    lead = np.abs(2 * logits[:, 0]) if logits.shape[1] == 1 else np.diff(np.sort(logits, axis=1)[:, -2:])[:, 0]
+    doubtful = int(np.count_nonzero(lead <= 2 * bound))
+    if 2 * doubtful > len(logits):
+        warnings.warn(
+            f"{doubtful} of {len(logits)} labels may be wrong, as a logit may be off by {bound:.3g}: encrypt with "
+            "feature_range as one bound a column, as narrow as it allows, or under ckks",
+            PrecisionWarning,
+            stacklevel=2,
+        )
+    return doubtful

@@ -15,13 +15,14 @@ import logging
 import signal
 import ssl
 import time
+import warnings
 from asyncio import sslproto
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.checks import InputError, PrecisionWarning, check_positive_int
 from tfprivacy_lab.he.admission import Limits
 from tfprivacy_lab.he.connections import Connections, descriptors_for, listen
 from tfprivacy_lab.he.observation import LOGGER, JsonLines, Observed, Quota
@@ -46,6 +47,7 @@ def serve(
     private_key=None,
     on_ready,
     replies: str = "sanitized",
+    feature_range=None,
 ) -> dict:
     """Answer queries until SIGTERM or SIGINT; then finish what is in flight.
 
@@ -58,6 +60,7 @@ def serve(
         private_key: PEM file with its key, not encrypted; None if the certificate's file holds it.
         on_ready: Called with the URL once connections are taken.
         replies: "sanitized" refuses queries whose replies would give the head away; "any" answers them too.
+        feature_range: The one public range that queries must be encrypted with, or None for any.
 
     Returns:
         ``url`` and the number of ``requests`` that were answered.
@@ -67,8 +70,10 @@ def serve(
     """
     check_positive_int("port", port, at_least=0, at_most=65535)
     context = _tls_context(certificate, private_key)
-    app = make_app(kernel, bias, limits, replies)
-    with listen(host, port) as listening, _logging_to_stderr():
+    app = make_app(kernel, bias, limits, replies, feature_range)
+    with listen(host, port) as listening, _logging_to_stderr(), warnings.catch_warnings():
+        # Which steps a query asks for is its client's matter, who is told with the reply's error bound.
+        warnings.simplefilter("ignore", PrecisionWarning)
         refusal = b"" if context else _refusal(503, "Too many connections; try again later.", "Retry-After: 1\r\n")
         connections = Connections(
             descriptors_for(limits.max_connections), refusal, lambda reason: app.figures.cut.labels(reason).inc()

@@ -61,6 +61,11 @@ def describe(version: str) -> dict:
     """The OpenAPI object of a service of this package version."""
     octets = {OCTETS: {"schema": {"type": "string", "format": "binary"}}}
     health = _object(status="string")
+    shape = _object(features="integer", classes="integer", **dict.fromkeys(PUBLISHED_LIMITS, "integer"))
+    # There if the service takes queries of one public range only: a bound on all features, or one a column.
+    shape["properties"]["feature_range"] = {
+        "oneOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]
+    }
     evaluate = {
         "summary": "Evaluate the head on an encrypted query",
         "description": "Repeating a request is safe: each answer decrypts to the same logits (CKKS: within its bound).",
@@ -106,7 +111,7 @@ def describe(version: str) -> dict:
             "schemas": {
                 "Problem": _object(type="string", title="string", status="integer", detail="string"),
                 "Health": health,
-                "Head": _object(features="integer", classes="integer", **dict.fromkeys(PUBLISHED_LIMITS, "integer")),
+                "Head": shape,
             },
         },
     }

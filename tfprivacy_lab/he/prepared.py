@@ -2,8 +2,7 @@
 
 Quantising and transforming a large head takes seconds and a hundred megabytes, and a query of 33 kB may ask for a step
 that nobody asked for before. So what is made is kept as far as ``KEPT_BYTES`` reach, those used last; two that ask for
-the same at a time make it once; and what was refused lately is not tried
-again.
+the same at a time make it once; and what was refused lately is not tried again.
 """
 
 from __future__ import annotations
@@ -43,6 +42,19 @@ class PreparedHeads:
     def nbytes(self) -> int:
         """What is kept, in bytes."""
         return sum(head.nbytes for head in self._kept.values())
+
+    def kept(self, key: tuple):
+        """The prepared head if it is kept at the moment, or None.
+
+        Raises:
+            InputError: if ``make`` refused it lately.
+        """
+        with self._lock:
+            if key in self._refused:
+                raise InputError(self._refused[key])
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
 
     def get(self, key: tuple):
         """The prepared head, made now if it is not kept.

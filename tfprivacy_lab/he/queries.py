@@ -171,10 +171,19 @@ class Evaluation:
         cost = dataclasses.replace(cost, key=self._server.key(query))
         try:
             async with asyncio.timeout(self._limits.queue_seconds):
-                if not self._server.is_prepared(cost):
-                    await loop.run_in_executor(self.preparing, self._server.prepare, cost)
-                reason = "queue"
-                await self._turns.acquire()
+                head = None
+                while head is None:
+                    # Nobody holds a head while it waits: those there are no more than are kept, and one a worker.
+                    if not self._server.is_prepared(cost):
+                        reason = "preparing"
+                        await loop.run_in_executor(self.preparing, self._server.prepare, cost)
+                    reason = "queue"
+                    await self._turns.acquire()
+                    try:
+                        head = self._server.prepared(cost)
+                    finally:
+                        if head is None:
+                            self._turns.release()
         except TimeoutError:
             raise self._shed(reason) from None
         try:
@@ -182,11 +191,12 @@ class Evaluation:
                 await work.ticket.take(cost.working_bytes)
             work.running = True
             begun = time.perf_counter()
-            reply = await loop.run_in_executor(self.pool, self._server.evaluate, query)
+            reply = await loop.run_in_executor(self.pool, self._server.evaluate, query, "query", None, head)
             seconds = time.perf_counter() - begun
         except TimeoutError:
             raise self._shed("bytes") from None
         finally:
+            del head
             self._turns.release()
         self._admission.note_seconds(seconds)
         self._figures.evaluating.observe(seconds)

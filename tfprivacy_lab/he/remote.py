@@ -60,8 +60,16 @@ def predict(
 
     Not covered: whether it was computed with the right head, and who computed it, unless TLS says so.
     """
+    return predict_with_bound(client, service, features, feature_range, compress, max_error)[0]
+
+
+def predict_with_bound(
+    client: Client, service: Service, features, feature_range=None, compress: bool = False, max_error=None
+) -> tuple[np.ndarray, float]:
+    """The same with the bound on a logit's error that follows from the reply."""
     query = client.encrypt(features, feature_range, compress=compress)
-    return client.decrypt(service.evaluate(query), query, f"the answer of {service.url}", max_error)
+    reply, name = service.evaluate(query), f"the answer of {service.url}"
+    return client.decrypt(reply, query, name, max_error), client.error_bound(reply, name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.prepared import PreparedHeads
 from tfprivacy_lab.he.quantize import QuantizedHead, check_head
 from tfprivacy_lab.he.sanitize import Sanitizer
+from tfprivacy_lab.he.steps import check_feature_range, steps_of_range
 
 REPLIES = ("any", "sanitized")
 _SMALL_BYTES = 2**20
@@ -79,6 +80,8 @@ class Server:
         bias: Finite, shape (c,), or None for zeros.
         replies: "sanitized" refuses queries whose replies cannot be (those under the sets bfv and ckks); "any"
             answers them too. Queries under a sanitising set always get sanitised replies.
+        feature_range: The one public range that queries must be encrypted with, a number > 0 or one a column; None
+            answers any. A head is prepared for every range that is asked for, which takes seconds if it is large.
 
     Raises:
         InputError: naming the argument.
@@ -97,15 +100,19 @@ class Server:
         server: a malicious one learns the secret key from it.
     """
 
-    def __init__(self, kernel, bias=None, replies: str = "any"):
+    def __init__(self, kernel, bias=None, replies: str = "any", feature_range=None):
         self._kernel, self._bias = check_head(kernel, bias)
+        features = self._kernel.shape[0]
+        self._bounds = None if feature_range is None else check_feature_range(feature_range, features)
         self._replies = check_choice("replies", replies, REPLIES)
         self._prepared = PreparedHeads(self._prepare)
 
     def __repr__(self) -> str:
         return f"Server(features={self._kernel.shape[0]}, classes={self._kernel.shape[1]})"
 
-    def evaluate(self, query: bytes, name: str = "query", max_error: float | None = None) -> bytes:
+    def evaluate(
+        self, query: bytes, name: str = "query", max_error: float | None = None, prepared: object = None
+    ) -> bytes:
         """Answer one query.
 
         Args:
@@ -113,6 +120,7 @@ class Server:
             name: What to call it in an error.
             max_error: Refuse if the proved bound on a logit's error, :meth:`QuantizedHead.error_bound
                 <tfprivacy_lab.he.quantize.QuantizedHead.error_bound>` over the whole range, is above; None: never.
+            prepared: What :meth:`prepared` gave for this query; None: it is looked up, or made.
 
         Returns:
             The reply, compressed if the query is, for :meth:`Client.decrypt <tfprivacy_lab.he.client.Client.decrypt>`.
@@ -126,8 +134,9 @@ class Server:
         """
         header, body = messages.parse(query, messages.QUERY, name)
         answer = self._answer(header, name)
+        self._check_steps(header, name)
         residues, public_key = messages.residues(header, body, name)
-        prepared = self._for_query(header, name)
+        prepared = prepared or self._for_query(header, name)
         if max_error is not None:
             check_error_bound(float(prepared.head.error_bound().max()), max_error)
         answer = dataclasses.replace(answer, weight_scale=prepared.head.weight_scale)
@@ -166,7 +175,9 @@ class Server:
         Raises:
             InputError: if the header or the steps are of no query.
         """
-        return _key(messages.with_column_steps(messages.parse_header(query, messages.QUERY, name), query, name))
+        header = messages.with_column_steps(messages.parse_header(query, messages.QUERY, name), query, name)
+        self._check_steps(header, name)
+        return _key(header)
 
     def is_prepared(self, cost: Cost) -> bool:
         """Whether the head is there in the form that a query of this cost meets, or known to have none."""
@@ -176,6 +187,17 @@ class Server:
         """Make it, so that queries of this cost are answered without delay; a head that has no such form is noted."""
         with contextlib.suppress(InputError):
             self._prepared.get(cost.key)
+
+    def prepared(self, cost: Cost, name: str = "query"):
+        """The head in the form that a query of this cost meets, if it is kept at the moment; else None.
+
+        Raises:
+            InputError: if it is known to have none.
+        """
+        try:
+            return self._prepared.kept(cost.key)
+        except InputError:
+            raise self._refusal(cost.key[1], name) from None
 
     def _answer(self, header: messages.Header, name: str) -> messages.Header:
         """The header of a query's reply, but for the weight scale, if this server answers it."""
@@ -204,6 +226,16 @@ class Server:
         messages.check_size(answer, name)
         return answer
 
+    def _check_steps(self, header: messages.Header, name: str) -> None:
+        """Refuse a query of another range than the one that this server takes."""
+        if self._bounds is None:
+            return
+        if (header.step_exponent, header.column_steps) != steps_of_range(self._bounds, header.parameters):
+            one = f"={self._bounds[0]:g}" if (self._bounds == self._bounds[0]).all() else ", one bound a column"
+            raise InputError(
+                f"Expected {name} of the feature_range that this server takes; encrypt with its feature_range{one}."
+            )
+
     def head_for(self, query: bytes, name: str = "query") -> QuantizedHead:
         """The integer head that answers this query, with its error bound; Raises: as :meth:`evaluate`."""
         header, _ = messages.parse(query, messages.QUERY, name)
@@ -215,10 +247,14 @@ class Server:
         try:
             return self._prepared.get(_key(header))
         except InputError:
-            raise InputError(
-                f"Expected {name} of features in a larger range: at a step of 2**{header.step_exponent} the head could "
-                "overflow; encrypt with a larger feature_range."
-            ) from None
+            raise self._refusal(header.step_exponent, name) from None
+
+    @staticmethod
+    def _refusal(step_exponent: int, name: str) -> InputError:
+        return InputError(
+            f"Expected {name} of features in a larger range: at a step of 2**{step_exponent} the head could "
+            "overflow; encrypt with a larger feature_range."
+        )
 
     def quantized_head(
         self, scheme: str, step_exponent: int, packing: str = "batched", column_steps: tuple[int, ...] = ()

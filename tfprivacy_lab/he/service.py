@@ -10,6 +10,7 @@ import contextlib
 import json
 from importlib import metadata
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -23,7 +24,9 @@ from tfprivacy_lab.he.queries import CLOSE, Evaluation, Problem, busy
 from tfprivacy_lab.he.server import Server
 
 
-def make_app(kernel, bias=None, limits: Limits | None = None, replies: str = "sanitized") -> Observed:
+def make_app(
+    kernel, bias=None, limits: Limits | None = None, replies: str = "sanitized", feature_range=None
+) -> Observed:
     """The service of one head.
 
     Args:
@@ -31,6 +34,7 @@ def make_app(kernel, bias=None, limits: Limits | None = None, replies: str = "sa
         bias: Finite, shape (c,), or None for zeros.
         limits: What it takes on; None takes the defaults.
         replies: "sanitized" refuses queries whose replies would give the head away; "any" answers them too.
+        feature_range: The one public range that queries must be encrypted with, or None for any.
 
     Returns:
         An ASGI application for one event loop; its ``admission`` counts what is in flight, its ``figures``
@@ -47,7 +51,7 @@ def make_app(kernel, bias=None, limits: Limits | None = None, replies: str = "sa
         ``X-Samples``), and all that :class:`~tfprivacy_lab.he.server.Server` leaves open, above all that answers give
         the head away.
     """
-    server, limits = Server(kernel, bias, replies), limits or Limits()
+    server, limits = Server(kernel, bias, replies, feature_range), limits or Limits()
     features, classes = check_head(kernel, bias)[0].shape
     admission = Admission(limits)
     figures = Figures(admission)
@@ -57,6 +61,8 @@ def make_app(kernel, bias=None, limits: Limits | None = None, replies: str = "sa
         "classes": classes,
         **{name: getattr(limits, name) for name in PUBLISHED_LIMITS},
     }
+    if feature_range is not None:
+        shape["feature_range"] = np.asarray(feature_range, np.float64).tolist()
     description = describe(metadata.version("tfprivacy_lab"))
 
     async def head(request):

@@ -4,9 +4,10 @@ An integer feature of column i stands for :math:`2^{e + k_i}`, with e the expone
 :math:`k_i \le 0`. The server folds :math:`2^{k_i}` into row i of its kernel, so that columns of unlike size (an age, an
 income) lose no more than columns of one size. Both are in the query, in the open.
 
-**What is lost.** BFV rounds to a step; CKKS' encryption adds noise, whose standard deviation stands for the step here,
-or under a sanitising set the flooding, over weights of one size. A value of fewer than :data:`FEW_STEPS` steps has lost
-most of what it says, which no later check can see.
+**What is lost.** BFV rounds to a step, an error of standard deviation :math:`1/\sqrt{12}`; CKKS' encryption adds noise,
+which is counted as the step of that deviation, or under a sanitising set the flooding, over weights of one size. A
+value of fewer than :data:`FEW_STEPS` steps has lost most of what it says. How much that matters is for the weights to
+say, which the client does not know: what the reply's error bound leaves open is told when it is decrypted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, PrecisionWarning, check_all_finite, check_finite_number, check_matrix
+from tfprivacy_lab.checks import (
+    InputError,
+    PrecisionWarning,
+    check_all_finite,
+    check_finite_number,
+    check_matrix,
+    check_unmasked,
+)
 from tfprivacy_lab.he import limits
 from tfprivacy_lab.he.parameters import MAX_FEATURES, Parameters
 
@@ -67,12 +75,16 @@ def check_feature_range(feature_range, columns: int) -> np.ndarray:
     Raises:
         InputError: naming the bound that is none.
     """
-    if np.ndim(feature_range) == 0:
+    if not isinstance(feature_range, list | tuple) and np.ndim(feature_range) == 0:
         return np.full(columns, check_finite_number("feature_range", feature_range, above=0))
-    if np.shape(feature_range) != (columns,):
+    check_unmasked("feature_range", feature_range)
+    try:
+        shape = np.shape(feature_range)
+    except ValueError:
+        shape = "of parts of different lengths"
+    if shape != (columns,):
         raise InputError(
-            f"Expected feature_range to be one number, or one for each of {columns} columns, got shape "
-            f"{np.shape(feature_range)}."
+            f"Expected feature_range to be one number, or one for each of {columns} columns, got shape {shape}."
         )
     return np.array(
         [check_finite_number(f"feature_range[{i}]", bound, above=0) for i, bound in enumerate(feature_range)]
@@ -175,6 +187,7 @@ def _check_precision(magnitudes, steps: Steps, parameters: Parameters, packing: 
     largest, used = counted.max(axis=1), counted.any(axis=1)
     rows = np.flatnonzero(used & (largest < FEW_STEPS_OF_A_ROW))
     sure = any(np.count_nonzero(counted[:, column]) >= _ENOUGH_VALUES for column in columns)
+    sure = sure or 4 * len(columns) >= np.count_nonzero(counted.any(axis=0))
     sure = sure or 2 * len(rows) >= max(1, used.sum())
     if not len(columns) and not len(rows):
         return
@@ -192,19 +205,21 @@ def _check_precision(magnitudes, steps: Steps, parameters: Parameters, packing: 
 
 
 def _spoiled_columns(counted: np.ndarray) -> np.ndarray:
-    """Columns of which most is lost: of many values the median few steps; or, of few values, all rounded to nothing.
+    """Columns of which most is lost: of many values the median few steps, or of few values all of them.
 
-    Few values may be small by chance, so that it takes an eighth of the columns.
+    Few values may be small by chance, so that it takes a quarter of the columns; or an eighth, rounded to nothing.
     """
-    found, nothing = [], []
+    found, small, nothing = [], [], []
     for column, values in enumerate(counted.T):
         values = values[values > 0]
         if len(values) >= _ENOUGH_VALUES and np.median(values) < FEW_STEPS:
             found.append(column)
-        elif 0 < len(values) < _ENOUGH_VALUES and values.max() < 0.5:
-            nothing.append(column)
-    enough = 8 * len(nothing) >= np.count_nonzero(counted.any(axis=0))
-    return np.array(sorted(found + nothing if enough else found), np.int64)
+        elif 0 < len(values) < _ENOUGH_VALUES and values.max() < FEW_STEPS:
+            small.append(column)
+            nothing += [column] * bool(values.max() < 0.5)
+    used = np.count_nonzero(counted.any(axis=0))
+    found += small if 4 * len(small) >= used else nothing if 8 * len(nothing) >= used else []
+    return np.array(sorted(found), np.int64)
 
 
 def _fineness(parameters: Parameters, packing: str, width: int) -> float:
@@ -215,7 +230,7 @@ def _fineness(parameters: Parameters, packing: str, width: int) -> float:
         weight = parameters.modulus / 2 / parameters.max_feature / width
         return max(1.0, limits.flooding(parameters, width, 1) / weight)
     half = parameters.poly_modulus_degree / 2 if packing == "batched" else 1.0
-    return max(1.0, math.sqrt(parameters.fresh_variance * half) / parameters.special_modulus)
+    return max(1.0, math.sqrt(12 * parameters.fresh_variance * half) / parameters.special_modulus)
 
 
 def _listed(what: str, places: np.ndarray) -> str:
