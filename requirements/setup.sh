@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
-# Makes .venv from requirements/lock.txt. Interrupted or failed, it is safe to run again.
+# Makes .venv from the lock of the first Python found, requirements/lock-3.X.txt. Interrupted or failed, it is safe to run again.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "make setup: $*" >&2; exit 2; }
 
-PYTHON=${PYTHON:-python3.11}
-command -v "$PYTHON" >/dev/null 2>&1 ||
-    stop "no $PYTHON found; install Python 3.11 (with venv), or say where it is: make setup PYTHON=/path/to/python3.11"
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
-    stop "$PYTHON is $("$PYTHON" -V 2>&1); Python 3.11 is needed: make setup PYTHON=/path/to/python3.11"
+if [ -z "${PYTHON:-}" ]; then
+    for version in 3.11 3.12 3.13; do
+        PYTHON=python$version
+        "$PYTHON" -c '' >/dev/null 2>&1 && break
+    done
+fi
+"$PYTHON" -c '' >/dev/null 2>&1 ||
+    stop "no Python 3.11, 3.12 or 3.13 found; install one (with venv), or say where it is: make setup PYTHON=/path/to/python3.12"
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+lock=requirements/lock-$version.txt
+[ -f "$lock" ] || stop "$PYTHON is Python $version; 3.11, 3.12 or 3.13 is needed: make setup PYTHON=/path/to/python3.12"
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
-    stop "$PYTHON has no venv; install it (Debian: apt-get install python3.11-venv)"
+    stop "$PYTHON has no venv; install it (Debian: apt-get install python$version-venv)"
 "${CXX:-c++}" --version >/dev/null 2>&1 ||
     stop "no C++ compiler (${CXX:-c++}) found; Pyfhel is built from source: install one (Debian: apt-get install g++)"
 header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
-[ -f "$header" ] || stop "no $header found; install Python's headers (Debian: apt-get install python3.11-dev)"
+[ -f "$header" ] || stop "no $header found; install Python's headers (Debian: apt-get install python$version-dev)"
 need=5
 free=$(df -Pk . | awk 'NR == 2 { printf "%d", $4 / 1048576 }')
 if [ ! -d .venv ] && [ "$free" -lt "$need" ]; then
@@ -38,15 +44,28 @@ pip() { # pip ENVIRONMENT ARGUMENT...
     stop "installing failed: $(grep -E '^ *(ERROR|error)' "$log" | tail -n 1) (all of it: $log)"
 }
 
-echo "make setup: installing into .venv; some minutes, Pyfhel is compiled (log: $log)" >&2
+echo "make setup: Python $version, installing into .venv; some minutes, Pyfhel is compiled (log: $log)" >&2
+case $version in
+3.11) ;;
+3.12) echo "make setup: Python $version leaves out mpc on shares (spu has no wheel above 3.11)" >&2 ;;
+*) echo "make setup: Python $version leaves out mpc on shares (spu has no wheel above 3.11) and TF Privacy's attacks" \
+    "(they need scikit-learn 1.4, which has no wheel above 3.12; ours run)" >&2 ;;
+esac
+part() { # part NAMES-REGEX: the lock's lines of these packages
+    awk -v names="^($1)==" '$0 ~ names { on = 1 } on { print } on && !/\\$/ { on = 0 }' "$lock"
+}
 # What has no wheel is built first, by tools that are hashed in the lock too, and with nothing from a git
 # host: SEAL inside Pyfhel would clone its dependencies; the tool-chain file turns them off.
-awk '/^(pyfhel|promise)==/ { on = 1 } on { print } on && !/\\$/ { on = 0 }' requirements/lock.txt >runs/sources.txt
+part 'pyfhel|promise' >runs/sources.txt
+# It says that it needs Python below 3.12, and runs on 3.13.
+part 'tensorflow-privacy' >runs/any-python.txt
 pip "$build" install --progress-bar off --require-hashes -r requirements/build-tools.txt
 PATH="$PWD/$build/bin:$PATH" CMAKE_TOOLCHAIN_FILE="$PWD/requirements/seal.cmake" pip "$build" wheel --progress-bar off \
     --no-build-isolation --require-hashes -r runs/sources.txt --wheel-dir "$build/wheels"
 pip .venv install "$build"/wheels/*.whl
-pip .venv install --progress-bar off --only-binary :all: --require-hashes -r requirements/lock.txt
+pip .venv install --progress-bar off --only-binary :all: --require-hashes --ignore-requires-python -r runs/any-python.txt
+grep -v '^#' "$lock" | awk '/^tensorflow-privacy==/ { off = 1 } !off { print } off && !/\\$/ { off = 0 }' >runs/lock.txt
+pip .venv install --progress-bar off --only-binary :all: --require-hashes -r runs/lock.txt
 pip .venv install --no-build-isolation -e .
 rm -rf "$build"
 touch .venv/.installed
