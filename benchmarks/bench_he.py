@@ -205,9 +205,10 @@ def slot_rows(kernel, bias, features) -> list[dict]:
 
 def plain_row(kernel, bias, features) -> dict:
     """The same head in Keras, on numbers that anyone can read: what encryption costs is a ratio to this."""
+    import keras
     import tensorflow as tf
 
-    layer = tf.keras.layers.Dense(CLASSES)
+    layer = keras.layers.Dense(CLASSES)
     layer.build((None, FEATURES))
     layer.set_weights([kernel, bias])
     call, batch, times = tf.function(layer), tf.constant(features, tf.float32), []

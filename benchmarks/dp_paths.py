@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 
+import keras
 import measurement
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,7 @@ def random_examples(count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray]:
     return generator.random((count, *models.IMAGE_SHAPE), np.float32), generator.integers(0, models.CLASSES, count)
 
 
-class EpochClock(tf.keras.callbacks.Callback):
+class EpochClock(keras.callbacks.Callback):
     """Seconds from the beginning of the first epoch to the end of the last."""
 
     begun = seconds = 0.0
@@ -79,15 +80,15 @@ class FastPath(KerasPath):
         self.model._left_at = model_checks.training_state(self.model)
 
 
-def keras_model(name: str, optimizer=None, reduction: str = "sum_over_batch_size") -> tf.keras.Sequential:
+def keras_model(name: str, optimizer=None, reduction: str = "sum_over_batch_size") -> keras.Sequential:
     """A model of the benchmark, compiled; nothing but its loss is tracked."""
     return compiled(getattr(models, name)(), optimizer, reduction)
 
 
 def compiled(model, optimizer=None, reduction="sum_over_batch_size"):
     """``model`` with the benchmark's loss, and its optimizer unless another is given."""
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
-    model.compile(optimizer=optimizer or tf.keras.optimizers.SGD(LEARNING_RATE), loss=loss)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
+    model.compile(optimizer=optimizer or keras.optimizers.SGD(LEARNING_RATE), loss=loss)
     return model
 
 
@@ -134,7 +135,7 @@ def tfp_model(name: str, batch: int, arrays, layer_registry=None) -> KerasPath:
     from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPSequential
 
     # Without its input among the layers, a Sequential has no graph yet, and the registry is silently not used.
-    layers = [tf.keras.Input(models.IMAGE_SHAPE), *getattr(models, name)().layers]
+    layers = [keras.Input(models.IMAGE_SHAPE), *getattr(models, name)().layers]
     model = DPSequential(**_PRIVACY, use_xla=False, layer_registry=layer_registry, layers=layers)
     note = None
     if layer_registry is not None and not model._enable_fast_peg_computation:

@@ -5,11 +5,12 @@ It imports nothing of the library, so it can be held against it.
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 
-def gradients(model: tf.keras.Model, x, y, weights, loss) -> np.ndarray:
+def gradients(model: keras.Model, x, y, weights, loss) -> np.ndarray:
     """Each example's gradient over all trainable weights, (n, parameters), by Keras' own loss of a batch of one row.
 
     Args:
@@ -43,19 +44,19 @@ def clipped_sum(found: np.ndarray, l2_norm_clip: float) -> np.ndarray:
     return np.sum(found * np.minimum(1.0, l2_norm_clip / np.maximum(norms, 1e-300)), axis=0)
 
 
-def regularisation_gradient(model: tf.keras.Model) -> np.ndarray:
+def regularisation_gradient(model: keras.Model) -> np.ndarray:
     """The gradient of the weights' regularisers."""
     with tf.GradientTape() as tape:
         value = tf.add_n(model.losses) if model.losses else tf.constant(0.0)
     return _flat(tape, value, model.trainable_variables)
 
 
-def weights_of(model: tf.keras.Model) -> np.ndarray:
+def weights_of(model: keras.Model) -> np.ndarray:
     """All trainable weights, flat, in doubles."""
     return np.concatenate([variable.numpy().astype(np.float64).ravel() for variable in model.trainable_variables])
 
 
-def constrained(model: tf.keras.Model, flat: np.ndarray) -> np.ndarray:
+def constrained(model: keras.Model, flat: np.ndarray) -> np.ndarray:
     """Trainable weights after their constraints, as Keras' optimizers apply them."""
     variables = model.trainable_variables
     parts = np.split(flat, np.cumsum([variable.shape.num_elements() for variable in variables])[:-1])
@@ -94,7 +95,7 @@ class SameDraws:
         return tf.broadcast_to(row, shape)
 
 
-def draw_alike(model: tf.keras.Model) -> list[SameDraws]:
+def draw_alike(model: keras.Model) -> list[SameDraws]:
     """Give every layer that may draw a generator that draws all rows alike; returns these."""
     able = [layer for layer in model._flatten_layers() if hasattr(layer, "_random_generator")]
     for number, layer in enumerate(able):

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -37,24 +38,24 @@ from tfprivacy_lab.he.single_server import SingleImageServer
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 25, 256, 2e-3, 1e-4
 
 
-def tutorial_network() -> tf.keras.Sequential:
+def tutorial_network() -> keras.Sequential:
     """The network of TenSEAL's tutorial on encrypted convolution: 4 kernels of 7x7 and stride 3, 64 and 10 units."""
-    layers = tf.keras.layers
+    layers = keras.layers
     stack = [layers.Input((28, 28, 1)), layers.Conv2D(4, 7, strides=3), models.Square(), layers.Flatten()]
-    return tf.keras.Sequential([*stack, layers.Dense(64), models.Square(), layers.Dense(10)])
+    return keras.Sequential([*stack, layers.Dense(64), models.Square(), layers.Dense(10)])
 
 
 CASES = {"square_mlp": models.square_mlp, "cryptonet": models.cryptonet, "tutorial_conv": tutorial_network}
 
 
-def train(make, private: data.PrivateData, seed: int = 0) -> tf.keras.Model:
+def train(make, private: data.PrivateData, seed: int = 0) -> keras.Model:
     """A network trained with Adam, a cosine schedule, and shifted images."""
-    tf.keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(seed)
     model = make()
     for layer in model.layers:
         if hasattr(layer, "kernel"):
-            layer.kernel_regularizer = tf.keras.regularizers.L2(WEIGHT_DECAY)
-    model = tf.keras.models.model_from_json(model.to_json())  # regularisers count from the making of a layer on
+            layer.kernel_regularizer = keras.regularizers.L2(WEIGHT_DECAY)
+    model = keras.models.model_from_json(model.to_json())  # regularisers count from the making of a layer on
 
     def shifted(images, labels):
         padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
@@ -62,22 +63,22 @@ def train(make, private: data.PrivateData, seed: int = 0) -> tf.keras.Model:
 
     examples = tf.data.Dataset.from_tensor_slices((private.train.images, private.train.labels))
     examples = examples.shuffle(len(private.train), seed=seed).batch(32).map(shifted).rebatch(BATCH_SIZE).prefetch(2)
-    rate = tf.keras.optimizers.schedules.CosineDecay(LEARNING_RATE, EPOCHS * -(-len(private.train) // BATCH_SIZE))
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf.keras.optimizers.Adam(rate), loss, ["accuracy"])
+    rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, EPOCHS * -(-len(private.train) // BATCH_SIZE))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, ["accuracy"])
     validation = (private.validation.images, private.validation.labels)
     model.fit(examples, epochs=EPOCHS, verbose=2, validation_data=validation)
     return model
 
 
-def trained(case: str, folder: Path) -> tf.keras.Model:
+def trained(case: str, folder: Path) -> keras.Model:
     """The model of a case: read if it is there, else trained and written."""
     path = folder / f"{case}.keras"
     if not path.exists():
         model = train(CASES[case], data.load_private("mnist"))
         with files.replaced_atomically(path) as partial:
             model.save(partial)
-    return tf.keras.models.load_model(path, compile=False)
+    return keras.models.load_model(path, compile=False)
 
 
 def batched(case: str, network: Network, scheme: str, test: data.Split) -> dict:
@@ -110,7 +111,7 @@ def batched(case: str, network: Network, scheme: str, test: data.Split) -> dict:
     }
 
 
-def plain(case: str, model: tf.keras.Model, test: data.Split, count: int) -> dict:
+def plain(case: str, model: keras.Model, test: data.Split, count: int) -> dict:
     """One row of Keras in the clear, so many images in one call: what the encryption costs is a ratio to this."""
     call, images, times = tf.function(model), tf.constant(test.images[:count]), []
     for _ in range(9):

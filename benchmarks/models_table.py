@@ -23,6 +23,7 @@ from tfprivacy_lab import files
 # isort: split
 # The package first: it keeps TensorFlow's notices at start-up out of the output.
 import example_loop
+import keras
 import numpy as np
 import tensorflow as tf
 from model_catalogue import CASES
@@ -123,10 +124,10 @@ def _by_loop(case) -> _Expected:
     return _Expected(clip, before, after, clipped, any(one.used for one in draws))
 
 
-def _made(case) -> tf.keras.Model:
+def _made(case) -> keras.Model:
     """The case's model, with the same weights and names each time."""
-    tf.keras.backend.clear_session()
-    tf.keras.utils.set_random_seed(_SEED)
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(_SEED)
     return case.build()
 
 
@@ -141,7 +142,7 @@ def _fitted(case, expected, unknown_layers, *, draw_alike=False):
         private = PrivateModel(
             model, l2_norm_clip=clip, noise_multiplier=0.0, unknown_layers=unknown_layers, seed=_SEED
         )
-        private.compile(tf.keras.optimizers.SGD(1.0), case.loss, **case.compiled)
+        private.compile(keras.optimizers.SGD(1.0), case.loss, **case.compiled)
         private.fit(**case.given(case.x, case.y), batch_size=EXAMPLES, verbose=0, **case.options)
     said = dict.fromkeys(str(warning.message) for warning in caught)
     return model, [one for one in said if any(repr(layer.name) in one for layer in model._flatten_layers())]

@@ -118,8 +118,8 @@ from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
 def double(x):
     return 2 * x
 
-model = tf.keras.Sequential([tf.keras.layers.Input((4,)), tf.keras.layers.Dense(3)])
-model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)])
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 x, y = np.arange(32, dtype=np.float32).reshape(8, 4) / 32, np.arange(8) % 3
 model.fit(x, y, verbose=0)
 train(model, x, y, plan=TrainingPlan(4, 1, 1.0, 0.1), run=DpSgdRun(8, 4, 2.0, 2), delta=1e-3, seed=0)

@@ -29,12 +29,13 @@ def small_mnist():
 @pytest.fixture(scope="module")
 def run():
     """Each block's printed text and the error that stopped it, and the names it left at its end."""
+    import keras
     import tensorflow as tf
 
     ended, names = {}, {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf.keras.datasets.mnist, "load_data", small_mnist)
-        tf.keras.utils.set_random_seed(0)
+        patch.setattr(keras.datasets.mnist, "load_data", small_mnist)
+        keras.utils.set_random_seed(0)
         for name, block in BLOCKS.items():
             printed, stopped = io.StringIO(), None
             with contextlib.redirect_stdout(printed):

@@ -1,8 +1,8 @@
 """Architectures, freezing, embedding and the joined model."""
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError
@@ -15,7 +15,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def extractor():
-    tf.keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(0)
     return models.backbone()
 
 
@@ -69,7 +69,7 @@ def test_the_joined_model_survives_a_round_trip_through_a_file(extractor, images
     head.set_weights([kernel, np.arange(10, dtype=np.float32)])
     joined = models.with_head(extractor, head)
     joined.save(tmp_path / "model.keras")
-    loaded = tf.keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     expected = models.embed(extractor, images) @ kernel + np.arange(10)
     for model in (joined, loaded):
         np.testing.assert_allclose(model(models.check_images(images)), expected, atol=1e-4)

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -74,7 +74,7 @@ def test_only_one_line_refuses(monkeypatch, error, path):
 
 def test_loop_by_hand():
     """The square loss of a line, and each gradient scaled to the clipping norm."""
-    model = tf.keras.Sequential([tf.keras.Input((2,)), tf.keras.layers.Dense(1, use_bias=False)])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
     model.set_weights([np.array([[0.5], [-1.0]], np.float32)])
     x, y, weights = numbers(2), numbers(1), np.linspace(0, 2, EXAMPLES)
     found = example_loop.gradients(model, x, y, weights, "mse")
@@ -88,7 +88,7 @@ def test_loop_by_hand():
 
 
 def test_draws_that_are_alike_are_the_same_alone_and_among_others():
-    model = mlp(tf.keras.layers.Dropout(0.5), tf.keras.layers.GaussianNoise(1.0), tf.keras.layers.Dense(3))
+    model = mlp(keras.layers.Dropout(0.5), keras.layers.GaussianNoise(1.0), keras.layers.Dense(3))
     x = numbers(5)
     assert not np.allclose(model(x, training=True)[:1], model(x[:1], training=True))
     example_loop.draw_alike(model)

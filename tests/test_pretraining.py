@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -105,7 +106,7 @@ def probe(extractor):
 
 def test_two_short_epochs_beat_random_features_on_real_handwriting():
     images, labels = render_digits(6000, seed=0)
-    tf.keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(0)
     random = probe(models.backbone())
     learnt = probe(pretrain("supervised", images, labels, seed=0, epochs=2, batch_size=128).backbone)
     # A fifth fewer mistakes at the least.

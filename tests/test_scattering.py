@@ -1,8 +1,8 @@
 """Scattering against Kymatio's NumPy front end, and what projections must keep."""
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from kymatio.numpy import Scattering2D
 
 from tfprivacy_lab import models, scattering
@@ -59,7 +59,7 @@ def test_side_by_side_keeps_the_unit_norm_and_both_parts():
 def test_a_saved_extractor_gives_the_same_features(tmp_path):
     extractor = scattering.projected_scattering(IMAGES, 5)
     extractor.save(tmp_path / "extractor.keras")
-    loaded = tf.keras.models.load_model(tmp_path / "extractor.keras", compile=False, safe_mode=True)
+    loaded = keras.models.load_model(tmp_path / "extractor.keras", compile=False, safe_mode=True)
     np.testing.assert_array_equal(models.embed(loaded, IMAGES), models.embed(extractor, IMAGES))
 
 

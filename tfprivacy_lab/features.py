@@ -15,6 +15,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -32,7 +33,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("TFPRIVACY_LAB_CACHE") or "~/.cache/tfprivacy_lab").expanduser()
 
 
-def public_extractor(recipe: Recipe, *, progress: bool = False) -> tf.keras.Model:
+def public_extractor(recipe: Recipe, *, progress: bool = False) -> keras.Model:
     """The frozen extractor of a recipe with ``features``, images (n, 28, 28, 1) to (n, d); sees no private data.
 
     Returns:
@@ -58,7 +59,7 @@ def public_extractor(recipe: Recipe, *, progress: bool = False) -> tf.keras.Mode
     return models.freeze(_cached_model(_described(recipe), build))
 
 
-def embedded(recipe: Recipe, extractor: tf.keras.Model, images: np.ndarray) -> np.ndarray:
+def embedded(recipe: Recipe, extractor: keras.Model, images: np.ndarray) -> np.ndarray:
     """Features (n, d) of private ``images``, from the cache if these very images are there.
 
     Not covered: the file is private data; delete the cache folder when the data must go.
@@ -105,14 +106,14 @@ def _path(description: dict, suffix: str) -> Path:
     return cache_directory() / f"{name[:40]}{suffix}"
 
 
-def _cached_model(description: dict, build) -> tf.keras.Model:
+def _cached_model(description: dict, build) -> keras.Model:
     """A public model from the cache, or built and put there."""
     path = _path(description, ".extractor")
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "model.keras"
         try:
             plain.write_bytes(_unseal(path))
-            return tf.keras.models.load_model(plain, compile=False, safe_mode=True)
+            return keras.models.load_model(plain, compile=False, safe_mode=True)
         except (InputError, ValueError, OSError):
             model = build()
         model.save(plain)

@@ -8,8 +8,8 @@ pure ε, sampling buys nothing that larger sums do not.
 
 from __future__ import annotations
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError, check_matrix, check_positive_int
@@ -17,7 +17,7 @@ from tfprivacy_lab.checks import InputError, check_matrix, check_positive_int
 DIMENSION = 32
 
 
-def public_projection(public_features, dimension: int = DIMENSION) -> tf.keras.Sequential:
+def public_projection(public_features, dimension: int = DIMENSION) -> keras.Sequential:
     r"""A frozen model from features to few dimensions of unit norm: :math:`z = V^\top (x - \bar x)`, over its norm.
 
     Args:
@@ -38,16 +38,16 @@ def public_projection(public_features, dimension: int = DIMENSION) -> tf.keras.S
         raise InputError(f"Expected more public features than dimension={dimension}, got {rows}.")
     mean = features.mean(axis=0)
     *_, axes = np.linalg.svd(features - mean, full_matrices=False)
-    projection = tf.keras.layers.Dense(dimension, name="projection")
-    model = tf.keras.Sequential(
-        [tf.keras.layers.Input((width,)), projection, tf.keras.layers.UnitNormalization()], name="projector"
+    projection = keras.layers.Dense(dimension, name="projection")
+    model = keras.Sequential(
+        [keras.layers.Input((width,)), projection, keras.layers.UnitNormalization()], name="projector"
     )
     projection.set_weights([axes[:dimension].T, -mean @ axes[:dimension].T])
     return models.freeze(model)
 
 
-def projected_backbone(backbone: tf.keras.Model, public_images, dimension: int = DIMENSION) -> tf.keras.Model:
+def projected_backbone(backbone: keras.Model, public_images, dimension: int = DIMENSION) -> keras.Model:
     """``backbone`` and its :func:`public_projection` as one frozen extractor, images to unit vectors (n, k)."""
     projector = public_projection(models.embed(backbone, public_images), dimension)
-    layers = [tf.keras.layers.Input(models.IMAGE_SHAPE), backbone, projector]
-    return models.freeze(tf.keras.Sequential(layers, name="projected_backbone"))
+    layers = [keras.layers.Input(models.IMAGE_SHAPE), backbone, projector]
+    return models.freeze(keras.Sequential(layers, name="projected_backbone"))

@@ -12,8 +12,8 @@ import time
 import warnings
 from pathlib import Path
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from tfprivacy_lab import audit, data, files, guarantee, models, runs
 from tfprivacy_lab.checks import InputError
@@ -40,7 +40,7 @@ class Target:
         return cls(train[0][chosen], train[1][chosen], *held_out)
 
 
-def attack(model: tf.keras.Model, target: Target, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
+def attack(model: keras.Model, target: Target, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
     """Membership inference on one model; see :func:`tfprivacy_lab.audit.membership_inference`."""
     member, nonmember = (
         audit.Scores(model.predict(inputs, batch_size=2048, verbose=0), labels)
@@ -56,18 +56,18 @@ def attack(model: tf.keras.Model, target: Target, *, delta: float, seed: int, ep
 
 
 def train_without_dp(
-    model: tf.keras.Model, examples, labels, *, epochs: int, seed: int, learning_rate: float = 1e-3
-) -> tf.keras.Model:
+    model: keras.Model, examples, labels, *, epochs: int, seed: int, learning_rate: float = 1e-3
+) -> keras.Model:
     """The same model without clipping and noise: Adam on shuffled batches of 128."""
-    tf.keras.utils.set_random_seed(seed % 2**32)
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=tf.keras.optimizers.Adam(learning_rate), loss=loss)
+    keras.utils.set_random_seed(seed % 2**32)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss)
     order = np.random.default_rng([seed, 8]).permutation(len(labels))
     model.fit(examples[order], labels[order], batch_size=128, epochs=epochs, verbose=0)
     return model
 
 
-def head_without_dp(features: np.ndarray, labels: np.ndarray, seed: int) -> tf.keras.Model:
+def head_without_dp(features: np.ndarray, labels: np.ndarray, seed: int) -> keras.Model:
     """A dense head on the same frozen features, without DP; unit-norm features want larger steps."""
     head = models.dense_head(features.shape[1])
     return train_without_dp(head, features, labels, epochs=20, seed=seed, learning_rate=1e-2)

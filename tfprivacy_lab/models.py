@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -18,12 +19,12 @@ IMAGE_SHAPE = (28, 28, 1)
 FEATURES = 128
 CLASSES = 10
 
-_layers = tf.keras.layers
+_layers = keras.layers
 
 
-def document_mlp() -> tf.keras.Sequential:
+def document_mlp() -> keras.Sequential:
     """The document's listing 4.1: 784-128-10 with dropout 0.2; 101,770 weights."""
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [
             _layers.Input(IMAGE_SHAPE),
             _layers.Flatten(),
@@ -35,14 +36,14 @@ def document_mlp() -> tf.keras.Sequential:
     )
 
 
-def tutorial_cnn(activation: str = "relu") -> tf.keras.Sequential:
+def tutorial_cnn(activation: str = "relu") -> keras.Sequential:
     """The convolutional network of TensorFlow Privacy's MNIST tutorial; 26,010 weights.
 
     Args:
         activation: Of the hidden layers; "tanh" bounds them and suits clipped, noisy gradients better
             (Papernot et al. 2021, "Tempered sigmoid activations for deep learning with differential privacy").
     """
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [
             _layers.Input(IMAGE_SHAPE),
             _layers.Conv2D(16, 8, strides=2, padding="same", activation=activation),
@@ -57,7 +58,7 @@ def tutorial_cnn(activation: str = "relu") -> tf.keras.Sequential:
     )
 
 
-def backbone() -> tf.keras.Sequential:
+def backbone() -> keras.Sequential:
     """Public feature extractor: two strided convolutions and 128 standardised, unit-norm features.
 
     The last batch normalisation has no weights of its own: it spreads the features evenly over their 128
@@ -68,7 +69,7 @@ def backbone() -> tf.keras.Sequential:
 
     Not covered: training it on private data under DP (batch normalisation).
     """
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [
             _layers.Input(IMAGE_SHAPE),
             _layers.Conv2D(32, 5, strides=2, padding="same", activation="relu"),
@@ -83,7 +84,7 @@ def backbone() -> tf.keras.Sequential:
     )
 
 
-def deep_backbone() -> tf.keras.Sequential:
+def deep_backbone() -> keras.Sequential:
     """Public feature extractor: four normalised convolutions and 256 standardised, unit-norm features.
 
     As `backbone`, three times the work an image.
@@ -92,7 +93,7 @@ def deep_backbone() -> tf.keras.Sequential:
 
     Not covered: training it on private data under DP (batch normalisation).
     """
-    model = tf.keras.Sequential([_layers.Input(IMAGE_SHAPE)], name="deep_backbone")
+    model = keras.Sequential([_layers.Input(IMAGE_SHAPE)], name="deep_backbone")
     for filters, kernel, strides in ((32, 5, 2), (64, 3, 1), (64, 3, 2), (128, 3, 1)):
         model.add(_layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False))
         model.add(_layers.BatchNormalization(momentum=0.9))
@@ -104,7 +105,7 @@ def deep_backbone() -> tf.keras.Sequential:
     return model
 
 
-@tf.keras.utils.register_keras_serializable("tfprivacy_lab")
+@keras.utils.register_keras_serializable("tfprivacy_lab")
 class Square(_layers.Layer):
     """x * x, elementwise: the activation that a ciphertext can compute (Gilad-Bachrach et al. 2016, CryptoNets).
 
@@ -122,13 +123,13 @@ class Square(_layers.Layer):
         return input_shape
 
 
-def square_mlp(hidden: int = FEATURES) -> tf.keras.Sequential:
+def square_mlp(hidden: int = FEATURES) -> keras.Sequential:
     """784-128-x²-10, for evaluation on encrypted images; 101,770 weights.
 
     Args:
         hidden: Width of the squared layer, >= 1.
     """
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [
             _layers.Input(IMAGE_SHAPE),
             _layers.Flatten(),
@@ -140,13 +141,13 @@ def square_mlp(hidden: int = FEATURES) -> tf.keras.Sequential:
     )
 
 
-def cryptonet() -> tf.keras.Sequential:
+def cryptonet() -> keras.Sequential:
     """Convolution, square, dense, square, dense, after CryptoNets (Gilad-Bachrach et al. 2016); 73,240 weights.
 
     A 5x5 convolution of stride 2 to 5 maps of 12x12, then 100 and 10 units. The pooling that CryptoNets has
     between its linear layers is itself linear, and a part of the dense layer here.
     """
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [
             _layers.Input(IMAGE_SHAPE),
             _layers.Conv2D(5, 5, strides=2),
@@ -162,19 +163,19 @@ def cryptonet() -> tf.keras.Sequential:
 
 def _small():
     """Glorot's variance, halved: what is squared starts below 1 and gradients stay small."""
-    return tf.keras.initializers.VarianceScaling(0.5, mode="fan_avg")
+    return keras.initializers.VarianceScaling(0.5, mode="fan_avg")
 
 
 WHOLE = {"document_mlp": document_mlp, "tutorial_cnn_tanh": functools.partial(tutorial_cnn, "tanh")}
 BACKBONES = {"backbone": backbone, "deep_backbone": deep_backbone}
 
 
-def autoencoder(encoder: tf.keras.Model | None = None) -> tf.keras.Sequential:
+def autoencoder(encoder: keras.Model | None = None) -> keras.Sequential:
     """The document's teaching baseline: ``encoder`` (a new `backbone` by default) and a mirrored decoder.
 
     Input shape: (n, 28, 28, 1). Output shape: the same, in [0, 1].
     """
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [
             _layers.Input(IMAGE_SHAPE),
             encoder if encoder is not None else backbone(),
@@ -187,7 +188,7 @@ def autoencoder(encoder: tf.keras.Model | None = None) -> tf.keras.Sequential:
     )
 
 
-def dense_head(features: int = FEATURES, classes: int = CLASSES) -> tf.keras.Sequential:
+def dense_head(features: int = FEATURES, classes: int = CLASSES) -> keras.Sequential:
     """One dense layer, zero at the start: logits = features · kernel + bias.
 
     Args:
@@ -203,16 +204,16 @@ def dense_head(features: int = FEATURES, classes: int = CLASSES) -> tf.keras.Seq
     features = check_positive_int("features", features)
     classes = check_positive_int("classes", classes)
     dense = _layers.Dense(classes, kernel_initializer="zeros", name="logits")
-    return tf.keras.Sequential([_layers.Input((features,)), dense], name="head")
+    return keras.Sequential([_layers.Input((features,)), dense], name="head")
 
 
-def freeze(model: tf.keras.Model) -> tf.keras.Model:
+def freeze(model: keras.Model) -> keras.Model:
     """Make every weight of ``model`` untrainable, in place; returns it."""
     model.trainable = False
     return model
 
 
-def with_head(extractor: tf.keras.Model, head: tf.keras.Model) -> tf.keras.Model:
+def with_head(extractor: keras.Model, head: keras.Model) -> keras.Model:
     """One model from images to logits, sharing the weights of both parts; it saves and loads as ``.keras``.
 
     Raises:
@@ -221,7 +222,7 @@ def with_head(extractor: tf.keras.Model, head: tf.keras.Model) -> tf.keras.Model
     given, wanted = extractor.output_shape[-1], head.input_shape[-1]
     if given != wanted:
         raise InputError(f"Expected a head for {given} features, got one for {wanted}.")
-    return tf.keras.Sequential([_layers.Input(extractor.input_shape[1:]), extractor, head], name="classifier")
+    return keras.Sequential([_layers.Input(extractor.input_shape[1:]), extractor, head], name="classifier")
 
 
 def check_images(images) -> np.ndarray:
@@ -248,7 +249,7 @@ def check_images(images) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-def embed(extractor: tf.keras.Model, images, batch_size: int = 1000) -> np.ndarray:
+def embed(extractor: keras.Model, images, batch_size: int = 1000) -> np.ndarray:
     """Features of ``images``, computed chunk by chunk in inference mode.
 
     Args:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -41,10 +42,10 @@ class Pretrained:
         reconstruct: The whole autoencoder, images to images; else None.
     """
 
-    backbone: tf.keras.Model
+    backbone: keras.Model
     history: dict[str, list[float]]
-    classifier: tf.keras.Model | None = None
-    reconstruct: tf.keras.Model | None = None
+    classifier: keras.Model | None = None
+    reconstruct: keras.Model | None = None
 
 
 def pretrain(
@@ -94,11 +95,11 @@ def pretrain(
     images = _public_images(images)
     batch_size = check_positive_int("batch_size", batch_size, at_least=2, at_most=len(images))
     labels = _public_labels(task, labels, len(images))
-    tf.keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(seed)
     learner = _LEARNERS[task](BACKBONES[network]())
     steps = len(images) // batch_size
-    rate = tf.keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
-    step = _step(learner, tf.keras.optimizers.Adam(rate))
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    step = _step(learner, keras.optimizers.Adam(rate))
     history: dict[str, list[float]] = {}
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(images))[: steps * batch_size]
@@ -155,11 +156,11 @@ class _Supervised:
 
     def __init__(self, backbone):
         self.backbone = backbone
-        self.classifier = tf.keras.Sequential(
+        self.classifier = keras.Sequential(
             [
-                tf.keras.layers.Input((self.backbone.output_shape[-1],)),
-                tf.keras.layers.Rescaling(LOGIT_SCALE),
-                tf.keras.layers.Dense(CLASSES),
+                keras.layers.Input((self.backbone.output_shape[-1],)),
+                keras.layers.Rescaling(LOGIT_SCALE),
+                keras.layers.Dense(CLASSES),
             ],
             name="public_head",
         )

@@ -6,8 +6,8 @@ The set has 1,797 digits written by 43 people, 8 x 8, bundled with scikit-learn 
 
 from __future__ import annotations
 
+import keras
 import numpy as np
-import tensorflow as tf
 from scipy import ndimage
 
 from tfprivacy_lab import models
@@ -31,7 +31,7 @@ def public_digits() -> tuple[np.ndarray, np.ndarray]:
     return framed[..., np.newaxis], digits.target.astype(np.int64)
 
 
-def linear_probe(backbone: tf.keras.Model) -> float:
+def linear_probe(backbone: keras.Model) -> float:
     """Accuracy of logistic regression on frozen features of public digits, ten labels a class.
 
     Few labels, because a private head is in the same position: its noisy gradients say as little as few

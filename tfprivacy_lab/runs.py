@@ -7,6 +7,7 @@ import functools
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -29,7 +30,7 @@ NOT_COVERED = (
 class Trained:
     """What DP training made: images to logits, what it cost, and how it went."""
 
-    model: tf.keras.Model
+    model: keras.Model
     run: accounting.DpSgdRun | laplace_accounting.LaplaceRun
     records: list[plan.EpochRecord]
 
@@ -46,12 +47,12 @@ def train_head(features: np.ndarray, labels: np.ndarray, **settings) -> Trained:
 
 def train_whole(train: data.Split, *, recipe: Recipe, public_seed: int, **settings) -> Trained:
     """Train all of a recipe's model on images under DP; its first weights come from a public seed."""
-    tf.keras.utils.set_random_seed(public_seed % 2**32)
+    keras.utils.set_random_seed(public_seed % 2**32)
     return train_model(models.WHOLE[recipe.model](), train.images, train.labels, recipe=recipe, **settings)
 
 
 def train_model(
-    model: tf.keras.Model, examples, labels, *, recipe: Recipe, epsilon: float, delta: float, seed: int, **options
+    model: keras.Model, examples, labels, *, recipe: Recipe, epsilon: float, delta: float, seed: int, **options
 ) -> Trained:
     """Calibrate the noise to (ε, δ), train, and hold the run against its budget.
 
@@ -201,7 +202,7 @@ def _extractor(recipe: Recipe, out: Path, *, progress: bool):
     return backbone, functools.partial(models.embed, backbone)
 
 
-def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> tf.keras.Model:
+def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> keras.Model:
     """The public backbone: read if it is there, else learnt and written."""
     if not path.exists():
         learnt = features.pretrain_public(settings, progress)
@@ -265,10 +266,10 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
     )
 
 
-def write_run(out: Path, model: tf.keras.Model, metrics: dict, text: str) -> None:
+def write_run(out: Path, model: keras.Model, metrics: dict, text: str) -> None:
     """The three files of a run; ``metrics.json`` last, so that its presence means the run is whole."""
     # Without the optimizer: its slots are of no use to a reader, and TF Privacy's do not load back.
-    bare = tf.keras.models.clone_model(model)
+    bare = keras.models.clone_model(model)
     bare.set_weights(model.get_weights())
     with files.replaced_atomically(out / "model.keras") as partial:
         bare.save(partial)
@@ -276,7 +277,7 @@ def write_run(out: Path, model: tf.keras.Model, metrics: dict, text: str) -> Non
     files.write_json(out / "metrics.json", metrics)
 
 
-def load_model(path) -> tf.keras.Model:
+def load_model(path) -> keras.Model:
     """A saved model, without running code from the file.
 
     Raises:
@@ -285,6 +286,6 @@ def load_model(path) -> tf.keras.Model:
     if not Path(path).is_file():
         raise InputError(f"Cannot read model {path}: no such file.")
     try:
-        return tf.keras.models.load_model(path, compile=False, safe_mode=True)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise InputError(f"Cannot read model {path}: {str(error).splitlines()[0][:200]}.") from error

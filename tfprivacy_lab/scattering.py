@@ -6,6 +6,7 @@ DP training on MNIST (Tramèr & Boneh 2021, "Differentially private learning nee
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 from kymatio.scattering2d.filter_bank import filter_bank
@@ -21,8 +22,8 @@ _VARIANCE_FLOOR = 1e-5
 _MARGIN = 4
 
 
-@tf.keras.saving.register_keras_serializable(package="tfprivacy_lab")
-class GroupNormalizedScattering(tf.keras.layers.Layer):
+@keras.saving.register_keras_serializable(package="tfprivacy_lab")
+class GroupNormalizedScattering(keras.layers.Layer):
     """Scattering of 28 x 28 images at scale 2² with 8 angles, each group of 3 channels standardised per image.
 
     Input shape: (n, 28, 28, 1). Output shape: (n, 3969); the norm of a row is at most 63.
@@ -73,13 +74,13 @@ def _smooth(image, low, factor):
     return tf.math.real(tf.signal.ifft2d(_fold(_spectrum(image) * low, factor)))[..., 1:-1, 1:-1]
 
 
-def scattering_extractor() -> tf.keras.Sequential:
+def scattering_extractor() -> keras.Sequential:
     """All 3,969 features, images (n, 28, 28, 1) to (n, 3969)."""
-    layers = [tf.keras.layers.Input(models.IMAGE_SHAPE), GroupNormalizedScattering(name="scattering")]
-    return models.freeze(tf.keras.Sequential(layers, name="scattering_extractor"))
+    layers = [keras.layers.Input(models.IMAGE_SHAPE), GroupNormalizedScattering(name="scattering")]
+    return models.freeze(keras.Sequential(layers, name="scattering_extractor"))
 
 
-def projected_scattering(public_images, dimension: int) -> tf.keras.Sequential:
+def projected_scattering(public_images, dimension: int) -> keras.Sequential:
     r"""Scattering on the leading principal axes of **public** images, half whitened, unit norm.
 
     :math:`z = \Lambda^{-1/4} V^\top (s(x) - \bar s)`, over its norm: between plain axes (the first few drown
@@ -103,17 +104,17 @@ def projected_scattering(public_images, dimension: int) -> tf.keras.Sequential:
     mean = features.mean(axis=0)
     variances, axes = np.linalg.eigh(np.cov(features - mean, rowvar=False))
     kept = axes[:, ::-1][:, :dimension] / np.maximum(variances[::-1][:dimension], 1e-12) ** 0.25
-    projection = tf.keras.layers.Dense(dimension, name="projection")
-    inputs = tf.keras.layers.Input(models.IMAGE_SHAPE)
-    layers = [inputs, *extractor.layers, projection, tf.keras.layers.UnitNormalization()]
-    model = tf.keras.Sequential(layers, name="projected_scattering")
+    projection = keras.layers.Dense(dimension, name="projection")
+    inputs = keras.layers.Input(models.IMAGE_SHAPE)
+    layers = [inputs, *extractor.layers, projection, keras.layers.UnitNormalization()]
+    model = keras.Sequential(layers, name="projected_scattering")
     projection.set_weights([kept.astype(np.float32), (-mean @ kept).astype(np.float32)])
     return models.freeze(model)
 
 
-def side_by_side(extractors) -> tf.keras.Model:
+def side_by_side(extractors) -> keras.Model:
     """One frozen extractor from several, unit norm again if each part has it: features over √k, joined."""
-    images = tf.keras.layers.Input(models.IMAGE_SHAPE)
+    images = keras.layers.Input(models.IMAGE_SHAPE)
     scale = len(extractors) ** -0.5
-    parts = [tf.keras.layers.Rescaling(scale)(extractor(images)) for extractor in extractors]
-    return models.freeze(tf.keras.Model(images, tf.keras.layers.Concatenate()(parts), name="features"))
+    parts = [keras.layers.Rescaling(scale)(extractor(images)) for extractor in extractors]
+    return models.freeze(keras.Model(images, keras.layers.Concatenate()(parts), name="features"))

@@ -6,8 +6,8 @@ import dataclasses
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from tfprivacy_lab import (
     charges,
@@ -222,12 +222,12 @@ def _two_of_each(labels) -> np.ndarray:
     return np.concatenate([found[turn : turn + 1] for turn in range(2) for found in places])
 
 
-def _random_backbone(seed: int) -> tf.keras.Model:
-    tf.keras.utils.set_random_seed(seed)
+def _random_backbone(seed: int) -> keras.Model:
+    keras.utils.set_random_seed(seed)
     return models.freeze(models.backbone())
 
 
-def _write_reconstructions(path: Path, model: tf.keras.Model, images: np.ndarray) -> None:
+def _write_reconstructions(path: Path, model: keras.Model, images: np.ndarray) -> None:
     """Noisy originals and what the autoencoder makes of them."""
     original = images.astype(np.float32) / 255
     noise = np.random.default_rng(0).normal(0, 0.3, original.shape)

@@ -6,8 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from tfprivacy_lab import data, files, models
 from tfprivacy_lab.dp.accounting import DpSgdRun
@@ -78,7 +78,7 @@ class Work:
         arrays = files.read_arrays(self.state("features.npz"), "features", names)
         return [arrays[name] for name in names]
 
-    def head(self, path: Path) -> tf.keras.Model:
+    def head(self, path: Path) -> keras.Model:
         """A dense head from its kernel and bias."""
         weights = files.read_arrays(path, "head", ("kernel", "bias"))
         head = models.dense_head(*weights["kernel"].shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from .case import CLASSES, Case, ids, labels, numbers, sentences, sequential
 
-_L = tf.keras.layers
+_L = keras.layers
 _LENGTH, _WIDTH, _WORDS = 5, 4, 7
 
 
@@ -16,7 +17,7 @@ class TransformerBlock(_L.Layer):
     def __init__(self, embed_dim, num_heads, ff_dim, rate=0.1):
         super().__init__()
         self.att = _L.MultiHeadAttention(num_heads=num_heads, key_dim=embed_dim)
-        self.ffn = tf.keras.Sequential([_L.Dense(ff_dim, activation="relu"), _L.Dense(embed_dim)])
+        self.ffn = keras.Sequential([_L.Dense(ff_dim, activation="relu"), _L.Dense(embed_dim)])
         self.layernorm1, self.layernorm2 = _L.LayerNormalization(epsilon=1e-6), _L.LayerNormalization(epsilon=1e-6)
         self.dropout1, self.dropout2 = _L.Dropout(rate), _L.Dropout(rate)
 
@@ -56,37 +57,37 @@ def _transformer(rate=0.1):
 
 def _time_series():
     """Keras' time series classification with a transformer."""
-    inputs = tf.keras.Input((_LENGTH, 2))
+    inputs = keras.Input((_LENGTH, 2))
     above = _L.LayerNormalization(epsilon=1e-6)(inputs)
     above = _L.MultiHeadAttention(key_dim=3, num_heads=2)(above, above)
     middle = _L.Add()([above, inputs])
     above = _L.Conv1D(filters=3, kernel_size=1, activation="relu")(_L.LayerNormalization(epsilon=1e-6)(middle))
     above = _L.Add()([_L.Conv1D(filters=2, kernel_size=1)(above), middle])
     above = _L.GlobalAveragePooling1D(data_format="channels_first")(above)
-    return tf.keras.Model(inputs, _L.Dense(CLASSES, activation="softmax")(above))
+    return keras.Model(inputs, _L.Dense(CLASSES, activation="softmax")(above))
 
 
 def _self_attention():
-    inputs = tf.keras.Input((_LENGTH, _WIDTH))
+    inputs = keras.Input((_LENGTH, _WIDTH))
     above = _L.MultiHeadAttention(2, 3)(inputs, inputs)
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(_L.Flatten()(above)))
+    return keras.Model(inputs, _L.Dense(CLASSES)(_L.Flatten()(above)))
 
 
 def _causal():
     """A small GPT: the next word at each place, by what stands before."""
-    inputs = tf.keras.Input((_LENGTH,), dtype="int32")
+    inputs = keras.Input((_LENGTH,), dtype="int32")
     above = _L.Embedding(_WORDS, _WIDTH, mask_zero=True)(inputs)
     above = _L.Add()([above, _L.MultiHeadAttention(2, 3)(above, above, use_causal_mask=True)])
-    return tf.keras.Model(inputs, _L.Dense(_WORDS)(_L.LayerNormalization()(above)))
+    return keras.Model(inputs, _L.Dense(_WORDS)(_L.LayerNormalization()(above)))
 
 
 def _two(attend):
     """Queries from one sequence, values from another."""
 
     def build():
-        query, value = tf.keras.Input((3, _WIDTH)), tf.keras.Input((_LENGTH, _WIDTH))
+        query, value = keras.Input((3, _WIDTH)), keras.Input((_LENGTH, _WIDTH))
         above = attend(_L.Dense(_WIDTH)(query), value)
-        return tf.keras.Model([query, value], _L.Dense(CLASSES)(_L.GlobalAveragePooling1D()(above)))
+        return keras.Model([query, value], _L.Dense(CLASSES)(_L.GlobalAveragePooling1D()(above)))
 
     return build
 
@@ -111,11 +112,11 @@ class PatchEncoder(_L.Layer):
 
 
 def _vision():
-    inputs = tf.keras.Input((4, 4, 2))
+    inputs = keras.Input((4, 4, 2))
     above = PatchEncoder(4, _WIDTH)(Patches()(inputs))
     normal = _L.LayerNormalization(epsilon=1e-6)(above)
     above = _L.Add()([_L.MultiHeadAttention(num_heads=2, key_dim=3)(normal, normal), above])
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(_L.Flatten()(above)))
+    return keras.Model(inputs, _L.Dense(CLASSES)(_L.Flatten()(above)))
 
 
 def _case(model, build, x=None, y=None, inputs="float32 sequences", **more):

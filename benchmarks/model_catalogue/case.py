@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 # Odd, so that a padded batch holds a row that is no example.
 EXAMPLES = 11
 CLASSES = 3
 # Of models that are refused before a loop would have anything to say.
 NOT_TRAINED = "it is not trained"
-LOGITS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Case:
     family: str
     model: str
     inputs: str
-    build: Callable[[], tf.keras.Model]
+    build: Callable[[], keras.Model]
     x: object
     y: object
     loss: object = LOGITS
@@ -87,11 +87,11 @@ def yes_or_no() -> np.ndarray:
     return (labels(3) > 0).astype(np.float32)
 
 
-def sequential(shape: tuple, *layers, dtype: str | None = None) -> tf.keras.Model:
+def sequential(shape: tuple, *layers, dtype: str | None = None) -> keras.Model:
     """A Sequential model on examples of a shape."""
-    return tf.keras.Sequential([tf.keras.Input(shape, dtype=dtype), *layers])
+    return keras.Sequential([keras.Input(shape, dtype=dtype), *layers])
 
 
-def mlp(*head) -> tf.keras.Model:
+def mlp(*head) -> keras.Model:
     """Two dense layers on five numbers, and logits unless another head is given."""
-    return sequential((5,), tf.keras.layers.Dense(6, "relu"), *(head or (tf.keras.layers.Dense(CLASSES),)))
+    return sequential((5,), keras.layers.Dense(6, "relu"), *(head or (keras.layers.Dense(CLASSES),)))

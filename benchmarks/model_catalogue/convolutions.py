@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
+import keras
 
 from .case import CLASSES, Case, labels, numbers, sequential
 
-_L = tf.keras.layers
+_L = keras.layers
 _IMAGES, _SIGNALS, _VOLUMES = (6, 6, 4), (8, 4), (4, 4, 4, 2)
 _KINDS = {_IMAGES: "float32 images", _SIGNALS: "float32 signals", _VOLUMES: "float32 volumes"}
 
@@ -56,19 +56,19 @@ def _upsampling_autoencoder():
 
 
 def _residual_block():
-    inputs = tf.keras.Input(_IMAGES)
+    inputs = keras.Input(_IMAGES)
     above = _L.Conv2D(4, 3, padding="same", use_bias=False)(_L.Activation("relu")(_L.GroupNormalization(2)(inputs)))
     above = _L.Add()([inputs, above])
     above = _L.GlobalAveragePooling2D()(_L.Conv2D(6, 1)(above))
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(above))
+    return keras.Model(inputs, _L.Dense(CLASSES)(above))
 
 
 def _u_net():
-    inputs = tf.keras.Input((8, 8, 2))
+    inputs = keras.Input((8, 8, 2))
     first = _L.Conv2D(4, 3, padding="same", activation="relu")(inputs)
     below = _L.Conv2D(4, 3, padding="same", activation="relu")(_L.MaxPooling2D()(first))
     above = _L.Concatenate()([first, _L.UpSampling2D()(below)])
-    return tf.keras.Model(inputs, _L.Conv2D(CLASSES, 1)(above))
+    return keras.Model(inputs, _L.Conv2D(CLASSES, 1)(above))
 
 
 def _conv(cls, *arguments, **options):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
+import keras
 
 from .case import CLASSES, Case, labels, mlp, numbers, sequential, yes_or_no
 
-_L = tf.keras.layers
+_L = keras.layers
 _FAMILY = "dense"
 
 
@@ -22,11 +22,11 @@ def _tutorial():
 
 
 def _residual():
-    inputs = tf.keras.Input((5,))
+    inputs = keras.Input((5,))
     above = inputs
     for _ in range(2):
         above = _L.Add()([above, _L.Dense(5)(_L.Dense(7, "gelu")(_L.LayerNormalization()(above)))])
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(above))
+    return keras.Model(inputs, _L.Dense(CLASSES)(above))
 
 
 CASES = (
@@ -88,7 +88,7 @@ CASES = (
         "kernel_regularizer and bias_regularizer",
         lambda: mlp(_L.Dense(CLASSES, kernel_regularizer="l2", bias_regularizer="l1")),
     ),
-    _case("kernel_constraint", lambda: mlp(_L.Dense(CLASSES, kernel_constraint=tf.keras.constraints.MaxNorm(0.5)))),
+    _case("kernel_constraint", lambda: mlp(_L.Dense(CLASSES, kernel_constraint=keras.constraints.MaxNorm(0.5)))),
     _case("activity_regularizer", lambda: mlp(_L.Dense(CLASSES, activity_regularizer="l2"))),
     _case("ActivityRegularization layer", lambda: mlp(_L.ActivityRegularization(0.1), _L.Dense(CLASSES))),
     _case(

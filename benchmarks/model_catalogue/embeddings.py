@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from .case import CLASSES, Case, ids, labels, numbers, sentences, sequential, yes_or_no
 
-_L = tf.keras.layers
+_L = keras.layers
 _WORDS, _LENGTH = 9, 5
 
 
@@ -41,21 +42,21 @@ def _tagger():
 
 def _table():
     """Columns of ids and of numbers in one float table."""
-    table = tf.keras.Input((4,))
+    table = keras.Input((4,))
     embedded = _L.Flatten()(_L.Embedding(_WORDS, 3)(table[:, :2]))
-    return tf.keras.Model(table, _L.Dense(CLASSES)(_L.Concatenate()([embedded, table[:, 2:]])))
+    return keras.Model(table, _L.Dense(CLASSES)(_L.Concatenate()([embedded, table[:, 2:]])))
 
 
 def _two_towers():
     """Keras' recommender: the product of a user's and a film's vector, and their biases."""
-    user, film = (tf.keras.Input((), dtype="int64", name=name) for name in ("user", "film"))
+    user, film = (keras.Input((), dtype="int64", name=name) for name in ("user", "film"))
     vectors = [_L.Embedding(7, 4)(one) for one in (user, film)]
     biases = [_L.Embedding(7, 1)(one) for one in (user, film)]
     match = tf.reduce_sum(vectors[0] * vectors[1], 1, keepdims=True) + biases[0] + biases[1]
-    return tf.keras.Model([user, film], tf.sigmoid(match))
+    return keras.Model([user, film], tf.sigmoid(match))
 
 
-class Tied(tf.keras.Model):
+class Tied(keras.Model):
     """Words in and words out by one matrix."""
 
     def __init__(self):
@@ -73,10 +74,10 @@ def _tied():
 
 
 def _shared():
-    first, second = tf.keras.Input((3,), dtype="int32"), tf.keras.Input((3,), dtype="int32")
+    first, second = keras.Input((3,), dtype="int32"), keras.Input((3,), dtype="int32")
     embedding = _L.Embedding(_WORDS, 3)
     joined = _L.Concatenate(axis=1)([embedding(first), embedding(second)])
-    return tf.keras.Model([first, second], _L.Dense(CLASSES)(_L.Flatten()(joined)))
+    return keras.Model([first, second], _L.Dense(CLASSES)(_L.Flatten()(joined)))
 
 
 def _case(model, inputs, build, x, y=None, **more):
@@ -93,7 +94,7 @@ CASES = (
         _text_classification,
         _IDS,
         yes_or_no(),
-        loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
         slow=True,
     ),
     _case("Embedding, Flatten, Dense", "int32 ids", _flat("int32"), _IDS.astype(np.int32), slow=True),

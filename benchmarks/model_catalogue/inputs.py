@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 from .case import CLASSES, EXAMPLES, Case, ids, labels, mlp, numbers, one_hot, sequential
 
-_L = tf.keras.layers
+_L = keras.layers
 _X, _Y = numbers(5), labels()
 _WEIGHTS = np.random.default_rng(0).uniform(0, 2, EXAMPLES).astype(np.float32)
 _OF_CLASSES = {0: 0.5, 1: 1.0, 2: 3.0}
 
 
-class Batches(tf.keras.utils.Sequence):
+class Batches(keras.utils.PyDataset):
     """Batches of some rows."""
 
     def __init__(self, x, y, rows):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from .case import CLASSES, Case, ids, labels, mlp, numbers, one_hot, sequential, yes_or_no
 
-_L, _LOSSES = tf.keras.layers, tf.keras.losses
+_L, _LOSSES = keras.layers, keras.losses
 
 
 def _per_example(labels, outputs):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
+import keras
 
 from .case import CLASSES, Case, labels, mlp, numbers, sequential
 
-_L = tf.keras.layers
+_L = keras.layers
 
 
 def _case(model, build, x=None, **more):

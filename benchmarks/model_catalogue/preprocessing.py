@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from .case import CLASSES, Case, ids, labels, numbers, sequential, yes_or_no
 
-_L = tf.keras.layers
+_L = keras.layers
 # What is adapted is adapted to these: public rows, not those that are fitted.
 _PUBLIC, _PUBLIC_IDS = numbers(5, seed=9), ids(9, 1, seed=9)
 _WORDS = np.array(["a", "b", "c", "d"])
@@ -37,16 +37,16 @@ def _texts():
 
 def _structured():
     """Keras' structured data classification: each column by its kind, in a dictionary."""
-    age, kind = tf.keras.Input((1,), name="age"), tf.keras.Input((1,), name="kind", dtype="int64")
+    age, kind = keras.Input((1,), name="age"), keras.Input((1,), name="kind", dtype="int64")
     scaled = _adapted(_L.Normalization(), _PUBLIC[:, :1])(age)
     coded = _adapted(_L.IntegerLookup(output_mode="one_hot"), _PUBLIC_IDS)(kind)
     above = _L.Dropout(0.5)(_L.Dense(8, "relu")(_L.concatenate([scaled, coded])))
-    return tf.keras.Model({"age": age, "kind": kind}, _L.Dense(1, "sigmoid")(above))
+    return keras.Model({"age": age, "kind": kind}, _L.Dense(1, "sigmoid")(above))
 
 
 def _crossed():
-    first, second = (tf.keras.Input((1,), dtype="int64") for _ in range(2))
-    return tf.keras.Model(
+    first, second = (keras.Input((1,), dtype="int64") for _ in range(2))
+    return keras.Model(
         [first, second], _L.Dense(CLASSES)(_L.HashedCrossing(6, output_mode="one_hot")((first, second)))
     )
 

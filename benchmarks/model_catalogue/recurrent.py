@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from .case import CLASSES, EXAMPLES, Case, ids, labels, numbers, sentences, sequential
 
-_L = tf.keras.layers
+_L = keras.layers
 _STEPS, _WIDTH, _WORDS = 4, 3, 7
 
 
@@ -19,16 +20,16 @@ def _masked(*layers):
 
 
 def _stateful():
-    inputs = tf.keras.Input(batch_shape=(EXAMPLES, _STEPS, _WIDTH))
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(_L.LSTM(3, stateful=True)(inputs)))
+    inputs = keras.Input(batch_shape=(EXAMPLES, _STEPS, _WIDTH))
+    return keras.Model(inputs, _L.Dense(CLASSES)(_L.LSTM(3, stateful=True)(inputs)))
 
 
 def _encoder_decoder():
     """Keras' sequence to sequence: the decoder begins in the encoder's state."""
-    source, target = tf.keras.Input((_STEPS, _WIDTH)), tf.keras.Input((_STEPS, 2))
+    source, target = keras.Input((_STEPS, _WIDTH)), keras.Input((_STEPS, 2))
     _, *state = _L.LSTM(3, return_state=True)(source)
     above, _, _ = _L.LSTM(3, return_sequences=True, return_state=True)(target, initial_state=state)
-    return tf.keras.Model([source, target], _L.Dense(CLASSES, "softmax")(above))
+    return keras.Model([source, target], _L.Dense(CLASSES, "softmax")(above))
 
 
 def _frames():

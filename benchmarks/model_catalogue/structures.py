@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from .case import CLASSES, NOT_TRAINED, Case, labels, mlp, numbers, sequential
 
-_L = tf.keras.layers
+_L = keras.layers
 _NARROW, _WIDE = numbers(3), numbers(4, 5)
 
 
 def _joined(inputs, parts):
     """Logits from two inputs of unequal shapes."""
     above = _L.Concatenate()([_L.Dense(4, "relu")(parts[0]), _L.Flatten()(_L.Dense(2)(parts[1]))])
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(above))
+    return keras.Model(inputs, _L.Dense(CLASSES)(above))
 
 
 def _two_inputs():
-    return tf.keras.Input((3,), name="narrow"), tf.keras.Input((4, 5), name="wide")
+    return keras.Input((3,), name="narrow"), keras.Input((4, 5), name="wide")
 
 
 def _listed():
@@ -37,38 +38,38 @@ def _in_a_dictionary():
 
 def _nested():
     narrow, wide = _two_inputs()
-    third = tf.keras.Input((3,), name="third")
+    third = keras.Input((3,), name="third")
     return _joined({"pair": [narrow, third], "wide": wide}, (_L.Add()([narrow, third]), wide))
 
 
 def _three_equal():
-    inputs = [tf.keras.Input((5,)) for _ in range(3)]
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(_L.Concatenate()([_L.Dense(3, "tanh")(one) for one in inputs])))
+    inputs = [keras.Input((5,)) for _ in range(3)]
+    return keras.Model(inputs, _L.Dense(CLASSES)(_L.Concatenate()([_L.Dense(3, "tanh")(one) for one in inputs])))
 
 
 def _siamese():
-    first, second = tf.keras.Input((5,)), tf.keras.Input((5,))
+    first, second = keras.Input((5,)), keras.Input((5,))
     tower = mlp(_L.Dense(4))
-    return tf.keras.Model([first, second], _L.Dense(CLASSES)(tf.abs(tower(first) - tower(second))))
+    return keras.Model([first, second], _L.Dense(CLASSES)(tf.abs(tower(first) - tower(second))))
 
 
 def _tickets():
     """The functional guide's model of tickets, with one of its outputs."""
-    title, body = (tf.keras.Input((None,), name=name, dtype="int64") for name in ("title", "body"))
-    tags = tf.keras.Input((4,), name="tags")
+    title, body = (keras.Input((None,), name=name, dtype="int64") for name in ("title", "body"))
+    tags = keras.Input((4,), name="tags")
     title_features = _L.LSTM(3)(_L.Embedding(9, 3)(title))
     body_features = _L.LSTM(2)(_L.Embedding(9, 3)(body))
     above = _L.concatenate([title_features, body_features, tags])
-    return tf.keras.Model([title, body, tags], _L.Dense(1, name="priority")(above))
+    return keras.Model([title, body, tags], _L.Dense(1, name="priority")(above))
 
 
 def _two_outputs():
-    inputs = tf.keras.Input((5,))
+    inputs = keras.Input((5,))
     shared = _L.Dense(6, "relu")(inputs)
-    return tf.keras.Model(inputs, [_L.Dense(CLASSES)(shared), _L.Dense(1)(shared)])
+    return keras.Model(inputs, [_L.Dense(CLASSES)(shared), _L.Dense(1)(shared)])
 
 
-class Subclassed(tf.keras.Model):
+class Subclassed(keras.Model):
     """Layers in attributes, lists and dictionaries; inputs by name."""
 
     def __init__(self):
@@ -196,7 +197,7 @@ CASES = (
     _case(
         "Sequential that is not built",
         "float32",
-        lambda: tf.keras.Sequential([_L.Dense(CLASSES)]),
+        lambda: keras.Sequential([_L.Dense(CLASSES)]),
         _FIVE,
         not_compared=NOT_TRAINED,
     ),
@@ -211,11 +212,11 @@ CASES = (
 
 
 def _named():
-    return tf.keras.Sequential([tf.keras.Input((5,), name="table"), _L.Dense(6, "relu"), _L.Dense(CLASSES)])
+    return keras.Sequential([keras.Input((5,), name="table"), _L.Dense(6, "relu"), _L.Dense(CLASSES)])
 
 
 def _operations():
-    inputs = tf.keras.Input((5,))
+    inputs = keras.Input((5,))
     above = _L.Lambda(lambda a: a / tf.norm(a, axis=-1, keepdims=True))(inputs)
     above = tf.nn.relu(_L.Dense(6)(above)) ** 2 + 0.5
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(tf.reshape(above, (-1, 6))))
+    return keras.Model(inputs, _L.Dense(CLASSES)(tf.reshape(above, (-1, 6))))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from .case import CLASSES, Case, labels, numbers
 
-_L, _SIDE = tf.keras.layers, 32
+_L, _SIDE = keras.layers, 32
 
 
 def _lively(base):
@@ -22,19 +22,19 @@ def _lively(base):
 
 
 def _mobile_net():
-    return tf.keras.applications.MobileNet((_SIDE, _SIDE, 3), alpha=0.25, include_top=False, weights=None)
+    return keras.applications.MobileNet((_SIDE, _SIDE, 3), alpha=0.25, include_top=False, weights=None)
 
 
 def _mobile_net_v2():
-    return tf.keras.applications.MobileNetV2((_SIDE, _SIDE, 3), alpha=0.35, include_top=False, weights=None)
+    return keras.applications.MobileNetV2((_SIDE, _SIDE, 3), alpha=0.35, include_top=False, weights=None)
 
 
 def _guide(base):
     """Keras' transfer learning guide: the base frozen, in inference, and a head."""
     _lively(base).trainable = False
-    inputs = tf.keras.Input((_SIDE, _SIDE, 3))
+    inputs = keras.Input((_SIDE, _SIDE, 3))
     above = base(_L.Rescaling(scale=1 / 127.5, offset=-1)(inputs), training=False)
-    return tf.keras.Model(inputs, _L.Dense(CLASSES)(_L.GlobalAveragePooling2D()(above)))
+    return keras.Model(inputs, _L.Dense(CLASSES)(_L.GlobalAveragePooling2D()(above)))
 
 
 def _fine_tuned(base, layers=6):

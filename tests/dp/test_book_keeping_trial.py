@@ -1,5 +1,6 @@
 """Layers whose rules hold are let through, whatever is frozen around them; the others are refused for what they do."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +13,7 @@ from .test_clipping import assert_same
 from .test_private_model import LOSS, B, N, private, tied
 from .test_training import CLASSES, WIDTH
 
-layers = tf.keras.layers
+layers = keras.layers
 TIME = 5
 
 
@@ -37,8 +38,8 @@ def tokens(n=8, time=TIME):
 def base(functional=True):
     if functional:
         given = layers.Input((WIDTH,))
-        return tf.keras.Model(given, layers.Dense(6)(layers.Dense(7, activation="tanh")(given)))
-    return tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(7, activation="tanh"), layers.Dense(6)])
+        return keras.Model(given, layers.Dense(6)(layers.Dense(7, activation="tanh")(given)))
+    return keras.Sequential([layers.Input((WIDTH,)), layers.Dense(7, activation="tanh"), layers.Dense(6)])
 
 
 def first_frozen(inner):
@@ -64,21 +65,21 @@ FREEZING = [first_frozen, last_marked_in_a_frozen_one, frozen_twice]
 def test_inner_models_frozen_in_part_are_what_keras_trains(freeze, functional, deep):
     inner = base(functional)
     if deep:
-        inner = tf.keras.Sequential([layers.Input((WIDTH,)), inner, layers.Dense(4)])
+        inner = keras.Sequential([layers.Input((WIDTH,)), inner, layers.Dense(4)])
     freeze(inner)
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), inner, layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((WIDTH,)), inner, layers.Dense(CLASSES)])
     assert_same(model, table())
     assert tried(model, table()) > 0
 
 
 def test_a_frozen_recurrent_layer_needs_no_rule_for_its_cell():
-    model = tf.keras.Sequential(
+    model = keras.Sequential(
         [layers.Input((TIME, 4)), layers.RNN(layers.LSTMCell(3), trainable=False), layers.Dense(CLASSES)]
     )
     assert tried(model, sequences()) > 0
 
 
-class Loop(tf.keras.Model):
+class Loop(keras.Model):
     """Runs a layer over time in a loop of the graph."""
 
     def __init__(self):
@@ -136,7 +137,7 @@ class Positions(layers.Layer):
 
 
 def positioned(time, per_example):
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [layers.Input((time,)), Positions(time, per_example), layers.Flatten(), layers.Dense(CLASSES)]
     )
 
@@ -161,7 +162,7 @@ def test_positions_with_a_row_per_example_are_let_through():
 
 
 def test_time_folded_into_the_batch_is_called_so():
-    model = tf.keras.Sequential(
+    model = keras.Sequential(
         [layers.Input((TIME, 4)), layers.TimeDistributed(layers.Dense(2, name="in")), layers.Flatten(), layers.Dense(3)]
     )
     with pytest.raises(InputError, match=r"Layer 'in' is called with 40 rows for a batch of 8: TimeDistributed folds"):
@@ -175,7 +176,7 @@ def test_tied_weights_are_not_said_to_mix_examples():
     assert "unknown_layers='slow'" in str(refused.value)
 
 
-class Detour(tf.keras.Model):
+class Detour(keras.Model):
     """Computes in Python between two layers."""
 
     def __init__(self):

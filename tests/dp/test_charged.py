@@ -1,8 +1,8 @@
 """A fit that is charged to a ledger before its first draw, or refused."""
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import ChargedTo, StopBeforeBudget
@@ -78,7 +78,7 @@ def test_a_fit_that_is_stopped_keeps_its_charge(ledger):
         raise KeyboardInterrupt
 
     wrapped = model()
-    stopper = tf.keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    stopper = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
     with pytest.raises(KeyboardInterrupt):
         wrapped.fit(*dataset(N), B, callbacks=[ChargedTo(ledger, "run"), stopper], verbose=0)
     assert wrapped.phases()[0].steps == 1

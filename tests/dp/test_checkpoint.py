@@ -6,6 +6,7 @@ import os
 import stat
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -40,7 +41,7 @@ def test_a_resumed_run_goes_where_an_uninterrupted_one_goes(optimizer, tmp_path)
     """Every example in every batch, and no noise: nothing depends on the seed."""
     whole, first = (model(3, noise_multiplier=0.0, optimizer=optimizer()) for _ in range(2))
     first.model.set_weights(whole.model.get_weights())
-    slower = tf.keras.callbacks.LearningRateScheduler(lambda epoch: 0.3 / (epoch + 1))
+    slower = keras.callbacks.LearningRateScheduler(lambda epoch: 0.3 / (epoch + 1))
     callbacks = [] if isinstance(optimizer().get_config()["learning_rate"], dict) else [slower]
     for wrapped, epochs in ((whole, 5), (first, 3)):
         wrapped.fit(X, Y, N, epochs=epochs, callbacks=callbacks, verbose=0)
@@ -144,7 +145,7 @@ def test_a_fit_that_is_killed_is_taken_up_at_its_last_epoch(tmp_path):
             raise KeyboardInterrupt
 
     first = model(3)
-    killing = tf.keras.callbacks.LambdaCallback(on_train_batch_end=kill)
+    killing = keras.callbacks.LambdaCallback(on_train_batch_end=kill)
     with pytest.raises(KeyboardInterrupt):
         first.fit(X, Y, B, epochs=4, callbacks=[SaveCheckpoint(path), killing], verbose=0)
     assert [phase.steps for phase in first.phases()] == [12]
@@ -273,12 +274,12 @@ def test_pickled_objects_are_not_read(tmp_path):
 OTHERS = {
     "wider": ({"model": lambda: linear(WIDTH + 1)}, "weights that do not fit"),
     "deeper": (
-        {"model": lambda: tf.keras.Sequential([*linear().layers, tf.keras.layers.Dense(3)])},
+        {"model": lambda: keras.Sequential([*linear().layers, keras.layers.Dense(3)])},
         "holds 2 weights, and this model has 4",
     ),
-    "another optimizer": ({"optimizer": lambda: tf.keras.optimizers.Adam(0.1)}, "is of the optimizer SGD, got Adam"),
+    "another optimizer": ({"optimizer": lambda: keras.optimizers.Adam(0.1)}, "is of the optimizer SGD, got Adam"),
     "an average": (
-        {"optimizer": lambda: tf.keras.optimizers.SGD(0.5, use_ema=True)},
+        {"optimizer": lambda: keras.optimizers.SGD(0.5, use_ema=True)},
         "holds 3 variables of SGD, and this model has 5",
     ),
 }
@@ -340,7 +341,7 @@ def test_a_checkpoint_goes_on_under_a_strategy(tmp_path):
     made = []
     for seed in (3, 4):
         with strategy.scope():
-            made.append(model(seed, optimizer=tf.keras.optimizers.Adam(0.1)))
+            made.append(model(seed, optimizer=keras.optimizers.Adam(0.1)))
         if seed == 4:
             made[1].restore_checkpoint(path)
             assert np.array_equal(weights_of(made[1].model), weights_of(made[0].model))
@@ -351,22 +352,22 @@ def test_a_checkpoint_goes_on_under_a_strategy(tmp_path):
 
 
 def with_a_head(base):
-    return tf.keras.Sequential([tf.keras.Input((WIDTH,)), base, tf.keras.layers.Dense(3)])
+    return keras.Sequential([keras.Input((WIDTH,)), base, keras.layers.Dense(3)])
 
 
 def test_layers_that_are_frozen_on_resuming_keep_their_past(tmp_path):
     """They were trained under DP where the checkpoint came from; another head on them begins from that."""
 
     def stacked(trainable):
-        base = tf.keras.Sequential([tf.keras.Input((WIDTH,)), tf.keras.layers.Dense(4, trainable=trainable)])
+        base = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(4, trainable=trainable)])
         return base, with_a_head(base)
 
     _, both = stacked(True)
-    first = model(3, model=both, optimizer=tf.keras.optimizers.legacy.SGD(0.1))
+    first = model(3, model=both, optimizer=keras.optimizers.legacy.SGD(0.1))
     first.fit(X, Y, B, verbose=0)
     first.save_checkpoint(tmp_path / "run.npz")
     base, head = stacked(False)
-    resumed(tmp_path / "run.npz", model=head, optimizer=tf.keras.optimizers.legacy.SGD(0.1))
+    resumed(tmp_path / "run.npz", model=head, optimizer=keras.optimizers.legacy.SGD(0.1))
     with pytest.warns(UserWarning, match="was fitted under differential privacy before"):
         other = model(5, model=with_a_head(base))
     assert other.phases() == first.phases()

@@ -1,5 +1,6 @@
 """Book-keeping against back-propagation of one example at a time, on random models of every known layer."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +13,7 @@ from tfprivacy_lab.dp.clipping import BookKeeping, clip_factors, clipped_sum_exa
 
 pytestmark = pytest.mark.usefixtures("operations")
 
-layers = tf.keras.layers
+layers = keras.layers
 BATCH, CLASSES = 4, 3
 QUICK = settings(
     max_examples=25,
@@ -24,7 +25,7 @@ THOROUGH = settings(QUICK, max_examples=300)
 
 
 def cross_entropy(labels, outputs):
-    return tf.keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+    return keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
 
 
 def one_by_one(model, x, y, weights, l2_norm_clip, loss=cross_entropy):
@@ -114,7 +115,7 @@ def image_models(draw):
         "instance": [layers.GroupNormalization(-1)],
     }[norm]
     stack += [layers.Activation("tanh"), layers.Conv2D(2, 2, padding="same", use_bias=draw(st.booleans()))]
-    return tf.keras.Sequential(head(*stack)), (BATCH, height, width, channels)
+    return keras.Sequential(head(*stack)), (BATCH, height, width, channels)
 
 
 def check_image_model(built, seed):
@@ -157,7 +158,7 @@ def sequence_models(draw):
             stack.append(layers.EinsumDense("btd,tde->bte", (length, width)))
     if draw(st.booleans()):
         stack.append(layers.LayerNormalization())
-    return tf.keras.Sequential(head(*stack)), (BATCH, length)
+    return keras.Sequential(head(*stack)), (BATCH, length)
 
 
 def check_sequence_model(built, seed):
@@ -186,13 +187,13 @@ def images(*shape, seed=0):
 @pytest.mark.parametrize(("channels", "filters", "groups", "dilation"), [(4, 6, 2, 1), (9, 9, 3, (2, 1)), (3, 3, 3, 1)])
 def test_convolutions_in_groups(channels, filters, groups, dilation):
     stack = [layers.Input((6, 7, channels)), layers.Conv2D(filters, (3, 2), groups=groups, dilation_rate=dilation)]
-    assert_same(tf.keras.Sequential(head(*stack)), images(BATCH, 6, 7, channels))
+    assert_same(keras.Sequential(head(*stack)), images(BATCH, 6, 7, channels))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, -1])
 def test_group_normalisation(groups):
     stack = [layers.Input((4, 5, 6)), layers.GroupNormalization(groups), layers.Activation("tanh")]
-    assert_same(tf.keras.Sequential(head(*stack)), images(BATCH, 4, 5, 6))
+    assert_same(keras.Sequential(head(*stack)), images(BATCH, 4, 5, 6))
 
 
 def test_one_layer_used_several_times():
@@ -200,7 +201,7 @@ def test_one_layer_used_several_times():
     convolution, dense = layers.Conv2D(2, 3, padding="same", activation="tanh"), layers.Dense(6, "tanh")
     above = layers.Flatten()(convolution(convolution(x) + x))
     above = layers.Dense(6)(above)
-    model = tf.keras.Model(x, layers.Dense(CLASSES)(dense(dense(dense(above)))))
+    model = keras.Model(x, layers.Dense(CLASSES)(dense(dense(dense(above)))))
     assert_same(model, images(BATCH, 5, 5, 2))
 
 
@@ -208,7 +209,7 @@ def test_shared_embedding_normalisation_and_two_inputs():
     one, other = layers.Input((3,)), layers.Input((4,))
     embedding, normal = layers.Embedding(5, 4), layers.LayerNormalization()
     parts = [layers.GlobalAveragePooling1D()(normal(embedding(tokens))) for tokens in (one, other)]
-    model = tf.keras.Model([one, other], layers.Dense(CLASSES)(layers.Concatenate()(parts)))
+    model = keras.Model([one, other], layers.Dense(CLASSES)(layers.Concatenate()(parts)))
     rng = np.random.default_rng(0)
     assert_same(model, [rng.integers(0, 5, (BATCH, 3)), rng.integers(0, 5, (BATCH, 4))])
 
@@ -218,18 +219,18 @@ def test_attention_under_a_mask_of_padding_tokens():
     embedded = layers.Embedding(7, 4, mask_zero=True)(tokens)
     attended = layers.MultiHeadAttention(2, 3)(embedded, embedded)
     pooled = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(attended + embedded))
-    model = tf.keras.Model(tokens, layers.Dense(CLASSES)(pooled))
+    model = keras.Model(tokens, layers.Dense(CLASSES)(pooled))
     x = np.random.default_rng(0).integers(1, 7, (BATCH, 6))
     x[:, 4:] = 0
     assert_same(model, x)
 
 
 def test_nested_models_frozen_layers_and_weights_that_do_nothing():
-    inner = tf.keras.Sequential([layers.Input((6,)), layers.Dense(5, "tanh"), layers.Dense(4, trainable=False)])
+    inner = keras.Sequential([layers.Input((6,)), layers.Dense(5, "tanh"), layers.Dense(4, trainable=False)])
     unused = layers.Dense(2)
     x = layers.Input((6,))
     hidden = inner(x)
-    model = tf.keras.Model(x, [layers.Dense(CLASSES)(hidden), unused(hidden)])
+    model = keras.Model(x, [layers.Dense(CLASSES)(hidden), unused(hidden)])
     whole = lambda labels, outputs: cross_entropy(labels, outputs[0])  # noqa: E731
     assert_same(model, images(BATCH, 6), loss=whole)
     found, _ = by_book_keeping(model, images(BATCH, 6), np.zeros(BATCH, int), np.ones(BATCH), 1.0, whole)
@@ -239,11 +240,11 @@ def test_nested_models_frozen_layers_and_weights_that_do_nothing():
 
 
 LOSSES = {
-    "squares": (tf.keras.losses.mean_squared_error, "float"),
-    "absolute": (tf.keras.losses.MeanAbsoluteError(reduction="none"), "float"),
-    "Huber": (tf.keras.losses.Huber(0.3, reduction="none"), "float"),
-    "categorical": (tf.keras.losses.CategoricalCrossentropy(True, 0.1, reduction="none"), "one-hot"),
-    "binary": (tf.keras.losses.BinaryCrossentropy(True, reduction="none"), "one-hot"),
+    "squares": (keras.losses.mean_squared_error, "float"),
+    "absolute": (keras.losses.MeanAbsoluteError(reduction="none"), "float"),
+    "Huber": (keras.losses.Huber(0.3, reduction="none"), "float"),
+    "categorical": (keras.losses.CategoricalCrossentropy(True, 0.1, reduction="none"), "one-hot"),
+    "binary": (keras.losses.BinaryCrossentropy(True, reduction="none"), "one-hot"),
 }
 
 
@@ -252,7 +253,7 @@ def test_losses(loss, labels):
     rng = np.random.default_rng(3)
     y = np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, BATCH)] if labels == "one-hot" else None
     y = rng.normal(size=(BATCH, CLASSES)).astype(np.float32) if y is None else y
-    model = tf.keras.Sequential([layers.Input((4,)), layers.Dense(5, "tanh"), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((4,)), layers.Dense(5, "tanh"), layers.Dense(CLASSES)])
     assert_same(model, images(BATCH, 4), loss=loss, y=y)
 
 
@@ -267,13 +268,13 @@ WIDE = {
 @pytest.mark.parametrize("stack", WIDE.values(), ids=WIDE.keys())
 def test_every_way_to_a_norm(stack):
     """Ghost norms and per-example gradients, on both sides of the switch."""
-    model = tf.keras.Sequential(head(*stack))
+    model = keras.Sequential(head(*stack))
     assert_same(model, images(BATCH, *model.input_shape[1:]))
 
 
 def test_large_layers_never_have_a_gradient_an_example():
     """Through the graph: no tensor has a batch of kernels."""
-    model = tf.keras.Sequential([layers.Input((50, 400)), layers.Dense(300), layers.Flatten(), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((50, 400)), layers.Dense(300), layers.Flatten(), layers.Dense(CLASSES)])
 
     @tf.function
     def summed(x, y):
@@ -293,8 +294,8 @@ def test_large_layers_never_have_a_gradient_an_example():
 def test_no_clipped_gradient_is_longer_than_the_norm(method, size):
     """Each example's part of the sum, alone, measured in float64; kernels with positions that cancel as well."""
     rng = np.random.default_rng(0)
-    convolutional = tf.keras.Sequential(head(layers.Input((8, 8, 9)), layers.Conv2D(12, 3, activation="tanh")))
-    positions = tf.keras.Sequential(
+    convolutional = keras.Sequential(head(layers.Input((8, 8, 9)), layers.Conv2D(12, 3, activation="tanh")))
+    positions = keras.Sequential(
         [layers.Input((30, 200)), layers.Dense(400), layers.GlobalAveragePooling1D(), layers.Dense(3)]
     )
     for model in (convolutional, positions):
@@ -316,7 +317,7 @@ def test_no_clipped_gradient_is_longer_than_the_norm(method, size):
 def test_a_clipped_gradient_is_no_longer_than_the_norm_by_one_rounding(method):
     """In float64 and against C itself: a norm that was rounded down must not let the sum pass it."""
     rng = np.random.default_rng(5)
-    model = tf.keras.Sequential([layers.Input((40,)), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((40,)), layers.Dense(CLASSES)])
     x = rng.normal(size=(60, 40)).astype(np.float32)
     for i in range(60):
         weights = np.where(np.arange(60) == i, 1e5, 0.0)
@@ -327,7 +328,7 @@ def test_a_clipped_gradient_is_no_longer_than_the_norm_by_one_rounding(method):
 
 
 def test_examples_without_a_finite_gradient_take_no_part():
-    model = tf.keras.Sequential(head(layers.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.GroupNormalization(3)))
+    model = keras.Sequential(head(layers.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.GroupNormalization(3)))
     x, y = images(5, 6, 6, 2), np.arange(5) % CLASSES
     expected, _ = by_book_keeping(model, x[:3], y[:3], np.ones(3), 1.0)
     x[3], x[4] = np.inf, np.nan
@@ -347,7 +348,7 @@ def test_factors_by_hand():
 
 
 def test_example_by_example_is_the_same_for_layers_without_a_rule():
-    model = tf.keras.Sequential([layers.Input((5, 3)), layers.LSTM(4), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((5, 3)), layers.LSTM(4), layers.Dense(CLASSES)])
     x, y, weights = images(BATCH, 5, 3), np.arange(BATCH) % CLASSES, np.float32([0, 1, 2, 0.5])
     expected, norms = one_by_one(model, x, y, weights, 0.3)
     found, found_norms, losses = clipped_sum_example_by_example(
@@ -380,10 +381,10 @@ UNKNOWN = {
 @pytest.mark.parametrize(("stack", "named"), UNKNOWN.values(), ids=UNKNOWN.keys())
 def test_trainable_layers_without_a_rule_are_refused_by_name(stack, named):
     with pytest.raises(InputError, match="the fast engine has no rule for it") as refusal:
-        BookKeeping(tf.keras.Sequential([*stack(), layers.Dense(3)]))
+        BookKeeping(keras.Sequential([*stack(), layers.Dense(3)]))
     if "lstm" not in named:
         assert f"Layer {named} is trainable" in str(refusal.value)
-    frozen = tf.keras.Sequential([*stack(), layers.Dense(3)])
+    frozen = keras.Sequential([*stack(), layers.Dense(3)])
     for layer in frozen.layers[:-1]:
         layer.trainable = False
     BookKeeping(frozen)
@@ -395,13 +396,13 @@ def test_what_mixes_examples_or_belongs_to_none_is_refused():
         (layers.Dense(3, activity_regularizer="l2", name="a"), "'a' has an activity_regularizer"),
     ):
         with pytest.raises(InputError, match=said):
-            BookKeeping(tf.keras.Sequential([layers.Input((4,)), layer, layers.Dense(3)]))
+            BookKeeping(keras.Sequential([layers.Input((4,)), layer, layers.Dense(3)]))
     with pytest.raises(InputError, match="dtype float64; the fast engine computes in float32"):
-        BookKeeping(tf.keras.Sequential([layers.Input((4,)), layers.Dense(3, dtype="float64")]))
+        BookKeeping(keras.Sequential([layers.Input((4,)), layers.Dense(3, dtype="float64")]))
 
 
 def test_the_model_is_left_as_it_was():
-    model = tf.keras.Sequential([layers.Input((4,)), layers.Dense(5, "relu"), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((4,)), layers.Dense(5, "relu"), layers.Dense(CLASSES)])
     x = images(BATCH, 4)
     before = model(x).numpy()
 
@@ -413,5 +414,5 @@ def test_the_model_is_left_as_it_was():
         BookKeeping(model).gradients(stop)
     by_book_keeping(model, x, np.zeros(BATCH, int), np.ones(BATCH), 1.0)
     assert all("call" not in vars(layer) for layer in model.layers)
-    assert model.layers[0].activation is tf.keras.activations.relu
+    assert model.layers[0].activation is keras.activations.relu
     assert np.array_equal(model(x).numpy(), before)

@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,7 +21,7 @@ REFUSED = {
     "no optimizer": ({"optimizer": 7}, "got 7"),
     "an optimizer of TF1": ({"optimizer": tf.compat.v1.train.GradientDescentOptimizer(0.1)}, "GradientDescent"),
     "a scaled loss": (
-        {"optimizer": tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.SGD())},
+        {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
         "LossScaleOptimizer",
     ),
     "an unknown metric": ({"metrics": ["accuracy", "acuracy"]}, "metrics to be .*got 'acuracy'"),
@@ -52,7 +53,7 @@ def test_a_batch_is_tested_and_predicted():
 def test_one_callback_needs_no_list():
     seen = []
     wrapped = private()
-    wrapped.fit(*dataset(N), B, callbacks=tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(1)))
+    wrapped.fit(*dataset(N), B, callbacks=keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(1)))
     assert seen == [1]
     with pytest.raises(InputError, match="Keras callbacks, got 3"):
         wrapped.fit(*dataset(N), B, callbacks=[3], verbose=0)
@@ -82,12 +83,12 @@ def test_a_delta_that_allows_publishing_a_record_is_told():
         private(noise_multiplier=1.0, delta=1e-3).fit(x, y, B, verbose=0)
 
 
-class OwnStep(tf.keras.Model):
+class OwnStep(keras.Model):
     def train_step(self, data):
         return {}
 
 
-class OwnLoss(tf.keras.Model):
+class OwnLoss(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
         return 0.0
 

@@ -1,5 +1,6 @@
 """The fast engine against the reference one, on random models of every layer that the fast one knows."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,7 +18,7 @@ from .test_training import NO_NOISE
 
 pytestmark = pytest.mark.usefixtures("operations")
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 def by_reference(model, x, y, weights, l2_norm_clip):
@@ -45,7 +46,7 @@ def models(draw):
         embedding(sentence)
     )
     pooled = layers.GlobalAveragePooling1D()(shared(shared(tokens)))
-    model = tf.keras.Model([picture, sentence], layers.Dense(CLASSES)(layers.Concatenate()([shared(above), pooled])))
+    model = keras.Model([picture, sentence], layers.Dense(CLASSES)(layers.Concatenate()([shared(above), pooled])))
     return model, (BATCH, height, width, channels)
 
 
@@ -80,7 +81,7 @@ def test_engines_give_the_same_sum_on_many(built, seed):
 
 def test_the_reference_engine_refuses_what_its_jacobian_gets_wrong():
     """In groups, TensorFlow's Jacobian is wrong, or stops; the refusal can go when this fails."""
-    model = tf.keras.Sequential([layers.Input((3, 4, 4)), layers.Conv2D(4, 2, groups=2), layers.Flatten()])
+    model = keras.Sequential([layers.Input((3, 4, 4)), layers.Conv2D(4, 2, groups=2), layers.Flatten()])
     model.add(layers.Dense(CLASSES))
     rng = np.random.default_rng(0)
     x, y = tf.constant(rng.normal(size=(BATCH, 3, 4, 4)), tf.float32), rng.integers(0, CLASSES, BATCH)

@@ -1,5 +1,6 @@
 """What is taken for examples, and what is refused: batches that pass as examples would make n and the unit wrong."""
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from scipy import sparse
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import example_arrays, example_sources
 
-layers = tf.keras.layers
+layers = keras.layers
 Dataset = tf.data.Dataset
 X = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
 Y = np.arange(12) % 3
@@ -17,14 +18,14 @@ Y = np.arange(12) % 3
 
 def sequence_model():
     """Takes (n, time, 5): a batch of examples (n, 5) looks like one example of it."""
-    return tf.keras.Sequential([layers.Input((None, 5)), layers.Dense(3)])
+    return keras.Sequential([layers.Input((None, 5)), layers.Dense(3)])
 
 
 def row_model():
-    return tf.keras.Sequential([layers.Input((5,)), layers.Dense(3)])
+    return keras.Sequential([layers.Input((5,)), layers.Dense(3)])
 
 
-class Unbuilt(tf.keras.Model):
+class Unbuilt(keras.Model):
     """Whose inputs nobody declared."""
 
     def __init__(self):
@@ -99,7 +100,7 @@ def test_single_examples_are_read_as_they_are(dataset, model, shapes):
     assert [array.shape for array in tf.nest.flatten(found)] == shapes
 
 
-class Items(tf.keras.utils.Sequence):
+class Items(keras.utils.PyDataset):
     def __init__(self, *items):
         super().__init__()
         self.items = items
@@ -176,7 +177,7 @@ def test_structures_keep_their_shape_and_lists_are_tuples():
 def test_single_examples_of_a_sequence_are_told_by_the_models_inputs(weights):
     """Tokens with a label each: twelve examples of five tokens, not sixty examples."""
     tokens, labels = X.astype(np.int64) % 7, X.astype(np.int64) % 3
-    model = tf.keras.Sequential([layers.Input((5,)), layers.Embedding(7, 2), layers.Dense(3)])
+    model = keras.Sequential([layers.Input((5,)), layers.Embedding(7, 2), layers.Dense(3)])
     single = Items(*((t, one, *weights) for t, one in zip(tokens, labels, strict=True)))
     batches = Items((tokens[:7], labels[:7], *weights), (tokens[7:], labels[7:], *weights))
     for sequence in (single, batches):

@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +14,7 @@ from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example
 from .test_private_model import LOSS, B, N, dataset, private, weights_of
 from .test_training import CLASSES, WIDTH
 
-layers = tf.keras.layers
+layers = keras.layers
 ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])
 
 
@@ -77,7 +78,7 @@ class NotedInTrained(layers.Layer):
 
 
 def stacked(layer):
-    return tf.keras.Sequential([layers.Input((WIDTH,)), layer, layers.Dense(CLASSES)])
+    return keras.Sequential([layers.Input((WIDTH,)), layer, layers.Dense(CLASSES)])
 
 
 MIXERS = [StopMean, StopMeanAlways, StopFirst, WholeMean, OneInTen]
@@ -160,7 +161,7 @@ def test_random_layers_are_let_through(layer):
 
 @pytest.mark.parametrize("layer", PICTURES.values(), ids=PICTURES.keys())
 def test_random_pictures_are_let_through(layer):
-    model = tf.keras.Sequential([layers.Input((6, 6, 3)), layer(), layers.Flatten(), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((6, 6, 3)), layer(), layers.Flatten(), layers.Dense(CLASSES)])
     x = np.random.default_rng(0).random((4, 6, 6, 3), np.float32)
     check_gradients_are_per_example(model, *losses_and_batch(model, (x, np.arange(4) % CLASSES)))
 
@@ -168,7 +169,7 @@ def test_random_pictures_are_let_through(layer):
 def test_random_recurrent_and_attending_layers_are_let_through():
     x = layers.Input((5, 4))
     attended = layers.MultiHeadAttention(2, 3, dropout=0.3)(x, x)
-    model = tf.keras.Model(x, layers.Dense(CLASSES)(layers.LSTM(3, dropout=0.3, recurrent_dropout=0.2)(attended)))
+    model = keras.Model(x, layers.Dense(CLASSES)(layers.LSTM(3, dropout=0.3, recurrent_dropout=0.2)(attended)))
     given = np.random.default_rng(0).normal(size=(4, 5, 4)).astype(np.float32)
     check_gradients_are_per_example(model, *losses_and_batch(model, (given, np.arange(4) % CLASSES)))
 
@@ -193,7 +194,7 @@ def test_the_trial_leaves_no_trace_in_what_is_drawn_later():
     jitter = stacked(Jitter())
 
     def drawn(tried):
-        tf.keras.utils.set_random_seed(11)
+        keras.utils.set_random_seed(11)
         jitter.layers[0].generator.reset_from_seed(4)
         tf.random.uniform(())
         if tried:
@@ -308,7 +309,7 @@ def test_what_meets_at_the_height_that_fit_computes_is_found():
         private(stacked(FixedHeight())).fit(*dataset(N), B, physical_batch_size=5, steps_per_epoch=1, verbose=0)
 
 
-class Table(tf.keras.Model):
+class Table(keras.Model):
     """Ids in a column of a table of real numbers; others in between are none."""
 
     def __init__(self, limit):
@@ -389,7 +390,7 @@ OVER_TIME = {
 @pytest.mark.parametrize("time", [5, None])
 @pytest.mark.parametrize("layer", OVER_TIME.values(), ids=OVER_TIME.keys())
 def test_layers_that_run_over_time_are_let_through(layer, time):
-    model = tf.keras.Sequential([layers.Input((time, 4)), layer(), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((time, 4)), layer(), layers.Dense(CLASSES)])
     check(model, np.random.default_rng(0).normal(size=(8, 5, 4)).astype(np.float32))
 
 
@@ -404,7 +405,7 @@ def test_what_differs_in_training_alone_is_let_through():
     check(stacked(ByTraining()), dataset(N)[0][:8])
 
 
-class FromPython(tf.keras.Model):
+class FromPython(keras.Model):
     """Takes a tensor's value, which a graph has not."""
 
     def __init__(self):
@@ -501,7 +502,7 @@ def test_training_tries_a_model_once(engine, monkeypatch):
 def test_examples_kept_in_a_lookup_table_are_refused(kind):
     """A table is saved with the weights, and is no variable."""
 
-    class Keeps(tf.keras.layers.Layer):
+    class Keeps(keras.layers.Layer):
         def __init__(self):
             super().__init__()
             make = tf.lookup.experimental.MutableHashTable if kind == "mutable" else dense_table
@@ -511,7 +512,7 @@ def test_examples_kept_in_a_lookup_table_are_refused(kind):
             self.table.insert(tf.range(tf.shape(inputs)[0], dtype=tf.int64), inputs)
             return inputs
 
-    model = tf.keras.Sequential([tf.keras.Input((WIDTH,)), Keeps(), tf.keras.layers.Dense(CLASSES)])
+    model = keras.Sequential([keras.Input((WIDTH,)), Keeps(), keras.layers.Dense(CLASSES)])
     with pytest.raises(InputError, match="writes into a lookup table"):
         private(model).fit(*dataset(N), B, verbose=0)
 

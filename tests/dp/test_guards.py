@@ -1,5 +1,6 @@
 """Ways around the guarantee: noise drawn twice, norms that vanish, budgets undone, examples that meet or leak."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +16,7 @@ from .test_training import CLASSES, WIDTH
 
 pytestmark = pytest.mark.usefixtures("operations")
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
@@ -28,7 +29,7 @@ def test_calls_of_fit_do_not_share_noise(engine, compiled_again):
         wrapped.fit(x, y, B, steps_per_epoch=2, verbose=0)
         moves.append(wrapped.model.layers[0].kernel.numpy() - before)
         if compiled_again:
-            wrapped.compile(tf.keras.optimizers.SGD(0.5), LOSS)
+            wrapped.compile(keras.optimizers.SGD(0.5), LOSS)
     assert np.std(moves[0]) > 0.05
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert np.std(moves[a] - moves[b]) > 0.5 * np.std(moves[a])
@@ -48,14 +49,14 @@ def test_a_gradient_that_cancels_between_positions_is_clipped(method, scale):
     rng = np.random.default_rng(0)
     x = (255 + rng.uniform(-0.01, 0.01, (3, 16, 512))).astype(np.float32)
     upstream = tf.constant(scale * rng.normal(size=(16, 256)), tf.float32)
-    model = tf.keras.Sequential([layers.Input((16, 512)), layers.Dense(256, use_bias=False), Centred()])
+    model = keras.Sequential([layers.Input((16, 512)), layers.Dense(256, use_bias=False), Centred()])
     assert_bounded(model, x, lambda outputs: tf.reduce_sum(outputs * upstream, [1, 2]), method)
 
 
 @pytest.mark.parametrize("method", ["flat", "automatic"])
 def test_a_token_whose_gradients_cancel_is_clipped(method):
     upstream = tf.constant(1e4 * np.random.default_rng(1).normal(size=(40, 8)), tf.float32)
-    model = tf.keras.Sequential([layers.Input((40,), dtype="int32"), layers.Embedding(5, 8), Centred()])
+    model = keras.Sequential([layers.Input((40,), dtype="int32"), layers.Embedding(5, 8), Centred()])
     assert_bounded(model, np.zeros((3, 40), np.int32), lambda out: tf.reduce_sum(out * upstream, [1, 2]), method)
 
 
@@ -68,7 +69,7 @@ def test_many_positions_between_two_that_cancel(positions, width):
     x[0, :, 0] = np.sqrt(np.abs(products))
     upstream = np.zeros((1, positions, width), np.float32)
     upstream[0, :, 0] = products / x[0, :, 0]
-    model = tf.keras.Sequential([layers.Input((positions, width)), layers.Dense(width, use_bias=False)])
+    model = keras.Sequential([layers.Input((positions, width)), layers.Dense(width, use_bias=False)])
     for l2_norm_clip in (0.495, 1.0, 0.999 * 0.0375 * (positions - 2)):
         assert_bounded(model, x, lambda out: tf.reduce_sum(out * upstream, [1, 2]), "flat", l2_norm_clip)
 
@@ -79,7 +80,7 @@ def test_a_norm_of_many_small_weights_beside_large_ones_is_not_rounded_down():
     x, upstream = np.zeros((1, 70, 256), np.float32), np.zeros((1, 70, 256), np.float32)
     x[0, 0], upstream[0, 0] = 1.0, small
     x[0, 1, :16], upstream[0, 1, 0] = 1.0, 1.0
-    model = tf.keras.Sequential([layers.Input((70, 256)), layers.Dense(256, use_bias=False)])
+    model = keras.Sequential([layers.Input((70, 256)), layers.Dense(256, use_bias=False)])
     assert_bounded(model, x, lambda out: tf.reduce_sum(out * upstream, [1, 2]), "flat")
 
 
@@ -88,7 +89,7 @@ def test_many_tokens_between_two_that_cancel():
     gradients[0, :, 0] = 0.0375
     gradients[0, [0, -1], 0] = 2.0**20, -(2.0**20)
     upstream = tf.constant(gradients, tf.float32)
-    model = tf.keras.Sequential([layers.Input((1000,), dtype="int32"), layers.Embedding(5, 8)])
+    model = keras.Sequential([layers.Input((1000,), dtype="int32"), layers.Embedding(5, 8)])
     for l2_norm_clip in (1.0, 37.0):
         assert_bounded(
             model,
@@ -104,7 +105,7 @@ def test_many_tokens_between_two_that_cancel():
 def test_a_small_input_under_a_large_gradient_is_clipped(small, large, method):
     """The square of either is no float, and their product is 28."""
     x = np.full((1, 784), small, np.float32)
-    model = tf.keras.Sequential([layers.Input((784,)), layers.Dense(1, use_bias=False)])
+    model = keras.Sequential([layers.Input((784,)), layers.Dense(1, use_bias=False)])
     assert_bounded(model, x, lambda out: large * out[:, 0], method)
 
 
@@ -150,9 +151,9 @@ def test_no_step_outside_of_fit():
 
 def test_what_came_from_elsewhere_is_not_gone_on_with(tmp_path):
     x, y = dataset(N)
-    wrapped = private(noise_multiplier=2.0, optimizer=tf.keras.optimizers.SGD(0.5, 0.9))
+    wrapped = private(noise_multiplier=2.0, optimizer=keras.optimizers.SGD(0.5, 0.9))
     with pytest.raises(InputError, match="BackupAndRestore"):
-        wrapped.fit(x, y, B, callbacks=[tf.keras.callbacks.BackupAndRestore(tmp_path)], verbose=0)
+        wrapped.fit(x, y, B, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)], verbose=0)
     wrapped.fit(x, y, B, verbose=0)
     wrapped.fit(x, y, B, verbose=0)
     wrapped.optimizer.iterations.assign(3)
@@ -163,7 +164,7 @@ def test_what_came_from_elsewhere_is_not_gone_on_with(tmp_path):
 def test_layers_set_free_later_are_looked_at():
     x, y = dataset(N)
     frozen = layers.BatchNormalization(trainable=False)
-    wrapped = private(tf.keras.Sequential([layers.Input((WIDTH,)), frozen, layers.Dense(CLASSES)]))
+    wrapped = private(keras.Sequential([layers.Input((WIDTH,)), frozen, layers.Dense(CLASSES)]))
     wrapped.fit(x, y, B, verbose=0)
     frozen.trainable = True
     with pytest.raises(InputError, match="Other weights are trainable"):
@@ -186,19 +187,19 @@ class RunningMean(layers.Layer):
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_a_layer_that_writes_examples_down_is_refused(engine):
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), RunningMean(), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((WIDTH,)), RunningMean(), layers.Dense(CLASSES)])
     with pytest.raises(InputError, match="without noise"):
         private(model, noise_multiplier=1.0, engine=engine).fit(*dataset(N), B, verbose=0)
     assert not np.any(model.layers[0].seen.numpy())
 
 
-class ClassBalanced(tf.keras.losses.Loss):
+class ClassBalanced(keras.losses.Loss):
     """Divides by how many of the batch have the label."""
 
     def call(self, y_true, y_pred):
         label = tf.cast(tf.reshape(y_true, [-1]), tf.int64)
         same = tf.reduce_sum(tf.cast(label[:, tf.newaxis] == label, tf.float32), 1)
-        return tf.keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True) / same
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True) / same
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
@@ -214,7 +215,7 @@ def test_whole_numbers_that_meet_are_refused(engine):
         def call(self, inputs):
             return inputs - tf.reduce_mean(inputs, 0, keepdims=True)
 
-    model = tf.keras.Sequential(
+    model = keras.Sequential(
         [layers.Input((3,), dtype="int32"), layers.Embedding(9, 4), BatchCentred(), layers.Flatten(), layers.Dense(3)]
     )
     rng = np.random.default_rng(0)
@@ -228,7 +229,7 @@ def test_one_overflowing_example_leaves_no_trace(engine):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(N, WIDTH)).astype(np.float32), rng.normal(size=(N, 1)).astype(np.float32)
     x[5] = 3e38
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
+    model = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
     wrapped = private(model, loss="mse", noise_multiplier=0.5, engine=engine)
     wrapped.fit(x, y, B, epochs=3, verbose=0)
     assert np.isfinite(weights_of(model)).all()

@@ -1,5 +1,6 @@
 """For every structure of inputs that Keras takes, one row moves the noiseless sum by C at most."""
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from tfprivacy_lab.dp.sampling import PoissonSample
 from .test_private_model import LOSS, FixedDraws, private, weights_of
 from .test_training import CLASSES
 
-layers = tf.keras.layers
+layers = keras.layers
 N, B, C = 24, 6, 0.8
 SQUARED = {0: 0.25, 1: 4.0, 2: 0.0}
 OTHERS = [1, 4, 5, 11, 17]
@@ -20,7 +21,7 @@ WILD = N - 1
 SEED = next(seed for seed in range(100) if PoissonSample(N, B / N, seed).indices(0).size > len(OTHERS))
 
 
-class Nested(tf.keras.Model):
+class Nested(keras.Model):
     """Takes {"left": (a, b), "right": c}."""
 
     def __init__(self):
@@ -32,7 +33,7 @@ class Nested(tf.keras.Model):
         return self.head(tf.concat([a, b, c], 1))
 
 
-class FirstOfList(tf.keras.Model):
+class FirstOfList(keras.Model):
     """Takes a list and looks at its parts by place, as subclassed models do."""
 
     def __init__(self):
@@ -47,7 +48,7 @@ def functional(*widths, names=None):
     """One dense head over several inputs."""
     inputs = [layers.Input((w,), name=names[i] if names else None) for i, w in enumerate(widths)]
     joined = layers.Concatenate()(inputs) if len(inputs) > 1 else inputs[0]
-    return tf.keras.Model(inputs, layers.Dense(CLASSES)(joined))
+    return keras.Model(inputs, layers.Dense(CLASSES)(joined))
 
 
 def built(model, structure):
@@ -115,12 +116,12 @@ def test_one_row_moves_the_noiseless_sum_by_at_most_the_norm(structure, engine, 
     make, arrange = STRUCTURES[structure]
     parts, y = columns()
     x = arrange(*parts)
-    tf.keras.utils.set_random_seed(2)
+    keras.utils.set_random_seed(2)
     model = make(x)
     y[WILD] = np.argmin(model(tf.nest.map_structure(lambda a: a[WILD:], x))[0])
     if engine == "slow":  # a layer without a rule, that does nothing here, makes the model differentiate row by row
         model = with_unknown_layer(model, x)
-    wrapped = private(model, tf.keras.optimizers.SGD(1.0), l2_norm_clip=C, seed=SEED, **ENGINES[engine])
+    wrapped = private(model, keras.optimizers.SGD(1.0), l2_norm_clip=C, seed=SEED, **ENGINES[engine])
     start = model.get_weights()
     options = {"sampling": sampling, "physical_batch_size": physical}
     without, *others = (
@@ -142,7 +143,7 @@ class Shift(layers.Layer):
         return inputs + self.shift
 
 
-class Shifted(tf.keras.Model):
+class Shifted(keras.Model):
     """A model under a layer that book-keeping has no rule for."""
 
     def __init__(self, inner):
@@ -172,7 +173,7 @@ AS_GIVEN = {
 }
 
 
-class Batches(tf.keras.utils.Sequence):
+class Batches(keras.utils.PyDataset):
     """Batches of so many rows, the last one shorter; or single examples."""
 
     def __init__(self, x, y, rows):
@@ -193,7 +194,7 @@ def test_however_the_examples_are_given_training_is_the_same(given):
     (a, _, _), y = columns()
     after = []
     for x, labels in ((a, y), given(a, y)):
-        tf.keras.utils.set_random_seed(2)
+        keras.utils.set_random_seed(2)
         wrapped = private(functional(5))
         wrapped.fit(x, labels, batch_size=B, epochs=2, verbose=0)
         assert [phase.examples for phase in wrapped.phases()] == [N]
@@ -209,9 +210,9 @@ def test_class_weights_are_sample_weights():
     for labels, loss, options in (
         (y, LOSS, {"sample_weight": by_example**2}),
         (y, LOSS, {"class_weight": table, "sample_weight": by_example}),
-        (np.eye(CLASSES)[y], tf.keras.losses.CategoricalCrossentropy(from_logits=True), {"class_weight": SQUARED}),
+        (np.eye(CLASSES)[y], keras.losses.CategoricalCrossentropy(from_logits=True), {"class_weight": SQUARED}),
     ):
-        tf.keras.utils.set_random_seed(2)
+        keras.utils.set_random_seed(2)
         wrapped = private(functional(5), loss=loss)
         wrapped.fit(a, labels, batch_size=B, epochs=2, verbose=0, **options)
         after.append(weights_of(wrapped.model))

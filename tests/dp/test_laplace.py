@@ -2,6 +2,7 @@
 
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,13 +17,13 @@ from tfprivacy_lab.dp.sampling import PoissonBatches
 
 from .test_training import FixedBatches
 
-layers = tf.keras.layers
+layers = keras.layers
 WIDTH, CLASSES = 5, 3
 LEVEL = 1e-6
 
 
 def head(**options):
-    return tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, **options)])
+    return keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, **options)])
 
 
 def dataset(n, seed=0):
@@ -190,7 +191,7 @@ def test_one_example_moves_the_sum_by_at_most_the_clip():
     model, rate = head(kernel_initializer="zeros"), 100.0
     run, sums = LaplaceRun(n, 10, 0.05, 2 * trials), []
     optimizer = laplace.laplace_sgd_optimizer(run, LaplacePlan(10, 1, clip, rate), batches)
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
     model.compile(optimizer, loss)
     assert batches.accumulation_steps > 1
     drawn_noise = replay_uniforms(1, [(WIDTH, CLASSES), (CLASSES,)], 2 * trials)
@@ -208,10 +209,10 @@ def test_one_example_moves_the_sum_by_at_most_the_clip():
 
 def test_query_plugs_into_the_generic_optimizers_as_it_is():
     """Without laplace_sgd_optimizer, each result gets noise: more than needed under accumulation, never less."""
-    optimizer_class = dp_optimizer_keras.make_keras_generic_optimizer_class(tf.keras.optimizers.legacy.Adam)
+    optimizer_class = dp_optimizer_keras.make_keras_generic_optimizer_class(keras.optimizers.legacy.Adam)
     model = head()
     optimizer = optimizer_class(dp_sum_query=laplace.LaplaceSumQuery(1.0, 0.5, 3), num_microbatches=8)
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
     model.compile(optimizer, loss)
     before = model.get_weights()
     model.fit(*dataset(32), batch_size=8, verbose=0)
@@ -425,7 +426,7 @@ RUN, PLAN = LaplaceRun(12, 6, 2.0, 2), LaplacePlan(6, 1, 1.0, 0.1)
         ({"delta": 1.0}, "delta=1.0"),
         ({"seed": -1}, "seed=-1"),
         (
-            {"model": tf.keras.Sequential([layers.Input((WIDTH,)), layers.BatchNormalization(), layers.Dense(3)])},
+            {"model": keras.Sequential([layers.Input((WIDTH,)), layers.BatchNormalization(), layers.Dense(3)])},
             "mixes",
         ),
     ],

@@ -4,9 +4,9 @@ import gc
 import warnings
 import weakref
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import (
@@ -25,7 +25,7 @@ from tfprivacy_lab.dp.ledger import Ledger
 from .test_private_model import B, N, dataset, linear, private
 from .test_training import CLASSES, WIDTH
 
-layers = tf.keras.layers
+layers = keras.layers
 DELTA = 1e-3
 X, Y = dataset(N)
 AGAIN = "was fitted under differential privacy before, for 5 steps"
@@ -61,11 +61,11 @@ def test_wrapping_a_fitted_model_goes_on_from_its_epsilon():
 
 
 SHARED = {
-    "nested": (lambda model: tf.keras.Sequential([layers.Input((WIDTH,)), model, layers.Dense(3)]), True),
-    "its layer": (lambda model: tf.keras.Sequential([layers.Input((WIDTH,)), model.layers[0]]), True),
-    "functional": (lambda model: tf.keras.Model(model.input, layers.Dense(2)(model.output)), True),
-    "a copy": (tf.keras.models.clone_model, False),
-    "its input alone": (lambda model: tf.keras.Model(model.input, layers.Dense(2)(model.input)), False),
+    "nested": (lambda model: keras.Sequential([layers.Input((WIDTH,)), model, layers.Dense(3)]), True),
+    "its layer": (lambda model: keras.Sequential([layers.Input((WIDTH,)), model.layers[0]]), True),
+    "functional": (lambda model: keras.Model(model.input, layers.Dense(2)(model.output)), True),
+    "a copy": (keras.models.clone_model, False),
+    "its input alone": (lambda model: keras.Model(model.input, layers.Dense(2)(model.input)), False),
 }
 
 
@@ -81,9 +81,9 @@ def test_the_past_is_that_of_the_layers(build, shares):
 
 
 def test_layers_that_were_frozen_have_no_past():
-    backbone = tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(4)])
+    backbone = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(4)])
     backbone.trainable = False
-    heads = [tf.keras.Sequential([layers.Input((WIDTH,)), backbone, layers.Dense(CLASSES)]) for _ in range(2)]
+    heads = [keras.Sequential([layers.Input((WIDTH,)), backbone, layers.Dense(CLASSES)]) for _ in range(2)]
     fitted(heads[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -138,7 +138,7 @@ def test_a_past_keeps_no_model_alive():
     fitted(model)
     gone = weakref.ref(model)
     del model
-    tf.keras.backend.clear_session()
+    keras.backend.clear_session()
     gc.collect()
     assert gone() is None
     assert np.isfinite(cost(5))

@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,7 +17,7 @@ from .test_clipping import assert_same, head, images
 from .test_private_model import LOSS, B, N, dataset, linear, private, tied, weights_of
 from .test_training import CLASSES, NO_NOISE, WIDTH
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 @pytest.fixture
@@ -40,13 +41,13 @@ def channels_first():
 )
 def test_convolutions_with_channels_first(layer):
     """As many rows as channels in the first: a bias on the wrong axis would go unseen by its shape."""
-    model = tf.keras.Sequential(head(layers.Input((3, 6, 4)), layer(), layers.Activation("tanh")))
+    model = keras.Sequential(head(layers.Input((3, 6, 4)), layer(), layers.Activation("tanh")))
     assert_same(model, images(4, 3, 6, 4))
 
 
 @pytest.mark.usefixtures("channels_first")
 def test_a_model_with_channels_first_is_fitted():
-    model = tf.keras.Sequential(head(layers.Input((1, 5, 5)), layers.Conv2D(4, 3, data_format="channels_first")))
+    model = keras.Sequential(head(layers.Input((1, 5, 5)), layers.Conv2D(4, 3, data_format="channels_first")))
     wrapped, before = private(model), weights_of(model)
     wrapped.fit(images(N, 1, 5, 5), np.arange(N) % CLASSES, B, steps_per_epoch=1, verbose=0)
     assert wrapped.phases()[0].steps == 1
@@ -64,7 +65,7 @@ LABELS = {
         "Expected y to be labels that the loss takes: .*label value",
     ),
     "one-hot of too many": (
-        tf.keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
         np.eye(CLASSES + 1)[[0, 1, 2]],
         "Expected y to be labels that the loss takes",
     ),
@@ -89,14 +90,14 @@ def test_labels_that_would_stop_a_step_are_refused_before_the_first(loss, labels
 def test_labels_that_the_loss_ignores_and_whole_floats_are_taken():
     x, y = dataset(N)
     y = np.where(np.arange(N) % 5 == 0, -1, y).astype(np.float32)
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     wrapped = private(loss=loss)
     history = wrapped.fit(x, y, B, steps_per_epoch=1, verbose=0)
     assert wrapped.phases()[0].steps == 1
     assert np.isfinite(history.history["loss"]).all()
 
 
-SGD = tf.keras.optimizers.SGD
+SGD = keras.optimizers.SGD
 OPTIONS = {
     "weight_decay": lambda: SGD(0.5, weight_decay=0.1),
     "clipnorm": lambda: SGD(0.5, clipnorm=1.0),
@@ -116,7 +117,7 @@ def test_options_that_the_reference_engine_would_leave_undone_are_refused(option
 def test_engines_follow_a_learning_rate_that_a_callback_sets_and_count_steps():
     x, y = dataset(N)
     start, after = None, []
-    halved = tf.keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.3)
+    halved = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.3)
     for engine in ("fast", "reference"):
         wrapped = private(optimizer=SGD(0.5, 0.9), engine=engine, noise_multiplier=NO_NOISE)
         start = start or wrapped.model.get_weights()
@@ -152,7 +153,7 @@ def test_adaptive_clipping_under_a_strategy():
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
 def test_other_precisions_are_refused_by_name(policy, engine):
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, dtype=policy, name="wide")])
+    model = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, dtype=policy, name="wide")])
     with pytest.raises(InputError, match=rf"Layer 'wide' computes in .* \(policy '{policy}'\)"):
         private(model, engine=engine)
 
@@ -165,7 +166,7 @@ class Seen(layers.Layer):
         return inputs
 
 
-class Deep(tf.keras.Model):
+class Deep(keras.Model):
     """Subclassed, with a metric inside."""
 
     def __init__(self):
@@ -189,7 +190,7 @@ def test_a_subclassed_model_is_saved_without_what_it_saw(tmp_path):
     seen.update_state(3.0)
     wrapped.save(tmp_path / "model.keras")
     assert seen.count == 0
-    loaded = tf.keras.models.load_model(tmp_path / "model.keras", custom_objects={"Deep": Deep})
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Deep": Deep})
     np.testing.assert_allclose(loaded.dense.kernel, model.dense.kernel)
     wrapped.fit(x, y, B, steps_per_epoch=1, verbose=0)
 
@@ -208,9 +209,9 @@ def test_weights_used_outside_their_layer_are_trained_example_by_example():
 
 
 NO_MODELS = {
-    "text": (lambda: "model", "Expected model to be a tf.keras.Model, got str"),
-    "layer": (lambda: layers.Dense(3), "Expected model to be a tf.keras.Model, got Dense"),
-    "unbuilt": (lambda: tf.keras.Sequential([layers.Dense(3)]), "Expected model to be built"),
+    "text": (lambda: "model", "Expected model to be a keras.Model, got str"),
+    "layer": (lambda: layers.Dense(3), "Expected model to be a keras.Model, got Dense"),
+    "unbuilt": (lambda: keras.Sequential([layers.Dense(3)]), "Expected model to be built"),
     "frozen": (lambda: linear(trainable=False), "to have trainable weights, got none"),
 }
 
@@ -288,4 +289,4 @@ def test_epsilon_of_shuffled_batches_says_what_it_holds_for():
 
 
 def test_books_are_kept_for_known_layers_of_any_policy_that_computes_in_float32():
-    BookKeeping(tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, dtype="float32")]))
+    BookKeeping(keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, dtype="float32")]))

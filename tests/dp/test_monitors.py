@@ -2,16 +2,16 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import StopBeforeBudget
 
 from .test_private_model import B, N, dataset, private, weights_of
 
-callbacks_of_keras = tf.keras.callbacks
+callbacks_of_keras = keras.callbacks
 PUBLIC = dataset(20, seed=5)
 
 
@@ -173,7 +173,7 @@ def test_callbacks_see_no_training_figure_and_history_does():
 
 def test_a_metric_of_training_by_a_validation_figures_name_is_kept_back():
     looking = Looking()
-    wrapped = private(noise_multiplier=1.0, metrics=[tf.keras.metrics.SparseCategoricalAccuracy("val_private")])
+    wrapped = private(noise_multiplier=1.0, metrics=[keras.metrics.SparseCategoricalAccuracy("val_private")])
     _, history = fit(looking, wrapped=wrapped)
     assert "val_private" in history.history
     assert set(looking.seen["epoch"]) == {"epsilon"}

@@ -2,9 +2,9 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
 from tfprivacy_lab.dp.model_checks import check_model
@@ -14,7 +14,7 @@ from tfprivacy_lab.dp.private_scale import PrivateScale
 from .test_private_model import B, N, dataset, private, weights_of
 from .test_training import CLASSES, WIDTH
 
-layers = tf.keras.layers
+layers = keras.layers
 TABLE = np.random.default_rng(0).normal(size=(N, WIDTH)).astype(np.float32)
 WORDS = np.array([["a b"], ["b c"], ["c"]])
 NUMBERS = np.array([[3], [5], [5], [7]])
@@ -55,14 +55,14 @@ def behind(layer, shape, dtype):
     found = layer(given)
     if not found.dtype.is_floating:
         found = layers.GlobalAveragePooling1D()(layers.Embedding(20, 4)(found))
-    return tf.keras.Model(given, layers.Dense(CLASSES)(found))
+    return keras.Model(given, layers.Dense(CLASSES)(found))
 
 
 @pytest.mark.parametrize(("build", "shape", "dtype", "instead"), ADAPTED.values(), ids=ADAPTED.keys())
 def test_adapted_layers_are_warned_of_once_each_by_name_with_the_way_on(build, shape, dtype, instead):
     layer = build()
     model = behind(layer, shape, dtype)
-    nested = tf.keras.Sequential([model, layers.Dense(CLASSES)])
+    nested = keras.Sequential([model, layers.Dense(CLASSES)])
     nested(np.zeros((1, *shape), np.dtype(bytes) if dtype == "string" else dtype))
     for one in (model, nested):
         with warnings.catch_warnings(record=True) as said:
@@ -87,7 +87,7 @@ def test_what_is_given_as_an_argument_or_learns_nothing_is_not_warned_of(build, 
 def test_adapted_layers_are_found_again_in_a_loaded_model(tmp_path):
     model = behind(adapted(layers.IntegerLookup(), NUMBERS), (1,), "int64")
     model.save(tmp_path / "model.keras")
-    assert statistics_layers(tf.keras.models.load_model(tmp_path / "model.keras")) == statistics_layers(model) != []
+    assert statistics_layers(keras.models.load_model(tmp_path / "model.keras")) == statistics_layers(model) != []
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
@@ -107,7 +107,7 @@ def test_models_with_a_lookup_are_fitted(vocabulary, engine):
 def test_a_private_scale_goes_into_a_normalization_layer():
     x, y = dataset(N)
     mean, variance = PrivateScale(np.full(WIDTH, -4.0), np.full(WIDTH, 4.0), 1.0, N).release(x, seed=0)
-    model = tf.keras.Sequential(
+    model = keras.Sequential(
         [layers.Input((WIDTH,)), layers.Normalization(mean=mean, variance=variance), layers.Dense(CLASSES)]
     )
     np.testing.assert_allclose(model.layers[0](x), (x - mean) / np.sqrt(variance), rtol=1e-4, atol=1e-5)

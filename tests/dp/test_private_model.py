@@ -5,6 +5,7 @@ import sys
 import zipfile
 
 import dp_accounting
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,13 +20,13 @@ from tfprivacy_lab.dp.spending import Phase, epsilon_of
 
 from .test_training import CLASSES, WIDTH, dataset, gradient, initial_weights, size
 
-layers = tf.keras.layers
-LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+layers = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 N, B = 60, 12
 
 
 def linear(width=WIDTH, **dense):
-    return tf.keras.Sequential([layers.Input((width,)), layers.Dense(CLASSES, **dense)])
+    return keras.Sequential([layers.Input((width,)), layers.Dense(CLASSES, **dense)])
 
 
 def private(model=None, optimizer=None, loss=LOSS, metrics=None, compiled=None, **options):
@@ -33,7 +34,7 @@ def private(model=None, optimizer=None, loss=LOSS, metrics=None, compiled=None, 
     model = model or linear()
     arguments = {"l2_norm_clip": 0.8, "noise_multiplier": 0.0, "seed": 3} | options
     wrapped = PrivateModel(model, **arguments)
-    wrapped.compile(optimizer or tf.keras.optimizers.SGD(0.5), loss, metrics, **(compiled or {}))
+    wrapped.compile(optimizer or keras.optimizers.SGD(0.5), loss, metrics, **(compiled or {}))
     return wrapped
 
 
@@ -121,15 +122,15 @@ def test_one_example_moves_a_noiseless_step_by_at_most_the_norm(options, monkeyp
         for n in (N, N - 1):
             drawn = [i for i in (3, 4, 9, 20, 21, 30, 41, N - 1) if i < n]
             monkeypatch.setattr(Replicas, "sampler", lambda *_, drawn=drawn: FixedDraws(drawn))
-            tf.keras.utils.set_random_seed(2)
+            keras.utils.set_random_seed(2)
             model = linear()
             if recurrent:
-                model = tf.keras.Sequential(
+                model = keras.Sequential(
                     [layers.Input((WIDTH,)), layers.Reshape((WIDTH, 1)), layers.LSTM(2), layers.Dense(CLASSES)]
                 )
             # The wild example's label is the one that the model thinks least of: its gradient is large for sure.
             y[-1] = np.argmin(model(x[-1:]))
-            wrapped = private(model, tf.keras.optimizers.SGD(1.0), **options)
+            wrapped = private(model, keras.optimizers.SGD(1.0), **options)
             wrapped.fit(x[:n], y[:n], B, steps_per_epoch=1, physical_batch_size=physical, verbose=0)
             after.append(weights_of(model).astype(np.float64))
         moved = np.linalg.norm(after[0] - after[1]) * B
@@ -140,7 +141,7 @@ def test_one_example_moves_a_noiseless_step_by_at_most_the_norm(options, monkeyp
 
 def noise_of(steps, *, rate=0.5, width=3000, multiplier=1.5, **options):
     """Movement of the weights where no example weighs anything."""
-    wrapped = private(linear(width), tf.keras.optimizers.SGD(rate), noise_multiplier=multiplier, **options)
+    wrapped = private(linear(width), keras.optimizers.SGD(rate), noise_multiplier=multiplier, **options)
     before = weights_of(wrapped.model).astype(np.float64)
     x, y = np.ones((N, width), np.float32), np.zeros(N, int)
     physical = 5 if steps == 4 else None
@@ -169,7 +170,7 @@ def test_noise_of_steps_fits_and_seeds_is_independent():
     first, second = noise_of(1), noise_of(1, seed=4)
     np.testing.assert_allclose(first, noise_of(1), atol=1e-6)  # Weights are rounded to 1e-7 of their size.
     assert stats.pearsonr(first, second).pvalue > 1e-3
-    wrapped = private(linear(3000), tf.keras.optimizers.SGD(1.0), noise_multiplier=1.0)
+    wrapped = private(linear(3000), keras.optimizers.SGD(1.0), noise_multiplier=1.0)
     x, y, at = np.ones((N, 3000), np.float32), np.zeros(N, int), [weights_of(wrapped.model)]
     for _ in range(3):
         wrapped.fit(x, y, B, steps_per_epoch=1, sample_weight=np.zeros(N), verbose=0)
@@ -184,12 +185,12 @@ import hashlib, numpy as np, tensorflow as tf
 from tfprivacy_lab.dp import PrivateModel
 tf.config.experimental.enable_op_determinism()
 for seed in (7, 7, 8):
-    tf.keras.utils.set_random_seed(0)
-    layers = tf.keras.layers
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
     stack = [layers.Conv2D(3, 3), layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)]
-    model = tf.keras.Sequential([layers.Input((6, 6, 1)), *stack])
+    model = keras.Sequential([layers.Input((6, 6, 1)), *stack])
     private = PrivateModel(model, l2_norm_clip=1.0, noise_multiplier=1.0, seed=seed)
-    private.compile(tf.keras.optimizers.SGD(0.5), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    private.compile(keras.optimizers.SGD(0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x = np.random.default_rng(0).random((40, 6, 6, 1), np.float32)
     private.fit(x, np.arange(40) % 3, 10, epochs=2, verbose=0)
     print(hashlib.sha256(b"".join(array.tobytes() for array in model.get_weights())).hexdigest())
@@ -205,7 +206,7 @@ def test_same_seed_same_bits_in_another_process():
 
 def test_regularisers_are_added_after_the_noise_and_unclipped():
     x, y = dataset(N)
-    wrapped = private(linear(kernel_regularizer=tf.keras.regularizers.L2(0.3)))
+    wrapped = private(linear(kernel_regularizer=keras.regularizers.L2(0.3)))
     kernel = 5 * initial_weights(wrapped.model)[0]
     wrapped.model.set_weights([kernel, np.zeros(CLASSES, np.float32)])
     wrapped.fit(x, y, B, steps_per_epoch=1, sample_weight=np.zeros(N), verbose=0)
@@ -214,10 +215,10 @@ def test_regularisers_are_added_after_the_noise_and_unclipped():
 
 
 OPTIMIZERS = {
-    "Adam": lambda: tf.keras.optimizers.Adam(0.05),
-    "AdamW": lambda: tf.keras.optimizers.AdamW(0.05),
-    "legacy Adam": lambda: tf.keras.optimizers.legacy.Adam(0.05),
-    "schedule": lambda: tf.keras.optimizers.SGD(tf.keras.optimizers.schedules.ExponentialDecay(0.5, 5, 0.9), 0.9),
+    "Adam": lambda: keras.optimizers.Adam(0.05),
+    "AdamW": lambda: keras.optimizers.AdamW(0.05),
+    "legacy Adam": lambda: keras.optimizers.legacy.Adam(0.05),
+    "schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 5, 0.9), 0.9),
 }
 
 
@@ -296,7 +297,7 @@ def test_epochs_never_take_more_steps_than_noise_is_calibrated_for():
     assert 2.5 < wrapped.epsilon() <= 3.0
 
 
-class Stubborn(tf.keras.callbacks.Callback):
+class Stubborn(keras.callbacks.Callback):
     """Goes on whatever others say."""
 
     def on_train_batch_end(self, batch, logs=None):
@@ -341,7 +342,7 @@ def test_an_interrupted_fit_counts_the_steps_that_it_did():
 
     wrapped = private(noise_multiplier=1.0)
     with pytest.raises(KeyboardInterrupt):
-        wrapped.fit(x, y, B, callbacks=[tf.keras.callbacks.LambdaCallback(on_train_batch_end=stop)], verbose=0)
+        wrapped.fit(x, y, B, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=stop)], verbose=0)
     assert [phase.steps for phase in wrapped.phases()] == [3]
 
 
@@ -349,12 +350,12 @@ def test_keras_habits(tmp_path):
     x, y = dataset(N)
     model = linear(kernel_regularizer="l2")
     wrapped = private(model, metrics=["accuracy"], noise_multiplier=1.0)
-    plain = tf.keras.models.clone_model(model)
+    plain = keras.models.clone_model(model)
     callbacks = [
-        tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), save_best_only=True, monitor="val_loss"),
-        tf.keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5),
-        tf.keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-        tf.keras.callbacks.EarlyStopping("val_loss", patience=50),
+        keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), save_best_only=True, monitor="val_loss"),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.EarlyStopping("val_loss", patience=50),
     ]
     history = wrapped.fit(x, y, B, epochs=3, validation_data=(x, y), callbacks=callbacks, verbose=0).history
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "epsilon", "lr"}
@@ -367,8 +368,8 @@ def test_keras_habits(tmp_path):
     assert np.array_equal(wrapped.predict(x, verbose=0), plain.predict(x, verbose=0))
     wrapped.save(tmp_path / "model.keras")
     for name in ("best.keras", "model.keras"):
-        loaded = tf.keras.models.load_model(tmp_path / name, safe_mode=True)
-        assert type(loaded) is tf.keras.Sequential
+        loaded = keras.models.load_model(tmp_path / name, safe_mode=True)
+        assert type(loaded) is keras.Sequential
     assert np.array_equal(weights_of(loaded), weights_of(model))
 
 
@@ -397,13 +398,13 @@ class Added(layers.Layer):
 
 
 def test_added_losses_are_refused_also_example_by_example():
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), Added(), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((WIDTH,)), Added(), layers.Dense(CLASSES)])
     wrapped = private(model, unknown_layers="slow")
     with pytest.raises(InputError, match="adds losses that depend on the examples"):
         wrapped.fit(*dataset(N), B, verbose=0)
 
 
-class Tied(tf.keras.Model):
+class Tied(keras.Model):
     """Uses a layer's kernel outside the layer."""
 
     def __init__(self):
@@ -422,11 +423,11 @@ def tied():
 
 def two_outputs():
     x = layers.Input((WIDTH,))
-    return tf.keras.Model(x, [layers.Dense(CLASSES)(x), layers.Dense(CLASSES)(x)])
+    return keras.Model(x, [layers.Dense(CLASSES)(x), layers.Dense(CLASSES)(x)])
 
 
 def stacked(layer, shape=(WIDTH,)):
-    return lambda: tf.keras.Sequential([layers.Input(shape), layer(), layers.Dense(CLASSES)])
+    return lambda: keras.Sequential([layers.Input(shape), layer(), layers.Dense(CLASSES)])
 
 
 def centred():
@@ -440,7 +441,7 @@ MODELS = {
     "batch normalisation": (stacked(layers.BatchNormalization), "BatchNormalization in training"),
     "recurrent": (stacked(lambda: layers.LSTM(2), (WIDTH, 1)), "no rule for it"),
     "positions in the batch": (
-        lambda: tf.keras.Sequential(
+        lambda: keras.Sequential(
             [layers.Input((WIDTH, 2)), layers.TimeDistributed(layers.Dense(2)), layers.Flatten(), layers.Dense(CLASSES)]
         ),
         "rows for a batch of",
@@ -513,11 +514,11 @@ def test_settings_are_refused_by_name(change):
 def test_losses_are_taken_apart_or_refused():
     x, y = dataset(N)
     one_hot, after = np.eye(CLASSES, dtype=np.float32)[y], []
-    by_position = lambda labels, outputs: tf.keras.losses.categorical_crossentropy(labels, outputs, from_logits=True)  # noqa: E731
+    by_position = lambda labels, outputs: keras.losses.categorical_crossentropy(labels, outputs, from_logits=True)  # noqa: E731
     for loss in (
-        tf.keras.losses.CategoricalCrossentropy(from_logits=True),
-        tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="sum"),
-        tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalCrossentropy(from_logits=True, reduction="sum"),
+        keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
         by_position,
     ):
         wrapped = private(loss=loss)
@@ -537,11 +538,11 @@ def test_masked_positions_count_for_nothing_in_an_examples_loss():
     """A tagger over padded sentences: the mean is over the sentence, not over the batch's longest."""
     tokens = np.array([[1, 2, 3, 0], [4, 0, 0, 0], [2, 2, 1, 3]])
     tags = np.array([[0, 1, 2, 0], [1, 0, 0, 0], [2, 1, 0, 1]])
-    model = tf.keras.Sequential([layers.Input((4,)), layers.Embedding(5, 3, mask_zero=True), layers.Dense(3)])
-    wrapped = private(model, tf.keras.optimizers.SGD(1.0), l2_norm_clip=1e6)
+    model = keras.Sequential([layers.Input((4,)), layers.Embedding(5, 3, mask_zero=True), layers.Dense(3)])
+    wrapped = private(model, keras.optimizers.SGD(1.0), l2_norm_clip=1e6)
     start = model.get_weights()
     with tf.GradientTape() as tape:
-        losses = tf.keras.losses.sparse_categorical_crossentropy(tags, model(tokens), from_logits=True)
+        losses = keras.losses.sparse_categorical_crossentropy(tags, model(tokens), from_logits=True)
         mask = tf.constant(tokens != 0, tf.float32)
         mean = tf.reduce_sum(tf.reduce_sum(losses * mask, 1) / tf.reduce_sum(mask, 1)) / 3
     expected = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(mean, model.trainable_variables)]

@@ -1,5 +1,6 @@
 """One row per example, asserted as the compiled step runs, whatever the trial before it saw."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +13,7 @@ from tfprivacy_lab.dp.rows import after, assert_one_row_per_example, refusal_of
 from .test_private_model import B, N, dataset, private
 from .test_training import CLASSES, WIDTH
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 6])
@@ -33,7 +34,7 @@ def test_another_error_is_no_refusal():
     assert refusal_of(tf.errors.InvalidArgumentError(None, None, "Incompatible shapes: [2] vs. [3]")) is None
 
 
-class OneLoss(tf.keras.losses.Loss):
+class OneLoss(keras.losses.Loss):
     """One loss of all examples, as a vector of length one: what a mean over the batch keeps its axis for."""
 
     def call(self, y_true, y_pred):
@@ -64,7 +65,7 @@ def without_trial(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"engine": "reference", "noise_multiplier": 1e-7}], ids=str)
 def test_one_loss_for_a_batch_stops_the_step(options):
     x, _ = dataset(N)
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
+    model = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
     wrapped = private(model, loss=OneLoss(), **options)
     before = model.get_weights()
     with pytest.raises(InputError, match="the losses to have one row per example"):
@@ -76,7 +77,7 @@ def test_one_loss_for_a_batch_stops_the_step(options):
 def test_a_layer_called_on_folded_batches_stops_the_step():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(N, 2 * WIDTH)).astype(np.float32), rng.integers(0, CLASSES, N)
-    model = tf.keras.Sequential([layers.Input((2 * WIDTH,)), Folds()])
+    model = keras.Sequential([layers.Input((2 * WIDTH,)), Folds()])
     wrapped = private(model)
     before = model.get_weights()
     with pytest.raises(InputError, match=r"the input of layer 'dense.*' to have one row per example.*'slow'"):
@@ -85,13 +86,13 @@ def test_a_layer_called_on_folded_batches_stops_the_step():
 
 
 def test_book_keeping_refuses_weights_of_another_number():
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
+    model = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
     with pytest.raises(InputError, match="one row per example"):
         BookKeeping(model).gradients(lambda: (model(tf.zeros((4, WIDTH)))[:, 0], None), tf.ones(1))
 
 
 def test_example_by_example_refuses_inputs_of_another_number():
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
+    model = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(1)])
     stacked = tf.zeros((1, 4, WIDTH)), tf.zeros(4)
     with pytest.raises(InputError, match="x and y to have one row per example, got 1 rows for 4"):
         clipped_sum_example_by_example(model, lambda one: model(one[0])[:, 0], stacked, tf.ones(4), 1.0)

@@ -8,6 +8,7 @@ import pickle
 import zipfile
 
 import h5py
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,17 +20,17 @@ from tfprivacy_lab.dp import SaveCheckpoint
 from .test_private_model import B, N, dataset, linear, private, weights_of
 from .test_training import CLASSES, WIDTH
 
-layers = tf.keras.layers
-callbacks_of_keras = tf.keras.callbacks
+layers = keras.layers
+callbacks_of_keras = keras.callbacks
 
 
-@tf.keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("tests")
 class Watching(layers.Layer):
     """Keeps two running figures of what it sees, as metrics: one that Keras shows, one of its own."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.largest, self.own = tf.keras.metrics.Mean("largest"), [tf.keras.metrics.Mean("own")]
+        self.largest, self.own = keras.metrics.Mean("largest"), [keras.metrics.Mean("own")]
 
     def call(self, inputs):
         self.own[0].update_state(tf.reduce_max(inputs))
@@ -38,12 +39,12 @@ class Watching(layers.Layer):
 
 
 def watched():
-    return tf.keras.Sequential(
+    return keras.Sequential(
         [layers.Input((WIDTH,)), Watching(), layers.Dense(6, "tanh"), layers.Dropout(0.1), layers.Dense(CLASSES)]
     )
 
 
-class Subclassed(tf.keras.Model):
+class Subclassed(keras.Model):
     """A model whose attributes Keras searches."""
 
     def __init__(self):
@@ -62,7 +63,7 @@ def subclassed():
 
 def fitted(model, optimizer=None, **options):
     """A PrivateModel after an epoch."""
-    wrapped = private(model, optimizer or tf.keras.optimizers.Adam(0.1), metrics=["accuracy"], **options)
+    wrapped = private(model, optimizer or keras.optimizers.Adam(0.1), metrics=["accuracy"], **options)
     wrapped.fit(*dataset(N), B, epochs=1, verbose=0)
     return wrapped
 
@@ -239,7 +240,7 @@ def test_what_callbacks_write_while_a_fit_runs(tmp_path):
         }.items()
     ]
     checkpoints.append(SaveCheckpoint(tmp_path / "g.npz"))
-    wrapped = private(watched(), tf.keras.optimizers.Adam(0.1), metrics=["accuracy"], noise_multiplier=1.0)
+    wrapped = private(watched(), keras.optimizers.Adam(0.1), metrics=["accuracy"], noise_multiplier=1.0)
     with pytest.warns(UserWarning, match="val_ figures"):
         wrapped.fit(*dataset(N), B, callbacks=checkpoints, validation_data=dataset(20, seed=5), verbose=0)
     assert strangers(tmp_path, wrapped) == []
@@ -256,7 +257,7 @@ def test_what_callbacks_log_while_a_fit_runs(tmp_path):
             tf.summary.histogram("seen", inputs, step=0)
             return inputs
 
-    model = tf.keras.Sequential([layers.Input((WIDTH,)), Summarising(), Watching(), layers.Dense(CLASSES)])
+    model = keras.Sequential([layers.Input((WIDTH,)), Summarising(), Watching(), layers.Dense(CLASSES)])
     wrapped = private(model, metrics=["accuracy"], noise_multiplier=1.0)
     logging = [
         callbacks_of_keras.CSVLogger(tmp_path / "log.csv"),
@@ -285,14 +286,14 @@ def test_what_callbacks_log_while_a_fit_runs(tmp_path):
 
 
 REFUSED = {
-    "save_model .keras": lambda p, at: tf.keras.models.save_model(p, at / "m.keras"),
-    "save_model SavedModel": lambda p, at: tf.keras.models.save_model(p, at / "m", save_format="tf"),
+    "save_model .keras": lambda p, at: keras.models.save_model(p, at / "m.keras"),
+    "save_model SavedModel": lambda p, at: keras.models.save_model(p, at / "m", save_format="tf"),
     "saved_model.save": lambda p, at: tf.saved_model.save(p, str(at / "m")),
     "pickle": lambda p, at: pickle.dumps(p),
     "copy": lambda p, at: copy.copy(p),
     "deepcopy": lambda p, at: copy.deepcopy(p),
     "to_json": lambda p, at: p.to_json(),
-    "clone_model": lambda p, at: tf.keras.models.clone_model(p),
+    "clone_model": lambda p, at: keras.models.clone_model(p),
     "another model's .keras": lambda p, at: outer(p).save(at / "m.keras"),
     "another model's weights": lambda p, at: outer(p).save_weights(at / "w.weights.h5"),
     "another model's SavedModel": lambda p, at: outer(p).save(at / "m", save_format="tf"),
@@ -300,7 +301,7 @@ REFUSED = {
 
 
 def outer(wrapped):
-    return tf.keras.Sequential([layers.Input((WIDTH,)), wrapped, layers.Softmax()])
+    return keras.Sequential([layers.Input((WIDTH,)), wrapped, layers.Softmax()])
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +335,7 @@ def test_other_ways_out_are_refused_in_a_line(way, refusing, tmp_path):
 
 def test_the_legacy_format_is_refused_by_keras(refusing, tmp_path):
     with pytest.raises(NotImplementedError):
-        tf.keras.models.save_model(refusing, tmp_path / "m.h5")
+        keras.models.save_model(refusing, tmp_path / "m.h5")
     assert not list(tmp_path.iterdir())
 
 
@@ -362,7 +363,7 @@ LOADED = {
 
 
 def loaded(path):
-    return tf.keras.models.load_model(path, compile=False)
+    return keras.models.load_model(path, compile=False)
 
 
 @pytest.mark.parametrize(("way", "load"), LOADED.values(), ids=LOADED.keys())
@@ -391,7 +392,7 @@ def test_loaded_weights_are_stated_since_their_cost_is_unknown(tmp_path):
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_no_checkpoint_holds_the_state_of_the_noise(engine, tmp_path):
     """The reference engine's generator is a Trackable: its state is the key."""
-    wrapped = fitted(linear(), tf.keras.optimizers.SGD(0.1, 0.9), engine=engine, noise_multiplier=1.0)
+    wrapped = fitted(linear(), keras.optimizers.SGD(0.1, 0.9), engine=engine, noise_multiplier=1.0)
     tf.train.Checkpoint(model=wrapped).save(str(tmp_path / "c"))
     names = [name for name, _ in tf.train.list_variables(tf.train.latest_checkpoint(str(tmp_path)))]
     assert sorted(name.split("/")[-3] for name in names if "VARIABLE_VALUE" in name and "save" not in name) == [

@@ -1,8 +1,8 @@
 """Adaptive clipping inside a step: the clip follows the quantile, and the step costs what is stated."""
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
@@ -17,10 +17,10 @@ WIDTH, CLASSES, N, B = 5, 3, 60, 12
 
 
 def linear(rule, noise_multiplier, rate=0.5, seed=3, **options):
-    model = tf.keras.Sequential([tf.keras.layers.Input((WIDTH,)), tf.keras.layers.Dense(CLASSES)])
+    model = keras.Sequential([keras.layers.Input((WIDTH,)), keras.layers.Dense(CLASSES)])
     model.set_weights(initial_weights(model))
     private = PrivateModel(model, l2_norm_clip=rule, noise_multiplier=noise_multiplier, seed=seed, **options)
-    private.compile(tf.keras.optimizers.SGD(rate), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    private.compile(keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return private
 
 
@@ -52,9 +52,9 @@ def test_the_gradients_get_the_noise_that_the_count_leaves():
     """No example weighs anything, so the weights move by noise alone, and the clip by the count's."""
     z, count_stddev, width = 1.0, 0.6, 4000
     rule = QuantileClip(0.3, B, count_stddev=count_stddev, learning_rate=1e-9)
-    model = tf.keras.Sequential([tf.keras.layers.Input((width,)), tf.keras.layers.Dense(CLASSES)])
+    model = keras.Sequential([keras.layers.Input((width,)), keras.layers.Dense(CLASSES)])
     private = PrivateModel(model, l2_norm_clip=rule, noise_multiplier=z, seed=5)
-    private.compile(tf.keras.optimizers.SGD(1.0), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    private.compile(keras.optimizers.SGD(1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     before = model.get_weights()[0]
     x, y = np.ones((N, width), np.float32), np.zeros(N, int)
     private.fit(x, y, B, steps_per_epoch=1, sample_weight=np.zeros(N), verbose=0)
@@ -74,7 +74,7 @@ def test_the_gradients_get_the_noise_that_the_count_leaves():
 def test_the_count_is_noisy_and_its_noise_is_its_own():
     """Every norm is zero, below the clip: the centred count is half of those drawn, and noise."""
     private, clips = linear(QuantileClip(1.0, B, count_stddev=3.0, learning_rate=0.01), 0.5), [1.0]
-    note = tf.keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: clips.append(private.l2_norm_clip))
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: clips.append(private.l2_norm_clip))
     private.fit(*dataset(N), B, steps_per_epoch=60, sample_weight=np.zeros(N), callbacks=[note], verbose=0)
     drawn = [PoissonSample(N, B / N, 3).indices(step).size for step in range(60)]
     noise = -np.diff(np.log(clips)) / 0.01 * B - np.array(drawn) / 2
@@ -114,7 +114,7 @@ REFUSED = {
     "Adam": ({}, {"optimizer": "adam"}, "expected SGD with a constant learning rate"),
     "schedule": (
         {},
-        {"optimizer": tf.keras.optimizers.SGD(tf.keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.9))},
+        {"optimizer": keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.9))},
         "constant learning rate",
     ),
     "automatic": ({"clipping_method": "automatic"}, {}, "clips flat, got clipping_method='automatic'"),
@@ -124,7 +124,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("options", "compiled", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_the_reference_engine_says_what_it_does_not_do(options, compiled, message):
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def attempt():
         private = linear(1.0, 1.0, engine="reference", **options)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,18 +16,18 @@ from tfprivacy_lab.dp.accounting import DpSgdRun, account, epsilon_after, steps_
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.sampling import PoissonBatches
 
-layers = tf.keras.layers
+layers = keras.layers
 WIDTH, HIDDEN, CLASSES = 5, 4, 3
 # Small enough that float32 cannot see it beside the weights; the accountant cannot price it.
 NO_NOISE = 1e-20
 
 
 def head():
-    return tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES)])
+    return keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES)])
 
 
 def mlp():
-    return tf.keras.Sequential([layers.Input((WIDTH,)), layers.Dense(HIDDEN, activation="relu"), layers.Dense(CLASSES)])
+    return keras.Sequential([layers.Input((WIDTH,)), layers.Dense(HIDDEN, activation="relu"), layers.Dense(CLASSES)])
 
 
 def dataset(n, seed=0):
@@ -158,7 +159,7 @@ def noise_updates(physical, seed):
     """
     n, epochs = 12, 24
     dense = {"use_bias": False, "kernel_initializer": "zeros"}
-    model = tf.keras.Sequential([layers.Input((60,)), layers.Dense(50, **dense), layers.Dense(10, **dense)])
+    model = keras.Sequential([layers.Input((60,)), layers.Dense(50, **dense), layers.Dense(10, **dense)])
     plan = TrainingPlan(NOISY_BATCH, epochs, CLIP, RATE, 0.0, physical_batch_size=physical)
     history, _ = train_weights(model, np.zeros((n, 60)), np.zeros(n, int), plan, SIGMA, seed)
     flat = np.array([np.concatenate([array.ravel() for array in weights]) for weights in history])
@@ -238,7 +239,7 @@ def test_one_example_moves_the_sum_by_at_most_the_clip():
     model = mlp()
     model.compile(
         optimizers.dp_sgd_optimizer(DpSgdRun(n, 10, NO_NOISE, 2 * trials), plan, batches),
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
     )
     start, sums = initial_weights(model), []
     assert batches.accumulation_steps > 1
@@ -278,9 +279,9 @@ import hashlib, sys, numpy as np, tensorflow as tf
 from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
 tf.config.experimental.enable_op_determinism()
 def digest(seed):
-    tf.keras.utils.set_random_seed(0)
-    dense = tf.keras.layers.Dense
-    model = tf.keras.Sequential([tf.keras.layers.Input((5,)), dense(8, "relu"), tf.keras.layers.Dropout(0.5), dense(3)])
+    keras.utils.set_random_seed(0)
+    dense = keras.layers.Dense
+    model = keras.Sequential([keras.layers.Input((5,)), dense(8, "relu"), keras.layers.Dropout(0.5), dense(3)])
     x = np.random.default_rng(0).random((20, 5), np.float32)
     plan, run = TrainingPlan(10, 2, 1.0, 0.5, physical_batch_size=4), DpSgdRun(20, 10, 1.0, 4)
     train(model, x, np.arange(20) % 3, plan=plan, run=run, delta=1e-3, seed=seed)
@@ -302,7 +303,7 @@ def test_same_seed_gives_the_same_bits():
 
 
 def sequential(*between, **dense):
-    return tf.keras.Sequential([layers.Input((WIDTH,)), *between, layers.Dense(CLASSES, **dense)])
+    return keras.Sequential([layers.Input((WIDTH,)), *between, layers.Dense(CLASSES, **dense)])
 
 
 def attempt(model=None, n=12, **changes):
@@ -335,7 +336,7 @@ NORMALIZERS = {
     "plain": layers.BatchNormalization,
     "synchronised": lambda: layers.experimental.SyncBatchNormalization(),
     "of TF1": lambda: tf.compat.v1.keras.layers.BatchNormalization(),
-    "two models deep": lambda: tf.keras.Sequential([tf.keras.Sequential([layers.BatchNormalization()])]),
+    "two models deep": lambda: keras.Sequential([keras.Sequential([layers.BatchNormalization()])]),
     "attribute of a layer": HiddenNormalization,
     "without weights": lambda: layers.BatchNormalization(center=False, scale=False),
 }
@@ -462,5 +463,5 @@ def test_saved_model_holds_no_seed(tmp_path):
     for secret in (key, np.int64(seed)):
         assert secret.tobytes() not in content
         assert str(secret).encode() not in content
-    loaded = tf.keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
     assert np.array_equal(loaded.get_weights()[0], model.get_weights()[0])

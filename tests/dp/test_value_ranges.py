@@ -1,5 +1,6 @@
 """Every value of x is within what its layers take before the first step, wherever in the model they are fed."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,11 +10,11 @@ from tfprivacy_lab.dp.value_ranges import check_values_are_within_ranges
 
 from .test_private_model import private
 
-layers = tf.keras.layers
+layers = keras.layers
 N = 5000
 
 
-class ColumnsOfATable(tf.keras.Model):
+class ColumnsOfATable(keras.Model):
     """Ids in the first column of a table of floats, and an embedding that is called twice."""
 
     def __init__(self):
@@ -28,20 +29,20 @@ class ColumnsOfATable(tf.keras.Model):
 
 def functional(first):
     inputs = layers.Input((4,), dtype="int32")
-    return tf.keras.Model(inputs, layers.Dense(3)(layers.Flatten()(first(inputs))))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(first(inputs))))
 
 
 def lookup_model():
     inputs = layers.Input((4,), dtype="int64")
     codes = layers.IntegerLookup(vocabulary=np.arange(10), num_oov_indices=0)(inputs)
-    return tf.keras.Model(inputs, layers.Dense(3)(layers.Rescaling(1.0)(codes)))
+    return keras.Model(inputs, layers.Dense(3)(layers.Rescaling(1.0)(codes)))
 
 
 MODELS = {
     "Embedding": (lambda: functional(layers.Embedding(10, 4)), 4, "from 0 to 9"),
     "Embedding in a table": (ColumnsOfATable, 3, "from 0 to 9"),
     "in an inner model": (
-        lambda: functional(tf.keras.Sequential([layers.Input((4,), dtype="int32"), layers.Embedding(10, 4)])),
+        lambda: functional(keras.Sequential([layers.Input((4,), dtype="int32"), layers.Embedding(10, 4)])),
         4,
         "from 0 to 9",
     ),
@@ -61,7 +62,7 @@ def test_a_value_out_of_range_is_found_in_any_row(make, columns, said, wrong):
     assert not any("call" in layer.__dict__ for layer in model.layers)
 
 
-class InALoop(tf.keras.Model):
+class InALoop(keras.Model):
     """Embeds column after column in a loop of the graph."""
 
     def __init__(self):
@@ -76,7 +77,7 @@ class InALoop(tf.keras.Model):
         return total
 
 
-class OutOfAGraph(tf.keras.Model):
+class OutOfAGraph(keras.Model):
     """Looks at values by Python."""
 
     def __init__(self):
@@ -104,7 +105,7 @@ def test_models_that_no_graph_takes_are_looked_at_too(make, options):
 def test_a_lookup_takes_its_mask():
     inputs = layers.Input((4,), dtype="int64")
     codes = layers.IntegerLookup(vocabulary=[10, 20], mask_token=0, num_oov_indices=0)(inputs)
-    model = tf.keras.Model(inputs, layers.Dense(3)(layers.Rescaling(1.0)(codes)))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Rescaling(1.0)(codes)))
     check_values_are_within_ranges(model, tf.constant([[0, 10, 20, 0]]))
     with pytest.raises(InputError, match="got 11"):
         check_values_are_within_ranges(model, tf.constant([[0, 10, 20, 11]]))
@@ -125,6 +126,6 @@ def test_what_else_the_model_computes_is_left_out(monkeypatch):
     head = lambda values: tf.numpy_function(lambda a: seen.append(len(a)) or a, [values], tf.float32, stateful=False)  # noqa: E731
     inputs = layers.Input((4,), dtype="int32")
     hidden = layers.Flatten()(layers.Embedding(10, 4)(inputs))
-    model = tf.keras.Model(inputs, layers.Dense(3)(tf.ensure_shape(head(hidden), (None, 16))))
+    model = keras.Model(inputs, layers.Dense(3)(tf.ensure_shape(head(hidden), (None, 16))))
     check_values_are_within_ranges(model, tf.zeros((8, 4), tf.int32))
     assert not seen

@@ -2,14 +2,15 @@
 
 import sys
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.dp import PrivateModel
 from tfprivacy_lab.dp.replicas import Replicas
 
-layers = tf.keras.layers
-LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+layers = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class FixedDraws:
@@ -39,11 +40,11 @@ def trained(
     With ``again``, so many times more from the same weights, under draws of their own; the accuracies are all.
     """
     with strategy.scope():
-        tf.keras.utils.set_random_seed(1)
+        keras.utils.set_random_seed(1)
         between = [layers.Dense(hidden, "tanh")] if hidden else []
-        model = tf.keras.Sequential([layers.Input(x.shape[1:]), *between, layers.Dense(10)])
+        model = keras.Sequential([layers.Input(x.shape[1:]), *between, layers.Dense(10)])
         private = PrivateModel(model, l2_norm_clip=1.0, noise_multiplier=noise_multiplier, seed=seed, **options)
-        private.compile(tf.keras.optimizers.SGD(rate), LOSS, metrics=["accuracy"])
+        private.compile(keras.optimizers.SGD(rate), LOSS, metrics=["accuracy"])
     before = model.get_weights()
     shown = private.fit(x, y, batch_size, steps_per_epoch=steps, sample_weight=weights, verbose=0).history
     (phase,) = private.phases()

@@ -2,9 +2,9 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.he.networks import dense_network
 from tfprivacy_lab import he, models
@@ -36,7 +36,7 @@ def head(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
-    tf.keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(1)
     path = tmp_path_factory.mktemp("explain") / "model.keras"
     models.square_mlp(16).save(path)
     return path

@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,12 +13,12 @@ from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError, ModelReadingWarning
 from tfprivacy_lab.he.layers import Network
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 def stack(shape, *parts):
-    tf.keras.utils.set_random_seed(1)
-    model = tf.keras.Sequential([layers.Input(shape), *parts])
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([layers.Input(shape), *parts])
     rng = np.random.default_rng(2)
     for layer in model.layers:  # no weight at its neutral start; variances above 0
         if layer.get_weights():
@@ -92,10 +93,10 @@ def test_a_last_softmax_or_sigmoid_is_dropped_and_that_is_said(name, apart):
     model = stack((4,), layers.Dense(3), models.Square(), *last)
     with pytest.warns(ModelReadingWarning, match=f"the {name} of layer .* is dropped.*apply {name} after decryption"):
         network = Network.from_keras(model)
-    logits = tf.keras.Model(model.inputs, model.layers[2].output) if apart else model
+    logits = keras.Model(model.inputs, model.layers[2].output) if apart else model
     if not apart:
-        model.layers[-1].activation = tf.keras.activations.linear
-        logits = tf.keras.models.clone_model(model)
+        model.layers[-1].activation = keras.activations.linear
+        logits = keras.models.clone_model(model)
         logits.set_weights(model.get_weights())
     same(logits, network)
     middle = stack((4,), layers.Dense(3, activation=name), models.Square(), layers.Dense(3))
@@ -105,47 +106,47 @@ def test_a_last_softmax_or_sigmoid_is_dropped_and_that_is_said(name, apart):
 
 def used_twice():
     x, dense = layers.Input((4,)), layers.Dense(4)
-    return tf.keras.Model(x, layers.Dense(2)(models.Square()(dense(dense(x)))))
+    return keras.Model(x, layers.Dense(2)(models.Square()(dense(dense(x)))))
 
 
 def shared_over_a_nested_model():
     x, dense = layers.Input((4,)), layers.Dense(4)
-    inner = tf.keras.Sequential([layers.Input((4,)), dense, models.Square()])
-    return tf.keras.Model(x, dense(inner(x)))
+    inner = keras.Sequential([layers.Input((4,)), dense, models.Square()])
+    return keras.Model(x, dense(inner(x)))
 
 
 def two_outputs():
     x = layers.Input((4,))
     hidden = models.Square()(layers.Dense(3)(x))
-    return tf.keras.Model(x, [layers.Dense(2)(hidden), hidden])
+    return keras.Model(x, [layers.Dense(2)(hidden), hidden])
 
 
 def parallel():
     x = layers.Input((4,))
-    return tf.keras.Model(x, layers.Add()([models.Square()(layers.Dense(2)(x)), layers.Dense(2)(x)]))
+    return keras.Model(x, layers.Add()([models.Square()(layers.Dense(2)(x)), layers.Dense(2)(x)]))
 
 
 def parallel_outputs():
     x = layers.Input((4,))
-    return tf.keras.Model(x, [models.Square()(layers.Dense(4)(x)), layers.Dense(4)(x)])
+    return keras.Model(x, [models.Square()(layers.Dense(4)(x)), layers.Dense(4)(x)])
 
 
 def two_inputs():
     x, z = layers.Input((4,)), layers.Input((4,))
-    return tf.keras.Model([x, z], layers.Dense(2)(models.Square()(layers.Dense(3)(layers.Add()([x, z])))))
+    return keras.Model([x, z], layers.Dense(2)(models.Square()(layers.Dense(3)(layers.Add()([x, z])))))
 
 
-class Own(tf.keras.Sequential):
+class Own(keras.Sequential):
     def call(self, inputs, training=None, mask=None):
         return 2 * super().call(inputs, training, mask)
 
 
-class Dense(tf.keras.layers.Dense):
+class Dense(keras.layers.Dense):
     def call(self, inputs):
         return super().call(inputs) + 1
 
 
-class Square(tf.keras.layers.Layer):
+class Square(keras.layers.Layer):
     def call(self, inputs):
         return inputs**4
 
@@ -160,7 +161,7 @@ class Square(tf.keras.layers.Layer):
         (parallel_outputs, "one input and one output"),
         (two_inputs, "one input and one output"),
         (lambda: Own([layers.Input((4,)), layers.Dense(3), models.Square(), layers.Dense(2)]), "a call of its own"),
-        (lambda: tf.keras.Sequential([layers.Dense(3)]), "a built model"),
+        (lambda: keras.Sequential([layers.Dense(3)]), "a built model"),
         (lambda: stack((4,), Dense(3), models.Square(), layers.Dense(2)), "something else than its layers say"),
         (lambda: stack((4,), layers.Dense(3), Square(), layers.Dense(2)), "something else than its layers say"),
         (lambda: stack((4, 4, 1), layers.Conv2D(2, 2), layers.MaxPooling2D(), models.Square()), "AveragePooling2D"),
@@ -179,14 +180,14 @@ def test_what_is_no_chain_of_known_layers_is_refused(make, reason):
 def test_functional_and_nested_chains_are_read_as_they_run():
     """Created in another order than they run in."""
     x, last, first = layers.Input((4,)), layers.Dense(2), layers.Dense(3)
-    inner = tf.keras.Sequential([layers.Input((4,)), first, models.Square()])
-    same(tf.keras.Model(x, last(inner(x))))
+    inner = keras.Sequential([layers.Input((4,)), first, models.Square()])
+    same(keras.Model(x, last(inner(x))))
     x = layers.Input((4,))
-    same(tf.keras.Model(x, layers.Dense(2)(tf.square(layers.Dense(3)(x)))))
+    same(keras.Model(x, layers.Dense(2)(tf.square(layers.Dense(3)(x)))))
     # A layer that another model uses as well is used once here.
     shared = layers.Dense(3)
-    tf.keras.Sequential([layers.Input((4,)), shared])
-    same(tf.keras.Sequential([layers.Input((4,)), shared, models.Square(), layers.Dense(2)]))
+    keras.Sequential([layers.Input((4,)), shared])
+    same(keras.Sequential([layers.Input((4,)), shared, models.Square(), layers.Dense(2)]))
 
 
 LINEAR = [

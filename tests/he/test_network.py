@@ -1,5 +1,6 @@
 """Plans: what Keras computes, what integers can reach, and parameter sets within the table."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +16,7 @@ from tfprivacy_lab.he.network import BatchedPlan, Bounds, integer_logits
 from tfprivacy_lab.he.network_parameters import BATCHED, SINGLE, NetworkParameters
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS
 
-_layers = tf.keras.layers
+_layers = keras.layers
 
 
 def _close(model, shape, atol=1e-4):
@@ -25,7 +26,7 @@ def _close(model, shape, atol=1e-4):
 
 @pytest.mark.parametrize("make", [models.square_mlp, models.cryptonet])
 def test_models_of_the_lab_are_read_as_keras_computes_them(make):
-    tf.keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(1)
     _close(make(), (28, 28, 1))
 
 
@@ -39,10 +40,10 @@ def test_models_of_the_lab_are_read_as_keras_computes_them(make):
     ],
 )
 def test_convolutions_are_read_as_keras_computes_them(options):
-    tf.keras.utils.set_random_seed(2)
+    keras.utils.set_random_seed(2)
     convolution = _layers.Conv2D(3, (3, 2), **options, bias_initializer="random_normal")
     stack = [_layers.Input((7, 5, 2)), convolution, models.Square(), _layers.Flatten(), _layers.Dense(4)]
-    model = tf.keras.Sequential(stack)
+    model = keras.Sequential(stack)
     _close(model, (7, 5, 2))
     layer = Network.from_keras(model).layers[0]
     values = np.random.default_rng(0).normal(size=(layer.inputs, 3))
@@ -50,7 +51,7 @@ def test_convolutions_are_read_as_keras_computes_them(options):
 
 
 def test_activation_named_square_is_a_square():
-    model = tf.keras.Sequential([_layers.Input((4,)), _layers.Dense(3, activation=tf.square), _layers.Dense(2)])
+    model = keras.Sequential([_layers.Input((4,)), _layers.Dense(3, activation=tf.square), _layers.Dense(2)])
     _close(model, (4,))
 
 
@@ -66,7 +67,7 @@ def test_activation_named_square_is_a_square():
     ],
 )
 def test_networks_that_ciphertexts_cannot_compute_are_refused(layers, reason):
-    model = tf.keras.Sequential([_layers.Input((4,)), *layers])
+    model = keras.Sequential([_layers.Input((4,)), *layers])
     with pytest.raises(InputError, match=reason):
         Network.from_keras(model)
 
@@ -78,14 +79,14 @@ def test_square_networks_save_load_and_train_under_dp(tmp_path, monkeypatch, mak
     model = make()
     model.save(tmp_path / "m.keras")
     images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
-    loaded = tf.keras.models.load_model(tmp_path / "m.keras", compile=False, safe_mode=True)
+    loaded = keras.models.load_model(tmp_path / "m.keras", compile=False, safe_mode=True)
     np.testing.assert_array_equal(loaded(images), model(images))
     images, labels = np.random.default_rng(1).random((16, 28, 28, 1), np.float32), np.arange(16) % 10
     plan = TrainingPlan(8, 1, 1.0, 0.1, 0.0)
     run = DpSgdRun(16, 8, 1e-9, 2)
     ends = []
     for engine in ("reference", "fast"):
-        trained = tf.keras.models.clone_model(model)
+        trained = keras.models.clone_model(model)
         trained.set_weights(model.get_weights())
         training.train(trained, images, labels, plan=plan, run=run, delta=1e-3, seed=0, engine=engine)
         ends.append(trained.get_weights())

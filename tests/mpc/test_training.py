@@ -98,17 +98,17 @@ def run_start(model, x, y):
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_network_matches_keras_gradient_tape(activation):
     """Weights and training loss of a Keras model trained in float, full batches, plain gradient descent."""
-    import tensorflow as tf
+    import keras
 
-    tf.keras.utils.set_random_seed(3)
+    keras.utils.set_random_seed(3)
     (x, y), _ = breast_cancer(3)
-    keras = tf.keras.Sequential(
-        [tf.keras.layers.Dense(16, activation, input_shape=(30,)), tf.keras.layers.Dense(1, "sigmoid")]
+    keras = keras.Sequential(
+        [keras.layers.Dense(16, activation, input_shape=(30,)), keras.layers.Dense(1, "sigmoid")]
     )
     model = mpc.SharedModel(keras, SEMI2K, feature_range=4, weight_range=4)
     model.compile("binary_crossentropy", 0.3)
     run = model.fit({"alice": x[:, :15], "bob": x[:, 15:]}, {"bob": y}, steps=8, reveal_weights=("alice",))
-    keras.compile(tf.keras.optimizers.SGD(0.3), "binary_crossentropy")
+    keras.compile(keras.optimizers.SGD(0.3), "binary_crossentropy")
     before = keras.evaluate(x, y, verbose=0)
     keras.fit(x, y, batch_size=len(x), epochs=8, shuffle=False, verbose=0)
     expected = keras.evaluate(x, y, verbose=0)
@@ -193,20 +193,18 @@ def test_fit_before_compile_and_predict_before_fit_are_refused():
 
 
 def test_keras_layers_without_a_rule_are_refused():
-    import tensorflow as tf
 
     with pytest.raises(InputError, match="Dropout"):
-        mpc.SharedModel(tf.keras.Sequential([tf.keras.layers.Dropout(0.5, input_shape=(3,))]), SEMI2K)
-    tanh = tf.keras.Sequential([tf.keras.layers.Dense(1, "tanh", input_shape=(3,))])
+        mpc.SharedModel(keras.Sequential([keras.layers.Dropout(0.5, input_shape=(3,))]), SEMI2K)
+    tanh = keras.Sequential([keras.layers.Dense(1, "tanh", input_shape=(3,))])
     with pytest.raises(InputError, match="activation"):
         mpc.SharedModel(tanh, SEMI2K)
 
 
 @pytest.mark.parametrize("kind", ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"])
 def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
-    import tensorflow as tf
 
-    layers = tf.keras.layers
+    layers = keras.layers
     x, dense = layers.Input((3,)), layers.Dense(3)
 
     class Dense(layers.Dense):
@@ -214,13 +212,13 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
             return -super().call(inputs)
 
     made = {
-        "twice": lambda: tf.keras.Model(x, dense(dense(x))),
-        "outputs": lambda: tf.keras.Model(x, [dense(x), layers.Dense(1)(dense.output)]),
-        "parallel": lambda: tf.keras.Model(x, layers.Add()([dense(x), layers.Dense(3)(x)])),
-        "own": lambda: tf.keras.Sequential([x, Dense(1)]),
-        "unbuilt": lambda: tf.keras.Sequential([layers.Dense(1)]),
-        "activation": lambda: tf.keras.Sequential([x, layers.Dense(1, activation=lambda value: value)]),
-        "normalised": lambda: tf.keras.Sequential([x, layers.BatchNormalization(), dense]),
+        "twice": lambda: keras.Model(x, dense(dense(x))),
+        "outputs": lambda: keras.Model(x, [dense(x), layers.Dense(1)(dense.output)]),
+        "parallel": lambda: keras.Model(x, layers.Add()([dense(x), layers.Dense(3)(x)])),
+        "own": lambda: keras.Sequential([x, Dense(1)]),
+        "unbuilt": lambda: keras.Sequential([layers.Dense(1)]),
+        "activation": lambda: keras.Sequential([x, layers.Dense(1, activation=lambda value: value)]),
+        "normalised": lambda: keras.Sequential([x, layers.BatchNormalization(), dense]),
     }
     reasons = {
         "twice": "used more than once",

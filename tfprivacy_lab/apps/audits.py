@@ -67,15 +67,15 @@ def described(logits_of, parts: Split, delta: float, epsilon, spent, accountant:
 
 def control(parts: Split, *, delta: float, seed: int = 0, rows: int = 200) -> dict:
     """Attack a network made to memorise a few rows with drawn labels: a leak that is there and must be found."""
-    import tensorflow as tf
+    import keras
 
     from tfprivacy_lab.leakage import train_without_dp
 
     rng = np.random.default_rng(seed)
     drawn = [dataclasses.replace(part, y=rng.integers(0, 2, len(part.y))) for part in (parts.train, parts.test)]
     few = Split(parts.pilot, drawn[0].take(slice(0, rows)), drawn[1])
-    hidden = [tf.keras.layers.Dense(256, "relu") for _ in range(2)]
-    width = tf.keras.layers.Input((few.train.x.shape[1],))
-    network = tf.keras.Sequential([width, *hidden, tf.keras.layers.Dense(2)])
+    hidden = [keras.layers.Dense(256, "relu") for _ in range(2)]
+    width = keras.layers.Input((few.train.x.shape[1],))
+    network = keras.Sequential([width, *hidden, keras.layers.Dense(2)])
     train_without_dp(network, few.train.x.astype(np.float32), few.train.y, epochs=300, seed=seed, learning_rate=3e-3)
     return attack(lambda x: network.predict(x, verbose=0), few, delta=delta, seed=seed)

@@ -32,15 +32,15 @@ def dp_run(settings: Settings, examples: int, epsilon: float, delta: float):
 
 def train_head(part: cases.Part, settings: Settings, run, delta: float, seed: int):
     """A Keras head under DP-SGD, as the private model that keeps its record."""
-    import tensorflow as tf
+    import keras
 
     from tfprivacy_lab.dp import PrivateModel
     from tfprivacy_lab.models import dense_head
 
     head, noise = dense_head(part.x.shape[1], 2), run.noise_multiplier
     model = PrivateModel(head, l2_norm_clip=1.0, noise_multiplier=noise, seed=seed, delta=delta)
-    optimizer = tf.keras.optimizers.SGD(settings.learning_rate, 0.9)
-    model.compile(optimizer, tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    optimizer = keras.optimizers.SGD(settings.learning_rate, 0.9)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(part.x.astype(np.float32), part.y, batch_size=BATCH, steps_per_epoch=run.steps, verbose=0)
     return model
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping import BookKeeping
+from tfprivacy_lab.dp.keras_internals import raw
 from tfprivacy_lab.dp.one_row_per_example import check_heights, heights
 from tfprivacy_lab.dp.row_gradients import Compiled, flat, size
 from tfprivacy_lab.dp.trial_draws import RepeatableDraws
@@ -63,7 +64,7 @@ def _both_norms(book_keeping, losses_of, layers, shared):
 
     As a function of (batch, place); ``shared`` takes both from one forward pass. ``layers`` becomes the layers seen.
     """
-    variables = book_keeping.model.trainable_variables
+    variables = raw(book_keeping.model.trainable_variables)
 
     def both(part, place):
         held = {}
@@ -72,6 +73,7 @@ def _both_norms(book_keeping, losses_of, layers, shared):
             if not kept:
                 return losses_of(part, True), None
             with tf.GradientTape() as held["tape"]:
+                held["tape"].watch(variables)
                 losses = losses_of(part, True)
                 held["loss"] = losses[place]
             return losses, None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 
-import tensorflow as tf
+import keras
 
 from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.dp import spending
 from tfprivacy_lab.dp.accounting import check_delta
 
 
-class EpsilonLogger(tf.keras.callbacks.Callback):
+class EpsilonLogger(keras.callbacks.Callback):
     """Puts ``epsilon`` among the logs of every epoch; ``PrivateModel.fit`` adds it by itself.
 
     How many steps an epoch will have taken is known when it begins, so its ε is computed beside it; if it ends
@@ -39,7 +39,7 @@ class EpsilonLogger(tf.keras.callbacks.Callback):
         self._found = {phases: spending.epsilon_of(list(phases), self.model.delta)}
 
 
-class StopBeforeBudget(tf.keras.callbacks.Callback):
+class StopBeforeBudget(keras.callbacks.Callback):
     """Ends training before the step that would pass a budget, never after.
 
     Args:

@@ -6,13 +6,13 @@ import dataclasses
 import math
 
 import dp_accounting
-import tensorflow as tf
+import keras
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.ledger import Ledger, Reservation
 
 
-class ChargedTo(tf.keras.callbacks.Callback):
+class ChargedTo(keras.callbacks.Callback):
     """Charges a :class:`~tfprivacy_lab.dp.ledger.Ledger` for a ``PrivateModel.fit``, or refuses it, before it begins.
 
     ``private.fit(x, y, 256, epochs=10, callbacks=[ChargedTo(ledger, "spring")])``

@@ -15,6 +15,7 @@ import hashlib
 import json
 import warnings
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -32,7 +33,7 @@ _WHAT = "the checkpoint"
 class Resumable:
     """The part of a private model that can be put down and taken up again."""
 
-    model: tf.keras.Model
+    model: keras.Model
     _record: TrainingRecord
     _noisy_steps: NoisySteps
     _seed: int
@@ -150,7 +151,7 @@ class Resumable:
             )
 
 
-class SaveCheckpoint(tf.keras.callbacks.Callback):
+class SaveCheckpoint(keras.callbacks.Callback):
     """Writes a checkpoint at the end of every epoch of a ``PrivateModel.fit``, over the former.
 
     Args:
@@ -252,4 +253,4 @@ def _learning_rate(optimizer) -> float | None:
     """The rate as it is now, None for a schedule."""
     if not isinstance(optimizer.get_config().get("learning_rate"), float | int | np.number):
         return None
-    return float(tf.keras.backend.get_value(optimizer.learning_rate))
+    return float(keras.backend.get_value(optimizer.learning_rate))

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice
-from tfprivacy_lab.dp.layers import KNOWN, layers_of
+from tfprivacy_lab.dp.keras_internals import layers_of, own_weights, raw
+from tfprivacy_lab.dp.layers import KNOWN
 from tfprivacy_lab.dp.linear_layers import Uses
 from tfprivacy_lab.dp.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
@@ -23,9 +25,6 @@ METHODS = ("flat", "automatic")
 _AUTOMATIC_GAMMA = 0.01
 # Norms are rounded to less than this; clipping to so much less keeps the bound, whichever way they round.
 _ROUNDING = 1.0 - 1e-6
-
-# Keras' base class, which SyncBatchNormalization and the TF1 layer share.
-_BatchNormalizationBase = tf.keras.layers.BatchNormalization.__base__
 
 
 def clip_factors(norms: tf.Tensor, l2_norm_clip, method: str = "flat") -> tf.Tensor:
@@ -65,12 +64,12 @@ class BookKeeping:
         InputError: naming the first trainable layer that is not known, or one that mixes examples.
     """
 
-    def __init__(self, model: tf.keras.Model):
+    def __init__(self, model: keras.Model):
         check_layers_keep_examples_apart(model)
         self.model = model
         trained = {id(variable) for variable in model.trainable_variables}
         # A layer's own ``trainable`` says nothing of the models around it: one of them may be frozen.
-        self._owners = [layer for layer in layers_of(model) if trained & set(map(id, layer._trainable_weights))]
+        self._owners = [layer for layer in layers_of(model) if trained & set(map(id, own_weights(layer)))]
         unknown = [layer for layer in self._owners if type(layer) not in KNOWN]
         if unknown:
             names = ", ".join(sorted(cls.__name__ for cls in KNOWN))
@@ -79,6 +78,8 @@ class BookKeeping:
                 f"for it (it knows {names}); freeze it, or pass unknown_layers='slow' to differentiate example by "
                 "example."
             )
+        for layer in self._owners:
+            _check_rule_holds(layer, trained)
         _check_dtypes(model)
 
     def gradients(self, compute_losses, weights: tf.Tensor | None = None, *, asserted: bool = True) -> ExampleGradients:
@@ -124,7 +125,7 @@ class BookKeeping:
         Yields the uses, complete when the scope is left, and the layers that were called where no note can be taken.
         """
         found: dict[int, Uses] = {}
-        out_of_reach: list[tf.keras.layers.Layer] = []
+        out_of_reach: list[keras.layers.Layer] = []
         try:
             for layer in self._owners:
                 layer.call = _recorded(layer, layer.call, tape, found, out_of_reach)
@@ -198,10 +199,10 @@ class ExampleGradients:
     def _weighted_sum(self, uses, factors):
         found = {}
         for use in uses:
-            weights = zip(use.layer._trainable_weights, use.weighted_sum(factors), strict=True)
-            found.update({weight.ref(): value for weight, value in weights})
+            weights = zip(own_weights(use.layer), use.weighted_sum(factors), strict=True)
+            found.update({id(weight): value for weight, value in weights})
         return [
-            found[variable.ref()] if variable.ref() in found else tf.zeros_like(variable)
+            found[id(variable)] if id(variable) in found else tf.zeros(variable.shape)
             for variable in self._variables
         ]
 
@@ -211,7 +212,7 @@ class ExampleGradients:
 
 
 def clipped_sum_example_by_example(
-    model: tf.keras.Model, compute_losses, batch, weights, l2_norm_clip, method: str = "flat"
+    model: keras.Model, compute_losses, batch, weights, l2_norm_clip, method: str = "flat"
 ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
     """The same sum by back-propagating every example alone: right for any layer that keeps examples apart.
 
@@ -226,7 +227,7 @@ def clipped_sum_example_by_example(
     Returns:
         Gradients of the trainable variables, norms (batch,), losses (batch,).
     """
-    variables = model.trainable_variables
+    variables = raw(model.trainable_variables)
     weights = after(assert_one_row_per_example(tf.shape(weights)[0], {"x and y": batch}), weights)
     count = tf.shape(weights)[0]
     norms, losses = (tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(2))
@@ -235,6 +236,7 @@ def clipped_sum_example_by_example(
     def body(i, total, norms, losses):
         one = tf.nest.map_structure(lambda a: a[i : i + 1], batch)
         with tf.GradientTape() as tape:
+            tape.watch(variables)
             found = compute_losses(one)
             loss = after(assert_one_row_per_example(1, {"the losses": found}), found)[0]
             weighted = loss * weights[i]
@@ -248,7 +250,7 @@ def clipped_sum_example_by_example(
     return total, norms.stack(), losses.stack()
 
 
-def check_layers_keep_examples_apart(model: tf.keras.Model) -> None:
+def check_layers_keep_examples_apart(model: keras.Model) -> None:
     """Refuse batch normalisation in training and losses that belong to no example.
 
     Raises:
@@ -263,28 +265,43 @@ def check_layers_keep_examples_apart(model: tf.keras.Model) -> None:
             )
 
 
-def check_no_batch_normalization(model: tf.keras.Model) -> None:
+def check_no_batch_normalization(model: keras.Model) -> None:
     """Refuse batch normalisation in training, of every make.
 
     Raises:
         InputError: naming the layer.
     """
     for layer in layers_of(model):
-        if isinstance(layer, _BatchNormalizationBase) and (layer.trainable or layer.trainable_weights):
+        if isinstance(layer, keras.layers.BatchNormalization) and (layer.trainable or layer.trainable_weights):
             raise InputError(
                 f"Layer {layer.name!r} is a BatchNormalization in training: it mixes the examples of a batch, so "
                 "clipping bounds nothing; use GroupNormalization or freeze the layer."
             )
 
 
-def regularisation(model: tf.keras.Model) -> list[tf.Tensor]:
+def regularisation(model: keras.Model) -> list[tf.Tensor]:
     """The weights' regularisation losses: functions of the weights alone, so they cost no privacy."""
-    return [loss() for layer in layers_of(model) for loss in layer._callable_losses]
+    return [weight.regularizer(weight) for weight in model.trainable_weights if weight.regularizer is not None]
+
+
+def _check_rule_holds(layer, trained):
+    """Refuse what a known layer computes beyond its rule."""
+    if getattr(layer, "lora_enabled", False):
+        raise UnknownLayerError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) is trained by LoRA (enable_lora) and the fast engine has no "
+            "rule for that; pass unknown_layers='slow' to differentiate example by example."
+        )
+    if frozen := [weight for weight in own_weights(layer) if id(weight) not in trained]:
+        raise UnknownLayerError(
+            f"Weight {frozen[0].path!r} is frozen and others of layer {layer.name!r} are not, and the fast engine has "
+            "no rule for a part of a layer; freeze the layer, or pass unknown_layers='slow' to differentiate example "
+            "by example."
+        )
 
 
 def _check_dtypes(model):
     for variable in model.trainable_variables:
-        if variable.dtype != tf.float32:
+        if variable.dtype != "float32":
             raise InputError(
-                f"Weight {variable.name!r} has dtype {variable.dtype.name}; the fast engine computes in float32."
+                f"Weight {variable.name!r} has dtype {variable.dtype}; the fast engine computes in float32."
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 
-_OPTIMIZERS = (tf.keras.optimizers.Optimizer, tf.keras.optimizers.legacy.Optimizer)
+_OPTIMIZERS = (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
 # Names that Keras resolves by the shapes of labels and outputs.
 _METRICS = {"accuracy", "acc", "crossentropy", "ce"}
 
@@ -31,7 +32,7 @@ def check(options: dict, metrics=None) -> dict:
     return options
 
 
-def checked_optimizer(optimizer) -> tf.keras.optimizers.Optimizer:
+def checked_optimizer(optimizer) -> keras.optimizers.Optimizer:
     """The optimizer, by name or as it is.
 
     Raises:
@@ -42,10 +43,10 @@ def checked_optimizer(optimizer) -> tf.keras.optimizers.Optimizer:
             f"Expected a plain Keras optimizer, got {type(optimizer).__name__} of TF Privacy: PrivateModel clips and "
             "adds the noise itself; pass a plain one, and engine='reference' to PrivateModel for DPKerasSGDOptimizer."
         )
-    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise InputError("Expected a plain optimizer, got a LossScaleOptimizer: both engines compute in float32.")
     try:
-        found = optimizer if isinstance(optimizer, _OPTIMIZERS) else tf.keras.optimizers.get(optimizer)
+        found = optimizer if isinstance(optimizer, _OPTIMIZERS) else keras.optimizers.get(optimizer)
     except (ValueError, TypeError) as error:
         raise InputError(
             f"Expected optimizer to be a Keras optimizer or the name of one ('sgd', 'adam'), got {optimizer!r}."
@@ -61,7 +62,7 @@ def _check_metrics(name, metrics):
         if metric is None or callable(metric) or (isinstance(metric, str) and metric.lower() in _METRICS):
             continue
         try:
-            known = isinstance(metric, str) and callable(tf.keras.metrics.get(metric))
+            known = isinstance(metric, str) and callable(keras.metrics.get(metric))
         except (ValueError, TypeError):
             known = False
         if not known:

@@ -101,14 +101,6 @@ class ConvolutionUses(LinearUses):
 class DepthwiseConvolutionUses(ConvolutionUses):
     """DepthwiseConv2D: a group a channel."""
 
-    @property
-    def kernel(self):
-        return self.layer.depthwise_kernel
-
-    @property
-    def kernel_name(self):
-        return "depthwise_kernel"
-
     def _groups(self, inputs):
         return inputs.shape[3]
 

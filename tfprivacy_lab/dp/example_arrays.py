@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,7 +12,7 @@ from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_numb
 from tfprivacy_lab.dp import example_sources
 
 
-def checked(x, y=None, sample_weight=None, class_weight=None, model: tf.keras.Model | None = None) -> tuple:
+def checked(x, y=None, sample_weight=None, class_weight=None, model: keras.Model | None = None) -> tuple:
     """Inputs, labels and sample weights as tensors with one first axis, all finite.
 
     Lists are tuples from here on, as in Keras' own ``fit``: TensorFlow's data sets would make one tensor of a list.
@@ -27,11 +28,11 @@ def checked(x, y=None, sample_weight=None, class_weight=None, model: tf.keras.Mo
     Raises:
         InputError: naming the argument.
     """
-    if isinstance(x, tf.data.Dataset | tf.keras.utils.Sequence):
+    if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
         for name, value in (("y", y), ("sample_weight", sample_weight)):
             if value is not None:
                 raise InputError(f"{name} is given beside x, a {type(x).__name__}, which brings its own; leave it out.")
-        read = example_sources.from_sequence(x, model) if isinstance(x, tf.keras.utils.Sequence) else None
+        read = example_sources.from_sequence(x, model) if isinstance(x, keras.utils.PyDataset) else None
         x, y, sample_weight = (*(read or example_sources.from_dataset(x, model)), None)[:3]
     x = structured("x", x)
     if y is None:

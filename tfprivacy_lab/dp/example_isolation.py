@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,7 +25,7 @@ _FEWEST = 4
 _TELLING = 1e-3
 
 
-def outputs_of(model: tf.keras.Model, x) -> tf.Tensor:
+def outputs_of(model: keras.Model, x) -> tf.Tensor:
     """The model's outputs for a few examples.
 
     Raises:
@@ -44,7 +45,7 @@ def outputs_of(model: tf.keras.Model, x) -> tf.Tensor:
     return outputs
 
 
-def check_gradients_are_per_example(model: tf.keras.Model, losses_of, batch, *, height=None, eagerly=False) -> None:
+def check_gradients_are_per_example(model: keras.Model, losses_of, batch, *, height=None, eagerly=False) -> None:
     """Refuse a model in which an example's gradient in training has to do with other examples.
 
     The model runs as in ``fit``, in a graph, on rows that are there; a row's gradient is computed beside others, in

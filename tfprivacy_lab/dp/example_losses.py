@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.keras_internals import mask_of
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
 
-_Loss = tf.keras.losses.Loss
+_Loss = keras.losses.Loss
 # Numbers of output that labels are tried against at a time: 16 MiB.
 _TRIED_NUMBERS = 2**22
 
@@ -28,17 +30,17 @@ class ExampleLosses:
     def __init__(self, loss):
         if isinstance(loss, str):
             try:
-                loss = tf.keras.losses.get(loss)
+                loss = keras.losses.get(loss)
             except ValueError as error:
                 raise InputError(f"Expected loss to be a Keras loss, got loss={loss!r}.") from error
         if isinstance(loss, dict | list | tuple) or not callable(loss):
             raise InputError(f"Expected loss to be one Keras loss for one output, got {type(loss).__name__}.")
-        self._sums = isinstance(loss, _Loss) and loss.reduction == tf.keras.losses.Reduction.SUM
+        self._sums = isinstance(loss, _Loss) and loss.reduction == "sum"
         self._function = loss.call if isinstance(loss, _Loss) else loss
-        self._sparse = isinstance(loss, tf.keras.losses.SparseCategoricalCrossentropy) or (
-            loss is tf.keras.losses.sparse_categorical_crossentropy
+        self._sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or (
+            loss is keras.losses.sparse_categorical_crossentropy
         )
-        self._ignored = getattr(loss, "_fn_kwargs", {}).get("ignore_class")
+        self._ignored = getattr(loss, "ignore_class", None)
 
     def __call__(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Losses, (batch,).
@@ -59,7 +61,7 @@ class ExampleLosses:
             )
         rows = assert_one_row_per_example(tf.shape(labels)[0], {"the model's output": outputs, "the losses": values})
         values, over = after(rows, values), list(range(1, len(values.shape)))
-        mask = getattr(outputs, "_keras_mask", None)
+        mask = mask_of(outputs)
         if mask is None or not over:
             return values if not over else (tf.reduce_sum if self._sums else tf.reduce_mean)(values, over)
         mask = tf.cast(tf.broadcast_to(tf.reshape(mask, _like(mask, values)), tf.shape(values)), values.dtype)

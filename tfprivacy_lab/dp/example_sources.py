@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,7 +12,7 @@ from tfprivacy_lab.checks import InputError
 _APART, _TOGETHER = ("Unbatch", "FlatMap", "Interleave"), ("Batch", "GroupByWindow")
 
 
-def from_dataset(dataset: tf.data.Dataset, model: tf.keras.Model | None = None) -> tuple:
+def from_dataset(dataset: tf.data.Dataset, model: keras.Model | None = None) -> tuple:
     """The arrays of a dataset of single examples, read once: drawing at random needs them at hand.
 
     Args:
@@ -79,7 +80,7 @@ def _check_elements_are_examples(spec, columns, model) -> None:
         )
 
 
-def input_shapes(model: tf.keras.Model | None, x) -> list[tuple] | None:
+def input_shapes(model: keras.Model | None, x) -> list[tuple] | None:
     """Shapes of the model's inputs in the order of x's leaves, the axis of examples first; None where unknown."""
     saved = model.save_spec() if model is not None else None
     if saved is None:
@@ -100,7 +101,7 @@ def _has_an_axis_more(got, expected) -> bool:
     return not (squeezed and fits)
 
 
-def from_sequence(sequence: tf.keras.utils.Sequence, model: tf.keras.Model | None = None) -> tuple:
+def from_sequence(sequence: keras.utils.PyDataset, model: keras.Model | None = None) -> tuple:
     """The examples of a Keras Sequence, read once, batch after batch; each row of its batches is one example.
 
     Args:

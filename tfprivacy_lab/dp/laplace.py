@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 
 import dp_accounting
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow_privacy.privacy.dp_query import dp_query
@@ -136,7 +137,7 @@ def laplace_sgd_optimizer(run: LaplaceRun, plan: LaplacePlan, batches: PoissonBa
 
 
 def train_laplace(
-    model: tf.keras.Model,
+    model: keras.Model,
     examples: np.ndarray,
     labels: np.ndarray,
     *,
@@ -179,7 +180,7 @@ def train_laplace(
     training.seed_layers(seed)
     model.compile(
         optimizer=laplace_sgd_optimizer(run, plan, batches, secure_noise=secure_noise),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
     )
 
     pure = f"{run.steps} steps under Laplace noise by train_laplace, of pure epsilon {run.pure_epsilon:.4g}"

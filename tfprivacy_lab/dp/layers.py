@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
@@ -12,7 +13,7 @@ from tfprivacy_lab.dp.convolutions import ConvolutionUses, DepthwiseConvolutionU
 from tfprivacy_lab.dp.linear_layers import DenseUses, EinsumDenseUses, Uses
 from tfprivacy_lab.dp.products import ghost_norms
 
-_layers = tf.keras.layers
+_layers = keras.layers
 
 
 class EmbeddingUses(Uses):
@@ -101,7 +102,8 @@ class LayerNormalizationUses(NormalizationUses):
     """LayerNormalization (Ba, Kiros and Hinton 2016)."""
 
     def axes(self, inputs):
-        return [axis % len(inputs.shape) for axis in self.layer.axis]
+        axis = self.layer.axis
+        return [one % len(inputs.shape) for one in (axis if isinstance(axis, list | tuple) else [axis])]
 
     def normalised(self, inputs):
         mean, variance = tf.nn.moments(inputs, self.axes(inputs), keepdims=True)
@@ -135,8 +137,3 @@ KNOWN = {
     _layers.LayerNormalization: LayerNormalizationUses,
     _layers.GroupNormalization: GroupNormalizationUses,
 }
-
-
-def layers_of(model: tf.keras.layers.Layer) -> list[tf.keras.layers.Layer]:
-    """The model (or layer) and every layer in it, however deep."""
-    return list(model._flatten_layers(include_self=True, recursive=True))

@@ -10,10 +10,10 @@ import dataclasses
 import warnings
 import weakref
 
-import tensorflow as tf
+import keras
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.layers import layers_of
+from tfprivacy_lab.dp.keras_internals import layers_of
 from tfprivacy_lab.dp.record import TrainingRecord, fingerprint
 from tfprivacy_lab.dp.spending import Phase
 
@@ -50,7 +50,7 @@ class FinishedFit:
         return [{"seed": fingerprint(self.seed), "steps": sum(phase.steps for phase in self.done)}]
 
 
-def mark(model: tf.keras.Model, record, *, frozen: bool = False) -> None:
+def mark(model: keras.Model, record, *, frozen: bool = False) -> None:
     """From here on ``record`` is part of the past of all layers that are trained now, or with ``frozen`` of all."""
     for layer in layers_of(model):
         if layer.trainable_weights or (frozen and layer.weights):
@@ -59,13 +59,13 @@ def mark(model: tf.keras.Model, record, *, frozen: bool = False) -> None:
                 records.append(record)
 
 
-def forget(model: tf.keras.Model) -> None:
+def forget(model: keras.Model) -> None:
     """The model's weights are to be those of a checkpoint: its past is what the checkpoint says."""
     for layer in layers_of(model):
         _RECORDS.pop(layer, None)
 
 
-def records_of(model: tf.keras.Model, besides=None) -> list:
+def records_of(model: keras.Model, besides=None) -> list:
     """The records of all fits that trained a layer of the model, oldest first, but one."""
     found = []
     for layer in layers_of(model):
@@ -75,7 +75,7 @@ def records_of(model: tf.keras.Model, besides=None) -> list:
     return found
 
 
-def begin(model: tf.keras.Model, seed: int) -> TrainingRecord:
+def begin(model: keras.Model, seed: int) -> TrainingRecord:
     """The record of a new ``PrivateModel``; says so if the model was fitted under DP before.
 
     Raises:
@@ -100,7 +100,7 @@ def begin(model: tf.keras.Model, seed: int) -> TrainingRecord:
     warnings.warn(
         f"Model {model.name!r} was fitted under differential privacy before, for {steps} steps: epsilon() and phases() "
         "count them with what comes. Training that has nothing to do with them begins from a fresh model "
-        "(tf.keras.models.clone_model).",
+        "(keras.models.clone_model).",
         stacklevel=3,
     )
     return record

@@ -11,9 +11,11 @@ import abc
 import math
 import string
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.keras_internals import own_weights
 from tfprivacy_lab.dp.products import Products, cleared, products_of
 
 
@@ -26,7 +28,7 @@ class Uses(abc.ABC):
         outputs: Its outputs before the activation, one a use; gradients are taken at these.
     """
 
-    def __init__(self, layer: tf.keras.layers.Layer):
+    def __init__(self, layer: keras.layers.Layer):
         self.layer, self.inputs, self.outputs = layer, [], []
         self.gradients: list[tf.Tensor] = []
 
@@ -61,7 +63,7 @@ class Uses(abc.ABC):
     def _in_order(self, **by_name) -> list[tf.Tensor]:
         """The gradients named as the layer's attributes, in the order of its trainable weights."""
         known = {id(getattr(self.layer, name)): value for name, value in by_name.items()}
-        return [known[id(weight)] for weight in self.layer._trainable_weights]
+        return [known[id(weight)] for weight in own_weights(self.layer)]
 
 
 class LinearUses(Uses):
@@ -73,7 +75,7 @@ class LinearUses(Uses):
         self._bias_gradients = None
 
     @property
-    def kernel(self) -> tf.Variable:
+    def kernel(self) -> keras.Variable:
         """The layer's kernel."""
         return self.layer.kernel
 

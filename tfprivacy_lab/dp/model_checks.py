@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.layers import layers_of
+from tfprivacy_lab.dp.keras_internals import layers_of
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 
 
@@ -15,10 +16,10 @@ def check_model(model) -> None:
     Raises:
         InputError: naming the argument, or the layer.
     """
-    if not isinstance(model, tf.keras.Model):
-        raise InputError(f"Expected model to be a tf.keras.Model, got {type(model).__name__}.")
+    if not isinstance(model, keras.Model):
+        raise InputError(f"Expected model to be a keras.Model, got {type(model).__name__}.")
     for name in ("train_step", "compute_loss"):
-        if getattr(type(model), name) is not getattr(tf.keras.Model, name):
+        if getattr(type(model), name) is not getattr(keras.Model, name):
             raise InputError(
                 f"Model {model.name!r} ({type(model).__name__}) has a {name} of its own, which a private fit does not "
                 "run; wrap a model without it, and give its loss to compile."
@@ -43,7 +44,7 @@ def check_model(model) -> None:
     warn_of_statistics(model)
 
 
-def check_something_is_trained(model: tf.keras.Model) -> None:
+def check_something_is_trained(model: keras.Model) -> None:
     """Refuse a model that is frozen whole.
 
     Raises:
@@ -53,7 +54,7 @@ def check_something_is_trained(model: tf.keras.Model) -> None:
         raise InputError(f"Expected model {model.name!r} to have trainable weights, got none; set trainable = True.")
 
 
-def check_scope(private: tf.keras.Model, doing: str) -> None:
+def check_scope(private: keras.Model, doing: str) -> None:
     """Refuse to go on in the scope of a strategy that the model was not made in.
 
     Raises:
@@ -82,33 +83,33 @@ def _name(strategy):
     return "no strategy" if strategy is None or name.startswith("_Default") else name
 
 
-def without_training(model: tf.keras.Model) -> tf.keras.Model:
+def without_training(model: keras.Model) -> keras.Model:
     """The model's weights without what training left beside them: the model itself, or a copy that is not compiled.
 
     Metrics that its layers or its ``compile`` hold are reset: they would be saved, without noise.
     """
     without_figures(model)
     is_compiled = getattr(model, "optimizer", None) is not None
-    if not is_compiled or not (isinstance(model, tf.keras.Sequential) or model._is_graph_network):
+    if not is_compiled or not (isinstance(model, keras.Sequential) or model._is_graph_network):
         return model
-    bare = tf.keras.models.clone_model(model)
+    bare = keras.models.clone_model(model)
     bare.set_weights(model.get_weights())
     return bare
 
 
-def without_figures(model: tf.keras.Model) -> tf.keras.Model:
+def without_figures(model: keras.Model) -> keras.Model:
     """The model, its metrics and those of its layers reset."""
     for metric in [*model.metrics, *(metric for layer in layers_of(model) for metric in layer._metrics)]:
         metric.reset_state()
     return model
 
 
-def training_state(model: tf.keras.Model) -> tuple:
+def training_state(model: keras.Model) -> tuple:
     """What only ``compile`` and ``fit`` may change: which weights are trained, and the optimizer's steps."""
     return (*(id(variable) for variable in model.trainable_variables), int(model.optimizer.iterations.numpy()))
 
 
-def check_nothing_was_restored(model: tf.keras.Model, before: tuple) -> None:
+def check_nothing_was_restored(model: keras.Model, before: tuple) -> None:
     """Refuse to go on from a state that came from elsewhere: what it cost is in no record, and its noise would return.
 
     Args:

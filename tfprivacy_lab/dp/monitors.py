@@ -12,12 +12,14 @@ import functools
 import string
 import warnings
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import model_checks
+from tfprivacy_lab.dp.keras_internals import profiles
 
-callbacks_of_keras = tf.keras.callbacks
+callbacks_of_keras = keras.callbacks
 # What a monitor may be beside validation figures; Keras' callbacks put the learning rate there under either name.
 PUBLIC_FIGURES = ("epsilon", "lr", "learning_rate")
 _PLACES = ("epoch", "batch")
@@ -41,8 +43,6 @@ class PublicLogs(callbacks_of_keras.Callback):
     def __init__(self, callbacks: list):
         super().__init__()
         self._callbacks = callbacks
-        # Keras then leaves the logs of a batch, which are not looked at, as tensors.
-        self._supports_tf_logs = True
 
     def set_params(self, params):
         """As Keras'."""
@@ -102,7 +102,7 @@ class PublicLogs(callbacks_of_keras.Callback):
             getattr(callback, event)(*arguments)
 
     def _public(self, logs):
-        of_training = {metric.name for metric in self.model.metrics}
+        of_training = set(self.model.get_metrics_result())
         return WithoutTraining(
             (name, value)
             for name, value in (logs or {}).items()
@@ -225,7 +225,7 @@ def _check(callback, validation_data) -> None:
 
 
 def _check_tensorboard(callback):
-    if getattr(callback, "_should_trace", False):
+    if profiles(callback):
         raise InputError(
             "TensorBoard(profile_batch=...) would write how long each step took, which follows how many examples were "
             "drawn, and that is secret; pass profile_batch=0."

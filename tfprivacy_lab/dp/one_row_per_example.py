@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.layers import layers_of
+from tfprivacy_lab.dp.keras_internals import layers_of
 from tfprivacy_lab.dp.linear_layers import Uses
 
-_TimeDistributed = tf.keras.layers.TimeDistributed
+_TimeDistributed = keras.layers.TimeDistributed
 
 
-def check_first_axes(model: tf.keras.Model, uses: list[Uses], losses: tf.Tensor) -> None:
+def check_first_axes(model: keras.Model, uses: list[Uses], losses: tf.Tensor) -> None:
     """Refuse what shapes show already. Where the graph leaves the batch's size open, a fixed first axis is not its.
 
     Raises:
@@ -29,7 +30,7 @@ def heights(uses: list[Uses]) -> tf.Tensor:
     return tf.stack([tf.shape(inputs)[0] for use in uses for inputs in use.inputs])
 
 
-def check_heights(model: tf.keras.Model, layers: list, found, count: int) -> None:
+def check_heights(model: keras.Model, layers: list, found, count: int) -> None:
     """Refuse rows that are not examples, where a graph of open sizes hid them.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dp_accounting
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow_privacy.privacy.dp_query.gaussian_query import GaussianSumQuery
@@ -10,14 +11,14 @@ from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDO
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun
-from tfprivacy_lab.dp.layers import layers_of
+from tfprivacy_lab.dp.keras_internals import layers_of
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind
 from tfprivacy_lab.dp.sampling import PoissonBatches
 
 # Keras' base class of all convolutions but the depthwise ones, whose ``groups`` is 1.
-_Convolution = tf.keras.layers.Conv2D.__base__
+_Convolution = keras.layers.Conv2D.__base__
 # Settings of a Keras optimizer that DPKerasSGDOptimizer would leave undone.
 _NO_OPTIONS = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema")
 
@@ -89,7 +90,7 @@ def dp_sgd_optimizer(
 
 
 def reference_optimizer(
-    sgd: tf.keras.optimizers.Optimizer,
+    sgd: keras.optimizers.Optimizer,
     run: DpSgdRun,
     l2_norm_clip: float,
     batches: PoissonBatches,
@@ -101,7 +102,7 @@ def reference_optimizer(
     return dp_sgd_optimizer(run, plan, batches, generator)
 
 
-def check_sgd(optimizer: tf.keras.optimizers.Optimizer) -> None:
+def check_sgd(optimizer: keras.optimizers.Optimizer) -> None:
     """Refuse an optimizer whose steps DPKerasSGDOptimizer does not take.
 
     Raises:
@@ -110,7 +111,7 @@ def check_sgd(optimizer: tf.keras.optimizers.Optimizer) -> None:
     """
     settings = optimizer.get_config()
     if (
-        not isinstance(optimizer, tf.keras.optimizers.SGD)
+        not isinstance(optimizer, keras.optimizers.SGD)
         or settings["nesterov"]
         or isinstance(settings["learning_rate"], dict)
     ):
@@ -189,7 +190,7 @@ def begin_reference(
     return ReferenceSteps(sgd, run, l2_norm_clip, batches, variables, generator, before)
 
 
-def check_jacobian(model: tf.keras.Model) -> None:
+def check_jacobian(model: keras.Model) -> None:
     """Refuse layers whose gradient ``tape.jacobian``, which DPKerasSGDOptimizer uses, gets wrong.
 
     TensorFlow vectorises the gradient of a convolution's kernel without heed to groups.
@@ -205,7 +206,7 @@ def check_jacobian(model: tf.keras.Model) -> None:
             )
 
 
-def check_reference(model: tf.keras.Model, l2_norm_clip, clipping_method: str, noise: str, replicas: int) -> None:
+def check_reference(model: keras.Model, l2_norm_clip, clipping_method: str, noise: str, replicas: int) -> None:
     """Refuse what DPKerasSGDOptimizer does not do.
 
     Raises:

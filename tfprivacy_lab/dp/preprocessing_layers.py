@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 
-import tensorflow as tf
+import keras
 
-from tfprivacy_lab.dp.layers import layers_of
+from tfprivacy_lab.dp.keras_internals import layers_of
 
 
-def statistics_layers(model: tf.keras.Model) -> list[str]:
+def statistics_layers(model: keras.Model) -> list[str]:
     """Names of the layers that hold statistics of data: means, vocabularies, boundaries that ``adapt`` left there.
 
     What stands in a layer's arguments (``mean=``, ``vocabulary=``, ``bin_boundaries=``) is not among them: whoever
@@ -18,7 +18,7 @@ def statistics_layers(model: tf.keras.Model) -> list[str]:
     return [layer.name for layer in _adapted(model)]
 
 
-def not_covered_statistics(model: tf.keras.Model) -> list[str]:
+def not_covered_statistics(model: keras.Model) -> list[str]:
     """A sentence for each of :func:`statistics_layers`, for what a statement lists as not covered."""
     return [
         f"the statistics of layer {layer.name!r} ({type(layer).__name__}), exact if it was adapted to private examples"
@@ -26,7 +26,7 @@ def not_covered_statistics(model: tf.keras.Model) -> list[str]:
     ]
 
 
-def warn_of_statistics(model: tf.keras.Model) -> None:
+def warn_of_statistics(model: keras.Model) -> None:
     """Say once per layer that its statistics are not covered, and what to give it instead."""
     for layer in _adapted(model):
         warnings.warn(
@@ -47,9 +47,9 @@ def _kind(layer) -> str | None:
     """The argument that takes what ``adapt`` would find; None for layers that cannot be adapted."""
     if not callable(getattr(layer, "adapt", None)):
         return None
-    if isinstance(layer, tf.keras.layers.Normalization):
+    if isinstance(layer, keras.layers.Normalization):
         return "mean"
-    if isinstance(layer, tf.keras.layers.Discretization):
+    if isinstance(layer, keras.layers.Discretization):
         return "bin_boundaries"
     return "vocabulary" if hasattr(layer, "get_vocabulary") else "other"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-import tensorflow as tf
+import keras
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import lineage
@@ -29,7 +29,7 @@ class PrivacyAccount:
     """
 
     delta: float
-    model: tf.keras.Model
+    model: keras.Model
     _record: TrainingRecord
     _seed: int
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
@@ -44,7 +45,7 @@ ENGINES = ("fast", "reference")
 _WORKING_FLOATS = 2**26
 
 
-class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, tf.keras.Model):
+class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, keras.Model):
     r"""A Keras model whose ``fit`` is DP-SGD.
 
     Args:
@@ -80,7 +81,7 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, tf.k
 
     def __init__(
         self,
-        model: tf.keras.Model,
+        model: keras.Model,
         *,
         l2_norm_clip: float | QuantileClip,
         noise_multiplier: float,

@@ -30,7 +30,7 @@ class PrivateScale:
     :math:`v = (u_1, …, u_d, u_1^2 - \tfrac12, …, u_d^2 - \tfrac12)`, and of a 1 where the number of rows is private.
 
     ``ledger.register("scale", scale.event())``, then ``mean, variance = scale.release(x)``, then
-    ``tf.keras.layers.Normalization(mean=mean, variance=variance)``.
+    ``keras.layers.Normalization(mean=mean, variance=variance)``.
 
     Args:
         low: Lower bound of each column, (d,), in the column's unit. From knowledge of the field, not from the data.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
@@ -63,7 +64,7 @@ class Replicas:
     def apply(self, optimizer, gradients: list[tf.Tensor], variables) -> None:
         """Let the optimizer step by gradients that are the same on every replica already."""
         pairs = list(zip(gradients, variables, strict=True))
-        if isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
+        if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
             optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
         else:
             optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)

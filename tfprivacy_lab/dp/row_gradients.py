@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.keras_internals import raw
 from tfprivacy_lab.dp.rows import refusal_of
 
 # Lines of messages that say where, not what.
@@ -84,10 +85,12 @@ def row_gradients(model, losses_of, batch, training: bool, **how) -> Compiled:
     """The flat gradient of the loss at a place of the batch, and all losses, as a function of (batch, place)."""
 
     def gradient(part, place):
+        variables = raw(model.trainable_variables)
         with tf.GradientTape() as tape:
+            tape.watch(variables)
             losses = losses_of(part, training)
             loss = losses[place]
-        return flat(tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero")), losses
+        return flat(tape.gradient(loss, variables, unconnected_gradients="zero")), losses
 
     return Compiled(model, gradient, batch, **how)
 

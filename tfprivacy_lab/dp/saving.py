@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import os
 
-import tensorflow as tf
+import keras
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import model_checks
 from tfprivacy_lab.dp.record import TrainingRecord
 
 # What a model that was compiled before it was wrapped has beside its weights.
-_OF_COMPILE = (tf.keras.optimizers.Optimizer, tf.keras.optimizers.legacy.Optimizer, tf.keras.metrics.Metric)
+_OF_COMPILE = (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer, keras.metrics.Metric)
 
 
 class ShownFigures:
     """The mean loss that ``fit`` shows; no Trackable, so that no checkpoint finds it."""
 
     def __init__(self):
-        self.loss = tf.keras.metrics.Mean(name="loss")
+        self.loss = keras.metrics.Mean(name="loss")
 
 
 class SavedAsWrapped:
@@ -33,7 +33,7 @@ class SavedAsWrapped:
     :class:`tfprivacy_lab.dp.checkpoint.Resumable` keeps what it takes to go on.
     """
 
-    model: tf.keras.Model
+    model: keras.Model
     _record: TrainingRecord
     _shown: ShownFigures
 

@@ -2,6 +2,7 @@ r"""One logical step: clip every example's gradient, sum, add noise once, divide
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
@@ -35,7 +36,7 @@ class NoisySteps:
 
     def __init__(
         self,
-        model: tf.keras.Model,
+        model: keras.Model,
         *,
         l2_norm_clip: float | QuantileClip,
         noise_multiplier: float,

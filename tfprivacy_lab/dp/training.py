@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,7 +25,7 @@ from tfprivacy_lab.dp.trial_rows import rows_to_try
 
 
 def train(
-    model: tf.keras.Model,
+    model: keras.Model,
     examples: np.ndarray,
     labels: np.ndarray,
     *,
@@ -74,7 +75,7 @@ def train(
 
 def seed_layers(seed: int) -> None:
     """Seed dropout and the like, by a seed of their own from which that of the noise does not follow."""
-    tf.keras.utils.set_random_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
+    keras.utils.set_random_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
 
 
 def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoch=None) -> list[EpochRecord]:
@@ -113,7 +114,7 @@ def _reference(model, examples, labels, plan, run, delta, seed):
     batches = PoissonBatches(run.examples, run.batch_size, run.steps, plan.physical_batch_size, seed)
     model.compile(
         optimizer=dp_sgd_optimizer(run, plan, batches),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
     )
     done = Phase(run.examples, run.batch_size, run.noise_multiplier, "poisson", run.steps)
     lineage.mark(model, lineage.FinishedFit([done], seed))
@@ -126,8 +127,8 @@ def _fast(model, examples, labels, plan, run, delta, seed):
         model, l2_norm_clip=plan.l2_norm_clip, noise_multiplier=run.noise_multiplier, seed=seed, delta=delta
     )
     private.compile(
-        optimizer=tf.keras.optimizers.SGD(plan.learning_rate, plan.momentum),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        optimizer=keras.optimizers.SGD(plan.learning_rate, plan.momentum),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
 
     def run_steps(first, last):
@@ -139,7 +140,7 @@ def _fast(model, examples, labels, plan, run, delta, seed):
 ENGINES = {"reference": _reference, "fast": _fast}
 
 
-def evaluate_accuracy(model: tf.keras.Model, examples: np.ndarray, labels: np.ndarray) -> float:
+def evaluate_accuracy(model: keras.Model, examples: np.ndarray, labels: np.ndarray) -> float:
     """Fraction of examples whose largest logit is at the label."""
     logits = model.predict(examples, batch_size=2048, verbose=0)
     return float(np.mean(np.argmax(logits, axis=1) == labels))
@@ -209,7 +210,7 @@ def checked_arguments(model, examples, labels, run, plan, *, tried=True):
 
 def _losses(model, batch, training):
     logits = model(batch[0], training=training)
-    return tf.keras.losses.sparse_categorical_crossentropy(batch[1], logits, from_logits=True)
+    return keras.losses.sparse_categorical_crossentropy(batch[1], logits, from_logits=True)
 
 
 def _check_weights_finite(model, epoch):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfprivacy_lab.dp.layers import layers_of
+from tfprivacy_lab.dp.keras_internals import global_seed_state, layers_of, seed_states
 
 # The trial's; whoever chose a seed of their own has another, and gets it back.
 _SEED = 1_870_345_021
@@ -17,7 +18,7 @@ _SEED = 1_870_345_021
 class RepeatableDraws:
     """Dropout and the like, made to draw the same numbers as often as a comparison needs.
 
-    Covers the seeds of TensorFlow, NumPy and Python, and generators that the model's layers hold.
+    Covers the seeds of Keras, TensorFlow, NumPy and Python, and generators that the model's layers hold.
 
     Args:
         model: The model whose layers are tried.
@@ -27,22 +28,20 @@ class RepeatableDraws:
             but how far a ``tf.random.Generator`` moves on, to its next draw, depends on the height.
     """
 
-    def __init__(self, model: tf.keras.Model):
+    def __init__(self, model: keras.Model):
         held = [value for layer in layers_of(model) for value in vars(layer).values()]
-        # Keras' own, in layers with dropout: a generator, or a seed that counts up at every call.
-        self._counting = [value for value in held if isinstance(value, _KerasGenerator)]
-        inner = [getattr(value, "_generator", None) for value in self._counting]
-        self._generators = [value for value in [*held, *inner] if isinstance(value, tf.random.Generator)]
+        # Keras' own count up by one at every draw, whatever its size.
+        self._seeded = [*seed_states(model), global_seed_state()]
+        self._generators = [value for value in held if isinstance(value, tf.random.Generator)]
         self.by_row = not self._generators
 
     def states(self) -> list[tf.Variable]:
-        """The variables that hold the layers' generators."""
-        return [generator.state for generator in self._generators]
+        """The variables that hold the generators."""
+        return [*self._seeded, *(generator.state for generator in self._generators)]
 
     def __enter__(self):
         own = context.context()
         own.ensure_initialized()
-        self._seeds = [(one, one._seed) for one in self._counting]
         self._states = [state.numpy() for state in self.states()]
         self._before = own._seed, getattr(own, "_rng", None), np.random.get_state(), random.getstate()
         return self
@@ -52,8 +51,8 @@ class RepeatableDraws:
         tf.random.set_seed(_SEED)
         np.random.seed(0)
         random.seed(0)
-        for one, seed in self._seeds:
-            one._seed = seed
+        for number, state in enumerate(self._seeded):
+            state.assign(tf.cast([_SEED, number], state.dtype))
         for generator in self._generators:
             generator.reset_from_seed(_SEED)
 
@@ -62,10 +61,5 @@ class RepeatableDraws:
         own._seed, own._rng, legacy, plain = self._before
         np.random.set_state(legacy)
         random.setstate(plain)
-        for one, seed in self._seeds:
-            one._seed = seed
         for state, before in zip(self.states(), self._states, strict=True):
             state.assign(before)
-
-
-_KerasGenerator = type(tf.keras.layers.Dropout(0.5)._random_generator)

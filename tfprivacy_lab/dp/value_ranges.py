@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.layers import layers_of
+from tfprivacy_lab.dp.keras_internals import layers_of
 
-_layers = tf.keras.layers
+_layers = keras.layers
 # Examples looked at in one piece.
 _ROWS = 4096
 
 
-def check_values_are_within_ranges(model: tf.keras.Model, x) -> None:
+def check_values_are_within_ranges(model: keras.Model, x) -> None:
     """Refuse examples that a layer of the model does not take.
 
     Known are the ranges of Embedding, CategoryEncoding, and IntegerLookup without a place for unknown values.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,6 +17,16 @@ def _entries(table) -> list:
     return sorted((str(key), value.tobytes()) for key, value in zip(keys, np.asarray(values), strict=True))
 
 
+def _variables(model, saved):
+    """(name, TensorFlow's variable) of all that a model keeps."""
+    yield from ((one.path, one.value) for one in model.variables)
+    for one in saved:
+        if isinstance(one, keras.Variable):
+            yield one.path, one.value
+        elif isinstance(one, tf.Variable):
+            yield one.name, one
+
+
 class WeightsLeftAlone:
     """All weights of a model as they are now, to be held against what they are later.
 
@@ -24,12 +35,13 @@ class WeightsLeftAlone:
         exempt: Variables that may change: random generators' states.
     """
 
-    def __init__(self, model: tf.keras.Model, exempt=()):
+    def __init__(self, model: keras.Model, exempt=()):
         self._model, exempt = model, {id(state) for state in exempt}
-        # Lookup tables stand among a model's variables and are none.
-        variables = [one for one in model.variables if isinstance(one, tf.Variable) and id(one) not in exempt]
-        self._kept = [(variable, variable.numpy()) for variable in variables]
         saved = tf.train.TrackableView(model).descendants()
+        # A layer may keep variables of TensorFlow's, of which Keras does not know: they are saved all the same.
+        found = {id(value): (name, value) for name, value in _variables(model, saved)}
+        # A copy, as eager tensors lend NumPy their own memory.
+        self._kept = [(name, value, value.numpy().copy()) for key, (name, value) in found.items() if key not in exempt]
         self._tables = [(one, _entries(one)) for one in saved if isinstance(one, _TABLES)]
 
     def check(self, compute, batches) -> None:
@@ -51,7 +63,7 @@ class WeightsLeftAlone:
                 )
         if not (changed := self._changed()):
             return
-        name = changed[0].name
+        name = changed[0]
         becomes = set()
         for batch in batches:
             self._restore()
@@ -71,11 +83,11 @@ class WeightsLeftAlone:
         )
 
     def _changed(self):
-        return [variable for variable, before in self._kept if variable.numpy().tobytes() != before.tobytes()]
+        return [name for name, value, before in self._kept if value.numpy().tobytes() != before.tobytes()]
 
     def _content(self):
-        return tuple(variable.numpy().tobytes() for variable, _ in self._kept)
+        return tuple(value.numpy().tobytes() for _, value, _ in self._kept)
 
     def _restore(self):
-        for variable, before in self._kept:
-            variable.assign(before)
+        for _, value, before in self._kept:
+            value.assign(before)

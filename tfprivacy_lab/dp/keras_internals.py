@@ -1,0 +1,93 @@
+"""What the engine takes of Keras 3 beyond its public interface, all of it, a function each.
+
+``tests/dp/test_keras_internals.py`` names the versions of Keras that this is for, and fails where one moves.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+from keras.src.random.seed_generator import global_seed_generator
+
+
+def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The model (or layer) and every layer in it, however deep."""
+    return list(model._flatten_layers(include_self=True, recursive=True))
+
+
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights that a layer itself holds to be trained, not its sublayers', whether they are frozen now or not."""
+    return list(layer._trainable_variables)
+
+
+def raw(variables) -> list[tf.Variable]:
+    """TensorFlow's variables in Keras' ones: of these a tape gives zeros where nothing depends on them.
+
+    A tape watches by itself those alone that were made to be trained, so it is told to watch them.
+    """
+    return [variable.value for variable in variables]
+
+
+def is_overwritten(variable: keras.Variable) -> bool:
+    """Whether an optimizer puts the gradient in the variable's place, as it does with scales of 8-bit numbers."""
+    return bool(getattr(variable, "overwrite_with_gradient", False))
+
+
+def is_network(model: keras.Model) -> bool:
+    """Whether a model is Sequential or Functional, so that a clone of it computes the same."""
+    return isinstance(model, keras.Sequential | Functional)
+
+
+def mask_of(tensor: tf.Tensor) -> tf.Tensor | None:
+    """The mask that layers attach to what they give."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def input_shapes(model: keras.Model):
+    """Shapes of a built model's inputs, examples first, in the structure it takes; None where it does not say."""
+    if isinstance(model, Functional):
+        return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), model.input)
+    if isinstance(model, keras.Sequential):
+        return tuple(model.input_shape) if model.inputs else None
+    shapes = list((model._build_shapes_dict or {}).values())
+    return shapes[0] if len(shapes) == 1 else None
+
+
+def seed_states(model: keras.Model) -> list[tf.Variable]:
+    """The states of the seed generators that a model's layers hold: each counts up at every draw."""
+    return [generator.state.value for layer in layers_of(model) for generator in layer._seed_generators]
+
+
+def global_seed_state() -> tf.Variable:
+    """The state of the generator that ``keras.random`` draws by where it is given no seed."""
+    with tf.init_scope():
+        return global_seed_generator().state.value
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric | None:
+    """The mean that Keras' own steps keep of their losses."""
+    return getattr(model, "_loss_tracker", None)
+
+
+def build_metrics(model: keras.Model, labels, outputs) -> None:
+    """Make the metrics that ``compile`` was given: which they are, and their variables, hangs on shapes."""
+    compiled = model._compile_metrics
+    if compiled is not None and not compiled.built:
+        with model.distribute_strategy.scope():
+            compiled.build(labels, outputs)
+
+
+def profiles(callback: keras.callbacks.TensorBoard) -> bool:
+    """Whether a TensorBoard callback profiles batches."""
+    return bool(getattr(callback, "_should_trace", False))
+
+
+class BuiltBeforehand:
+    """A model that is built, with its metrics and optimizer, before Keras looks at a batch.
+
+    Under a strategy Keras would take a batch to pieces in the belief that it is (x, y, weights).
+    """
+
+    def _maybe_symbolic_build(self, *arguments, **options):
+        """Nothing."""
