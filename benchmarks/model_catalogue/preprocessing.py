@@ -46,9 +46,7 @@ def _structured():
 
 def _crossed():
     first, second = (keras.Input((1,), dtype="int64") for _ in range(2))
-    return keras.Model(
-        [first, second], _L.Dense(CLASSES)(_L.HashedCrossing(6, output_mode="one_hot")((first, second)))
-    )
+    return keras.Model([first, second], _L.Dense(CLASSES)(_L.HashedCrossing(6, output_mode="one_hot")((first, second))))
 
 
 _IMAGES, _IDS = numbers(8, 8, 2), ids(9, 1)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun
-from tfprivacy_lab.dp.optimizers import check_reference, dp_sgd_optimizer
+from tfprivacy_lab.dp.optimizers import dp_sgd_optimizer
 from tfprivacy_lab.dp.plan import TrainingPlan
+from tfprivacy_lab.dp.reference_checks import check_reference
 from tfprivacy_lab.dp.sampling import PoissonBatches
 
 from .test_clipping import BATCH, CLASSES, QUICK, by_book_keeping, convolutions, cross_entropy, flat

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip
 from tfprivacy_lab.dp.clipping import BookKeeping
-from tfprivacy_lab.dp.optimizers import check_reference
+from tfprivacy_lab.dp.reference_checks import check_reference
 from tfprivacy_lab.dp.replicas import Replicas
 
 from .test_clipping import assert_same, head, images

@@ -102,18 +102,16 @@ def test_network_matches_keras_gradient_tape(activation):
 
     keras.utils.set_random_seed(3)
     (x, y), _ = breast_cancer(3)
-    keras = keras.Sequential(
-        [keras.layers.Dense(16, activation, input_shape=(30,)), keras.layers.Dense(1, "sigmoid")]
-    )
-    model = mpc.SharedModel(keras, SEMI2K, feature_range=4, weight_range=4)
+    plain = keras.Sequential([keras.layers.Dense(16, activation, input_shape=(30,)), keras.layers.Dense(1, "sigmoid")])
+    model = mpc.SharedModel(plain, SEMI2K, feature_range=4, weight_range=4)
     model.compile("binary_crossentropy", 0.3)
     run = model.fit({"alice": x[:, :15], "bob": x[:, 15:]}, {"bob": y}, steps=8, reveal_weights=("alice",))
-    keras.compile(keras.optimizers.SGD(0.3), "binary_crossentropy")
-    before = keras.evaluate(x, y, verbose=0)
-    keras.fit(x, y, batch_size=len(x), epochs=8, shuffle=False, verbose=0)
-    expected = keras.evaluate(x, y, verbose=0)
+    plain.compile(keras.optimizers.SGD(0.3), "binary_crossentropy")
+    before = plain.evaluate(x, y, verbose=0)
+    plain.fit(x, y, batch_size=len(x), epochs=8, shuffle=False, verbose=0)
+    expected = plain.evaluate(x, y, verbose=0)
     keras.set_weights(run.outcomes["alice"].weights)
-    loss = keras.evaluate(x, y, verbose=0)
+    loss = plain.evaluate(x, y, verbose=0)
     assert expected < 0.9 * before
     assert loss == pytest.approx(expected, rel=0.01)
 
@@ -193,6 +191,7 @@ def test_fit_before_compile_and_predict_before_fit_are_refused():
 
 
 def test_keras_layers_without_a_rule_are_refused():
+    import keras
 
     with pytest.raises(InputError, match="Dropout"):
         mpc.SharedModel(keras.Sequential([keras.layers.Dropout(0.5, input_shape=(3,))]), SEMI2K)
@@ -203,6 +202,7 @@ def test_keras_layers_without_a_rule_are_refused():
 
 @pytest.mark.parametrize("kind", ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"])
 def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
+    import keras
 
     layers = keras.layers
     x, dense = layers.Input((3,)), layers.Dense(3)

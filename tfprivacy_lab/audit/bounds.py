@@ -15,6 +15,7 @@ import warnings
 
 import numpy as np
 
+from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_positive_int
 
 
@@ -128,7 +129,7 @@ def tfp_epsilon_lower_bound(member_scores, nonmember_scores, confidence: float =
     16 with ``clopper-pearson`` (up to 0.40) and in 96 with ``bailey`` (up to 1.27), the method that TFP's
     attack reports use; :func:`epsilon_lower_bound` in none.
     """
-    from tensorflow_privacy.privacy.privacy_tests import epsilon_lower_bound as tfp
+    tfp = tf_privacy.load("privacy_tests.epsilon_lower_bound", "EpsilonLowerBound")
 
     members, nonmembers = check_scores(member_scores, nonmember_scores)
     bound = tfp.EpsilonLowerBound(members, nonmembers, alpha=1 - confidence)

@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 
+from tfprivacy_lab import tf_privacy
+
 ATTACKS = {
     "loss_threshold": "THRESHOLD_ATTACK",
     "entropy_threshold": "THRESHOLD_ENTROPY_ATTACK",
@@ -43,13 +45,9 @@ def _some(scores, size: int, seed: int):
 def _run_tfp(member, nonmember, seed: int, kinds) -> dict:
     """TFP's result object for each attack, by TFP's name."""
     with _quiet(), _numpy_seed(seed):
-        from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import (
-            membership_inference_attack,
-        )
-        from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_structures import (
-            AttackInputData,
-            AttackType,
-        )
+        package = "privacy_tests.membership_inference_attack"
+        attack = tf_privacy.load(f"{package}.membership_inference_attack", "TF Privacy's attacks")
+        kept = tf_privacy.load(f"{package}.data_structures", "TF Privacy's attacks")
 
         # Only the trained attack reads the logits, as features: at one scale its solver converges.
         both = np.concatenate([member.logits, nonmember.logits])
@@ -57,7 +55,7 @@ def _run_tfp(member, nonmember, seed: int, kinds) -> dict:
         scale[scale == 0] = 1
         # Losses and entropies are handed over because TFP's own clip probabilities at 1e-8 and 1e-30,
         # and take logits whose rows happen to sum to 1 for probabilities.
-        data = AttackInputData(
+        data = kept.AttackInputData(
             logits_train=(member.logits - centre) / scale,
             logits_test=(nonmember.logits - centre) / scale,
             labels_train=member.labels,
@@ -68,7 +66,7 @@ def _run_tfp(member, nonmember, seed: int, kinds) -> dict:
             entropy_test=nonmember.entropies(),
             loss_function_using_logits=True,
         )
-        results = membership_inference_attack.run_attacks(data, attack_types=[AttackType[kind] for kind in kinds])
+        results = attack.run_attacks(data, attack_types=[kept.AttackType[kind] for kind in kinds])
     return {result.attack_type.name: result for result in results.single_attack_results}
 
 

@@ -20,6 +20,7 @@ import dp_accounting
 from dp_accounting import rdp
 from scipy import optimize
 
+from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int
 from tfprivacy_lab.dp import analytic_gaussian
 from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
@@ -303,7 +304,7 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
         ``statement_default``: with its default ``used_microbatching=True``, which doubles the
         sensitivity, wrong for one microbatch an example.
     """
-    from tensorflow_privacy.privacy.analysis import compute_dp_sgd_privacy_lib as tfp
+    tfp = tf_privacy.load("analysis.compute_dp_sgd_privacy_lib", "A figure of TF Privacy's own")
 
     # Whole epochs if they give the same steps: the statement rounds them up to count passes.
     whole = math.floor(run.epochs)

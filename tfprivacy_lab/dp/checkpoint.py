@@ -17,7 +17,6 @@ import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
@@ -119,10 +118,8 @@ class Resumable:
     def _build_optimizer(self):
         """Make the optimizer's slots, if no step has yet."""
         with self.distribute_strategy.scope():
-            if hasattr(self.optimizer, "build"):
+            if not self.optimizer.built:
                 self.optimizer.build(self.model.trainable_variables)
-            else:
-                self.optimizer._create_all_weights(self.model.trainable_variables)
 
     def _take_up(self, record, weights, optimizer, path):
         """Set everything, once all of it is known to fit."""
@@ -238,19 +235,19 @@ def _check_fit(path, what, variables, arrays):
     for variable, array in zip(variables, arrays, strict=True):
         if tuple(variable.shape) != array.shape or variable.dtype != array.dtype:
             raise InputError(
-                f"{_WHAT.capitalize()} {path} has {what} that do not fit: {variable.name!r} is {variable.dtype.name} "
+                f"{_WHAT.capitalize()} {path} has {what} that do not fit: {variable.name!r} is {variable.dtype} "
                 f"of shape {tuple(variable.shape)}, got {array.dtype} of shape {array.shape}."
             )
 
 
-def _variables(optimizer) -> list[tf.Variable]:
+def _variables(optimizer) -> list[keras.Variable]:
     """All that an optimizer keeps between steps; the learning rate is no part of it under every Keras."""
-    found, rate = optimizer.variables, getattr(optimizer, "learning_rate", None)
-    return [variable for variable in (found() if callable(found) else found) if variable is not rate]
+    rate = getattr(optimizer, "learning_rate", None)
+    return [variable for variable in optimizer.variables if variable is not rate]
 
 
 def _learning_rate(optimizer) -> float | None:
     """The rate as it is now, None for a schedule."""
     if not isinstance(optimizer.get_config().get("learning_rate"), float | int | np.number):
         return None
-    return float(keras.backend.get_value(optimizer.learning_rate))
+    return float(optimizer.learning_rate.numpy())

@@ -202,8 +202,7 @@ class ExampleGradients:
             weights = zip(own_weights(use.layer), use.weighted_sum(factors), strict=True)
             found.update({id(weight): value for weight, value in weights})
         return [
-            found[id(variable)] if id(variable) in found else tf.zeros(variable.shape)
-            for variable in self._variables
+            found[id(variable)] if id(variable) in found else tf.zeros(variable.shape) for variable in self._variables
         ]
 
     def floats_per_example(self) -> int:
@@ -288,8 +287,8 @@ def _check_rule_holds(layer, trained):
     """Refuse what a known layer computes beyond its rule."""
     if getattr(layer, "lora_enabled", False):
         raise UnknownLayerError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) is trained by LoRA (enable_lora) and the fast engine has no "
-            "rule for that; pass unknown_layers='slow' to differentiate example by example."
+            f"Layer {layer.name!r} ({type(layer).__name__}) is trained by LoRA and the fast engine has no rule for "
+            "that; pass unknown_layers='slow' to differentiate example by example."
         )
     if frozen := [weight for weight in own_weights(layer) if id(weight) not in trained]:
         raise UnknownLayerError(

@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 
-_OPTIMIZERS = (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
 # Names that Keras resolves by the shapes of labels and outputs.
 _METRICS = {"accuracy", "acc", "crossentropy", "ce"}
 
@@ -25,8 +24,10 @@ def check(options: dict, metrics=None) -> dict:
     options = dict(options)
     if options.pop("loss_weights", None) is not None:
         raise InputError("loss_weights are for several losses; scale the one loss instead.")
-    if options.get("jit_compile"):
+    if options.get("jit_compile", "auto") not in ("auto", False, None):
         raise InputError("jit_compile leaves out the check that stops a step beyond the budget; leave it out.")
+    # Keras would compile by XLA of itself where there is a GPU.
+    options["jit_compile"] = False
     _check_metrics("metrics", metrics)
     _check_metrics("weighted_metrics", options.get("weighted_metrics"))
     return options
@@ -46,13 +47,15 @@ def checked_optimizer(optimizer) -> keras.optimizers.Optimizer:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise InputError("Expected a plain optimizer, got a LossScaleOptimizer: both engines compute in float32.")
     try:
-        found = optimizer if isinstance(optimizer, _OPTIMIZERS) else keras.optimizers.get(optimizer)
+        found = optimizer if isinstance(optimizer, keras.optimizers.Optimizer) else keras.optimizers.get(optimizer)
     except (ValueError, TypeError) as error:
         raise InputError(
             f"Expected optimizer to be a Keras optimizer or the name of one ('sgd', 'adam'), got {optimizer!r}."
         ) from error
-    if not isinstance(found, _OPTIMIZERS):
+    if not isinstance(found, keras.optimizers.Optimizer):
         raise InputError(f"Expected optimizer to be a Keras optimizer, got {type(optimizer).__name__}.")
+    if found.loss_scale_factor is not None:
+        raise InputError("Expected an optimizer without loss_scale_factor: both engines compute in float32.")
     return found
 
 

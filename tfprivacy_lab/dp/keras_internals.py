@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
-from keras.src.random.seed_generator import global_seed_generator
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 
 def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -47,11 +50,11 @@ def mask_of(tensor: tf.Tensor) -> tf.Tensor | None:
 def input_shapes(model: keras.Model):
     """Shapes of a built model's inputs, examples first, in the structure it takes; None where it does not say."""
     if isinstance(model, Functional):
-        return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), model.input)
+        return keras.tree.map_structure(lambda tensor: tf.TensorShape(tensor.shape), model.input)
     if isinstance(model, keras.Sequential):
-        return tuple(model.input_shape) if model.inputs else None
+        return tf.TensorShape(model.input_shape)
     shapes = list((model._build_shapes_dict or {}).values())
-    return shapes[0] if len(shapes) == 1 else None
+    return keras.tree.map_shape_structure(tf.TensorShape, shapes[0]) if len(shapes) == 1 else None
 
 
 def seed_states(model: keras.Model) -> list[tf.Variable]:
@@ -59,10 +62,19 @@ def seed_states(model: keras.Model) -> list[tf.Variable]:
     return [generator.state.value for layer in layers_of(model) for generator in layer._seed_generators]
 
 
-def global_seed_state() -> tf.Variable:
-    """The state of the generator that ``keras.random`` draws by where it is given no seed."""
-    with tf.init_scope():
-        return global_seed_generator().state.value
+@contextlib.contextmanager
+def global_seed_state():
+    """The state of the generator that ``keras.random`` draws by where it is given no seed.
+
+    Keras makes it at the first draw, by a draw of Python's; where there was none, there is none afterwards.
+    """
+    before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    try:
+        with tf.init_scope():
+            state = global_seed_generator().state.value
+        yield state
+    finally:
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric | None:

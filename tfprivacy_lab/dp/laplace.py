@@ -16,22 +16,25 @@ import dp_accounting
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow_privacy.privacy.dp_query import dp_query
-from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras
 
+from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import check_finite_number, check_positive_int
 from tfprivacy_lab.dp import lineage, training
 from tfprivacy_lab.dp.accounting import check_delta
 from tfprivacy_lab.dp.laplace_accounting import LaplacePlan, LaplaceRun, laplace_epsilon_after
 from tfprivacy_lab.dp.noise import secure_laplace
+from tfprivacy_lab.dp.optimizers import physical_steps
 from tfprivacy_lab.dp.plan import EpochRecord
 from tfprivacy_lab.dp.sampling import PoissonBatches
+
+_WHAT = "SGD under Laplace noise"
+_SumAggregationDPQuery = tf_privacy.load("dp_query.dp_query", _WHAT).SumAggregationDPQuery
 
 # Rounding to float32 can lengthen a clipped record by 2^-23; clipping to this much less keeps the bound.
 _ROUNDING = 1.0 - 1e-6
 
 
-class LaplaceSumQuery(dp_query.SumAggregationDPQuery):
+class LaplaceSumQuery(_SumAggregationDPQuery):
     r"""A TF Privacy query: clip records in the L1 norm, sum, add Laplace noise.
 
     :math:`\sum_i g_i \min(1, C / \|g_i\|_1) + \mathrm{Laplace}(b)` on every coordinate. A record whose norm is
@@ -125,7 +128,7 @@ def laplace_sgd_optimizer(run: LaplaceRun, plan: LaplacePlan, batches: PoissonBa
     accumulated = batches.accumulation_steps
     scale = run.noise_multiplier * plan.l1_norm_clip
     query = LaplaceSumQuery(plan.l1_norm_clip, scale, None if secure_noise else batches.seed)
-    optimizer = dp_optimizer_keras.GenericDPSGDOptimizer(
+    optimizer = tf_privacy.sgd_classes(_WHAT)[1](
         dp_sum_query=query,
         num_microbatches=batches.rows,
         gradient_accumulation_steps=accumulated,
@@ -178,16 +181,14 @@ def train_laplace(
     examples, labels = training.checked_arguments(model, examples, labels, run, plan)
     batches = PoissonBatches(run.examples, run.batch_size, run.steps, plan.physical_batch_size, seed)
     training.seed_layers(seed)
-    model.compile(
-        optimizer=laplace_sgd_optimizer(run, plan, batches, secure_noise=secure_noise),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
-    )
+    optimizer = laplace_sgd_optimizer(run, plan, batches, secure_noise=secure_noise)
+    steps = physical_steps(model, optimizer, lambda x, y: training.losses_of(model, (x, y), True))
 
     pure = f"{run.steps} steps under Laplace noise by train_laplace, of pure epsilon {run.pure_epsilon:.4g}"
     lineage.mark(model, lineage.FinishedFit([], seed, (pure,)))
 
     def run_steps(first, last):
-        model.fit(training.physical_batches(batches, examples, labels, first, last), verbose=0)
+        steps(training.physical_batches(batches, examples, labels, first, last))
 
     def epsilon_at(step):
         return laplace_epsilon_after(run, step, delta)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.keras_internals import layers_of
+from tfprivacy_lab.dp.keras_internals import is_network, is_overwritten, layers_of, own_weights, raw
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 
 
@@ -16,6 +16,16 @@ def check_model(model) -> None:
     Raises:
         InputError: naming the argument, or the layer.
     """
+    if any(cls.__module__.partition(".")[0] == "tf_keras" for cls in type(model).__mro__):
+        raise InputError(
+            f"Expected model to be of Keras 3, got {model.name!r} of tf_keras, which is Keras 2; build it with "
+            "`import keras`, and leave TF_USE_LEGACY_KERAS unset."
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"Expected Keras to compute by TensorFlow, got the backend {keras.backend.backend()!r}; set "
+            "KERAS_BACKEND=tensorflow before Keras is imported."
+        )
     if not isinstance(model, keras.Model):
         raise InputError(f"Expected model to be a keras.Model, got {type(model).__name__}.")
     for name in ("train_step", "compute_loss"):
@@ -41,7 +51,17 @@ def check_model(model) -> None:
                 f"Layer {layer.name!r} computes in {dtype} (policy {layer.dtype_policy.name!r}): both engines compute "
                 "in float32, and the rounding of another would pass the clipping norm; use the policy 'float32'."
             )
+        _check_not_quantized(layer)
     warn_of_statistics(model)
+
+
+def _check_not_quantized(layer):
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is not None or any(map(is_overwritten, own_weights(layer))):
+        raise InputError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) is quantised ({mode or '8-bit numbers'}): its scales "
+            "follow the examples, and no rule covers them; use the model as it was before quantize."
+        )
 
 
 def check_something_is_trained(model: keras.Model) -> None:
@@ -69,12 +89,11 @@ def check_scope(private: keras.Model, doing: str) -> None:
 
 def _is_of_this_scope(model):
     here = tf.distribute.get_strategy().extended
-    # Lookup tables stand among a model's variables and are none: they belong to no scope.
-    return all(here.variable_created_in_scope(one) for one in model.variables if isinstance(one, tf.Variable))
+    return all(here.variable_created_in_scope(one) for one in raw(model.variables))
 
 
 def _strategy_of(model):
-    held = (getattr(variable, "distribute_strategy", None) for variable in model.variables)
+    held = (getattr(variable, "distribute_strategy", None) for variable in raw(model.variables))
     return next((strategy for strategy in held if strategy is not None), None)
 
 
@@ -90,7 +109,7 @@ def without_training(model: keras.Model) -> keras.Model:
     """
     without_figures(model)
     is_compiled = getattr(model, "optimizer", None) is not None
-    if not is_compiled or not (isinstance(model, keras.Sequential) or model._is_graph_network):
+    if not is_compiled or not is_network(model):
         return model
     bare = keras.models.clone_model(model)
     bare.set_weights(model.get_weights())
@@ -99,7 +118,7 @@ def without_training(model: keras.Model) -> keras.Model:
 
 def without_figures(model: keras.Model) -> keras.Model:
     """The model, its metrics and those of its layers reset."""
-    for metric in [*model.metrics, *(metric for layer in layers_of(model) for metric in layer._metrics)]:
+    for metric in [metric for layer in layers_of(model) for metric in layer.metrics]:
         metric.reset_state()
     return model
 

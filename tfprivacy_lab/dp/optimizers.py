@@ -6,30 +6,22 @@ import dp_accounting
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow_privacy.privacy.dp_query.gaussian_query import GaussianSumQuery
-from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDOptimizer
 
+from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun
-from tfprivacy_lab.dp.keras_internals import layers_of
+from tfprivacy_lab.dp.keras_internals import raw
 from tfprivacy_lab.dp.plan import TrainingPlan
-from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind
+from tfprivacy_lab.dp.reference_checks import check_sgd, noise_generator
 from tfprivacy_lab.dp.sampling import PoissonBatches
 
-# Keras' base class of all convolutions but the depthwise ones, whose ``groups`` is 1.
-_Convolution = keras.layers.Conv2D.__base__
-# Settings of a Keras optimizer that DPKerasSGDOptimizer would leave undone.
-_NO_OPTIONS = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema")
+_WHAT = "DP-SGD by DPKerasSGDOptimizer"
+_GaussianSumQuery = tf_privacy.load("dp_query.gaussian_query", _WHAT).GaussianSumQuery
+DPKerasSGDOptimizer = tf_privacy.sgd_classes(_WHAT)[0]
 
 
-def noise_generator(seed: int) -> tf.random.Generator:
-    """The Philox generator of a run's noise, keyed by the whole seed; one a run, so that no draw comes twice."""
-    state = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(3, np.uint64)
-    return tf.random.Generator.from_state(state.view(np.int64), alg="philox")
-
-
-class KeyedGaussianSum(GaussianSumQuery):
+class KeyedGaussianSum(_GaussianSumQuery):
     """TF Privacy's clipped sum, with noise from a generator that is keyed by the whole seed.
 
     TF Privacy's own draws from TensorFlow's global generator, which cuts its seed to 31 bits: few enough
@@ -60,7 +52,7 @@ class KeyedGaussianSum(GaussianSumQuery):
 
 def dp_sgd_optimizer(
     run: DpSgdRun, plan: TrainingPlan, batches: PoissonBatches, generator: tf.random.Generator | None = None
-) -> DPKerasSGDOptimizer:
+):
     r"""TF Privacy's optimizer, set so that each logical batch gets noise of exactly σC once.
 
     A logical batch arrives as k physical ones of P rows. The optimizer adds noise at each, so each gets
@@ -95,36 +87,11 @@ def reference_optimizer(
     l2_norm_clip: float,
     batches: PoissonBatches,
     generator: tf.random.Generator,
-) -> DPKerasSGDOptimizer:
+):
     """The DPKerasSGDOptimizer that steps as ``sgd`` would by the noisy mean."""
     rate, momentum = float(sgd.learning_rate.numpy()), float(sgd.momentum or 0.0)
     plan = TrainingPlan(run.batch_size, 1, l2_norm_clip, rate, momentum)
     return dp_sgd_optimizer(run, plan, batches, generator)
-
-
-def check_sgd(optimizer: keras.optimizers.Optimizer) -> None:
-    """Refuse an optimizer whose steps DPKerasSGDOptimizer does not take.
-
-    Raises:
-        InputError: if it is not SGD with or without momentum, at a learning rate that is a number, without further
-            options.
-    """
-    settings = optimizer.get_config()
-    if (
-        not isinstance(optimizer, keras.optimizers.SGD)
-        or settings["nesterov"]
-        or isinstance(settings["learning_rate"], dict)
-    ):
-        raise InputError(
-            f"engine='reference' is DPKerasSGDOptimizer: expected SGD with a constant learning rate (callbacks may set "
-            f"another) and no Nesterov momentum, got {type(optimizer).__name__}; use engine='fast'."
-        )
-    for option in _NO_OPTIONS:
-        if settings.get(option):
-            raise InputError(
-                f"engine='reference' is DPKerasSGDOptimizer, which has no {option}, got {option}={settings[option]!r}; "
-                "leave it out, or use engine='fast'."
-            )
 
 
 class ReferenceSteps:
@@ -153,6 +120,7 @@ class ReferenceSteps:
                 "its state; compile with a new optimizer."
             )
         self._sgd, self._optimizer = sgd, reference_optimizer(sgd, run, l2_norm_clip, batches, generator)
+        variables = raw(variables)
         self._optimizer._create_all_weights(variables)
         self._rows, self._pieces, self._variables = batches.rows, batches.accumulation_steps, variables
         self.physical_batch_size = self._rows * self._pieces
@@ -166,19 +134,50 @@ class ReferenceSteps:
     def step(self, losses_of, x, y, weights) -> None:
         """One logical batch of ``physical_batch_size`` rows; ``losses_of(x, y)`` gives losses (rows,)."""
         rate = tf.convert_to_tensor(self._sgd.learning_rate)
-        self._optimizer._get_hyper("learning_rate").assign(rate * self._rate_scale)
+        self._optimizer.learning_rate.assign(rate * self._rate_scale)
 
         def body(piece):
             start = piece * self._rows
             part = tf.nest.map_structure(lambda a: a[start : start + self._rows], (x, y, weights))
             part = tf.nest.map_structure(lambda a: tf.ensure_shape(a, (self._rows, *a.shape[1:])), part)
-            with tf.GradientTape(persistent=True) as tape:
-                losses = losses_of(part[0], part[1]) * part[2]
-            self._optimizer.minimize(losses, self._variables, tape=tape)
+            _minimize(self._optimizer, self._variables, lambda: losses_of(part[0], part[1]) * part[2])
             return [piece + 1]
 
         tf.while_loop(lambda piece: piece < self._pieces, body, [tf.constant(0)], parallel_iterations=1)
         self._sgd.iterations.assign_add(1)
+
+
+def _minimize(optimizer, variables, compute_losses):
+    """One physical batch; ``compute_losses()`` gives weighted losses (rows,)."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(variables)
+        losses = compute_losses()
+    optimizer.minimize(losses, variables, tape=tape)
+
+
+def physical_steps(model: keras.Model, optimizer, losses_of):
+    """What runs an optimizer of TF Privacy over physical batches, as ``fit`` of Keras 2 does.
+
+    Args:
+        model: The model whose trainable weights it steps.
+        optimizer: Of TF Privacy.
+        losses_of: From (x, y) to losses (rows,).
+
+    Returns:
+        A function of a dataset of (x, y, weights).
+    """
+    variables = raw(model.trainable_variables)
+    optimizer._create_all_weights(variables)
+
+    @tf.function
+    def step(x, y, weights):
+        _minimize(optimizer, variables, lambda: losses_of(x, y) * weights)
+
+    def run(dataset):
+        for batch in dataset:
+            step(*batch)
+
+    return run
 
 
 def begin_reference(
@@ -188,41 +187,3 @@ def begin_reference(
     batches = PoissonBatches(kind.examples, kind.batch_size, last, rows, seed)
     run = DpSgdRun(kind.examples, kind.batch_size, kind.noise_multiplier, last)
     return ReferenceSteps(sgd, run, l2_norm_clip, batches, variables, generator, before)
-
-
-def check_jacobian(model: keras.Model) -> None:
-    """Refuse layers whose gradient ``tape.jacobian``, which DPKerasSGDOptimizer uses, gets wrong.
-
-    TensorFlow vectorises the gradient of a convolution's kernel without heed to groups.
-
-    Raises:
-        InputError: naming the layer.
-    """
-    for layer in layers_of(model):
-        if getattr(layer, "groups", 1) > 1 and isinstance(layer, _Convolution) and layer.trainable_weights:
-            raise InputError(
-                f"Layer {layer.name!r} is a convolution in {layer.groups} groups: TensorFlow's Jacobian, by which "
-                "DPKerasSGDOptimizer clips, is wrong for its kernel; use engine='fast'."
-            )
-
-
-def check_reference(model: keras.Model, l2_norm_clip, clipping_method: str, noise: str, replicas: int) -> None:
-    """Refuse what DPKerasSGDOptimizer does not do.
-
-    Raises:
-        InputError: naming the argument or the model.
-    """
-    if isinstance(l2_norm_clip, QuantileClip):
-        raise InputError("engine='reference' clips to one norm, got a QuantileClip; use engine='fast'.")
-    if clipping_method != "flat":
-        raise InputError(f"engine='reference' clips flat, got clipping_method={clipping_method!r}; use engine='fast'.")
-    if noise != "philox":
-        raise InputError(f"engine='reference' draws from Philox, got noise={noise!r}; use engine='fast'.")
-    if replicas > 1:
-        raise InputError("engine='reference' is for one worker; use engine='fast'.")
-    check_jacobian(model)
-    if model.losses:
-        raise InputError(
-            f"Model {model.name!r} adds {len(model.losses)} loss terms that belong to no example (regularisers); "
-            "engine='reference' would clip them with every example: remove them, or use engine='fast'."
-        )

@@ -27,11 +27,12 @@ from tfprivacy_lab.dp.checkpoint import Resumable
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example, outputs_of
 from tfprivacy_lab.dp.example_losses import ExampleLosses
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
-from tfprivacy_lab.dp.optimizers import begin_reference, check_reference, check_sgd, noise_generator
+from tfprivacy_lab.dp.keras_internals import BuiltBeforehand, build_metrics
 from tfprivacy_lab.dp.privacy_account import PrivacyAccount, warn_of_shuffling
 from tfprivacy_lab.dp.private_steps import PrivateSteps
 from tfprivacy_lab.dp.quantile import QuantileClip
 from tfprivacy_lab.dp.record import StepKind
+from tfprivacy_lab.dp.reference_checks import check_reference, check_sgd, noise_generator
 from tfprivacy_lab.dp.replicas import Replicas
 from tfprivacy_lab.dp.rows import refusal_of
 from tfprivacy_lab.dp.sampling import fresh_seed
@@ -45,7 +46,7 @@ ENGINES = ("fast", "reference")
 _WORKING_FLOATS = 2**26
 
 
-class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, keras.Model):
+class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, BuiltBeforehand, keras.Model):
     r"""A Keras model whose ``fit`` is DP-SGD.
 
     Args:
@@ -115,7 +116,8 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, kera
         self._shown = ShownFigures()
         self._noise_generator = noise_generator(self._seed) if engine == "reference" else None
         self._example_losses = self._floats = self._reference = self._left_at = None
-        self._warned = False
+        self._first_step, self._steps_of_epoch = 0, 1
+        self._warned, self.built = False, True
 
     @property
     def noise_multiplier(self) -> float:
@@ -222,8 +224,10 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, kera
             warn_of_shuffling()
         planned = max(0, steps * (epochs - options.get("initial_epoch", 0)))
         kind = (total, batch_size, self.noise_multiplier, sampling, physical_batch_size or rows)
+        self._build_optimizer()
         self._begin(StepKind(*kind, padded=physical_batch_size is not None), planned)
-        first = self._record.steps()
+        first, self._steps_of_epoch = self._record.steps(), steps
+        self._first_step = first
         last = first + planned
         sampler = self._replicas.sampler(sampling, len(examples[2]), total, batch_size, self._seed, first)
         rows = physical_batch_size or _rounding(batch_size)
@@ -255,6 +259,8 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, kera
 
     def _begin_reference(self, last, physical_batch_size) -> int:
         """Fix the shapes of DPKerasSGDOptimizer's batches; returns the rows of a logical one."""
+        from tfprivacy_lab.dp.optimizers import begin_reference
+
         self._reference = begin_reference(
             self.optimizer,
             self._record.kind,
@@ -273,7 +279,9 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, kera
         """Try the model on a few examples, and the loss on all labels; returns how many rows fit at a time, or None."""
         check_values_are_within_ranges(self.model, examples[0])
         one = tf.nest.map_structure(lambda a: a[:1], examples[0])
-        self._example_losses.check_labels(examples[1], outputs_of(self.model, one))
+        outputs = outputs_of(self.model, one)
+        self._example_losses.check_labels(examples[1], outputs)
+        build_metrics(self, examples[1][:1], outputs)
         # The reference engine always computes a fixed number of rows.
         height = physical_batch_size or (128 if self.engine == "reference" else None)
         if height not in self._tried:

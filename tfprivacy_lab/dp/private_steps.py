@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import clipping
+from tfprivacy_lab.dp.keras_internals import loss_tracker, raw
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
 
 
@@ -17,28 +18,30 @@ class PrivateSteps:
         raise InputError("train_on_batch takes a batch that no accountant knows the sampling of; call fit.")
 
     def make_train_function(self, force=False):
-        """Keras', which runs no more steps at a time than are allowed, whatever ``steps_per_execution`` is."""
-        run, at_a_time = super().make_train_function(force), self._steps_per_execution
-
-        def run_allowed(iterator):
-            wanted, allowed = int(at_a_time.numpy()), max(1, self.steps_allowed())
-            if wanted <= allowed:
-                return run(iterator)
-            at_a_time.assign(allowed)
-            try:
-                return run(iterator)
-            finally:
-                at_a_time.assign(wanted)
-
-        self.train_function = run if self.run_eagerly else run_allowed
+        """A function of an iterator: ``steps_per_execution`` steps, or as many fewer as an epoch and a budget leave."""
+        if self.train_function is None or force:
+            run = _several(self, self.train_step)
+            self.train_function = lambda iterator: run(iterator, self._steps_to_run())
         return self.train_function
+
+    def make_test_function(self, force=False):
+        """A function of an iterator: one batch of an evaluation, or ``steps_per_execution`` of them."""
+        if self.test_function is None or force:
+            run = _several(self, self.test_step)
+            self.test_function = lambda iterator: run(iterator, self.steps_per_execution)
+        return self.test_function
+
+    def _steps_to_run(self):
+        left = self._steps_of_epoch - (self._record.steps() - self._first_step) % self._steps_of_epoch
+        return max(1, min(self.steps_per_execution, left, self.steps_allowed()))
 
     @property
     def metrics(self):
         """The loss, then what ``compile`` was given."""
-        return [self._mean_loss, *super().metrics]
+        of_keras = loss_tracker(self)
+        return [self._mean_loss, *(metric for metric in super().metrics if metric is not of_keras)]
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Mean of the examples' losses, for ``evaluate``; with the weights' regularisation."""
         losses = self._example_losses(y, y_pred)
         self._mean_loss.update_state((losses if sample_weight is None else losses * sample_weight) + self._penalty())
@@ -57,18 +60,18 @@ class PrivateSteps:
             held = tf.nest.map_structure(lambda a: a[:count], (x, y))
             losses, outputs = self._losses_and_outputs(held, False)
             self._show(losses * weights[:count], y[:count], outputs)
-            return self.get_metrics_result()
+            return
         gradients = self._noisy_steps.mean_gradient(
             self._losses_and_outputs, self._show, data, steps, self._record.kind
         )
         with tf.GradientTape() as tape:
+            tape.watch(raw(self.trainable_variables))
             penalty = self._penalty()
         variables = self.trainable_variables
         if tf.is_tensor(penalty):
-            more = tape.gradient(penalty, variables, unconnected_gradients="zero")
+            more = tape.gradient(penalty, raw(variables), unconnected_gradients="zero")
             gradients = [g + tf.convert_to_tensor(m) for g, m in zip(gradients, more, strict=True)]
         self._replicas.apply(self.optimizer, gradients, variables)
-        return self.get_metrics_result()
 
     def _losses_and_outputs(self, batch, training):
         outputs = self.model(batch[0], training=training)
@@ -77,4 +80,34 @@ class PrivateSteps:
     def _show(self, losses, labels, outputs):
         """Loss and metrics of examples."""
         self._mean_loss.update_state(losses + self._penalty())
-        self.compiled_metrics.update_state(labels, outputs)
+        self.compute_metrics(None, labels, outputs)
+
+
+def _several(model, step):
+    """``step`` on so many batches of an iterator; gives the metrics, read over all replicas.
+
+    Keras' own loop reduces what each step returns, which several workers cannot do for single numbers.
+    """
+
+    def one(iterator):
+        model.distribute_strategy.run(step, args=(next(iterator),))
+
+    def several(iterator, count):
+        def body(i):
+            one(iterator)
+            return [i + 1]
+
+        tf.while_loop(lambda i: i < count, body, [tf.constant(0)], parallel_iterations=1)
+        return model.get_metrics_result()
+
+    def single(iterator):
+        one(iterator)
+        return model.get_metrics_result()
+
+    if model.run_eagerly:
+        return lambda iterator, count: [single(iterator) for _ in range(count)][-1]
+    several, single = (
+        tf.function(tf.autograph.experimental.do_not_convert(function), reduce_retracing=True)
+        for function in (several, single)
+    )
+    return lambda iterator, count: single(iterator) if count == 1 else several(iterator, tf.constant(count))

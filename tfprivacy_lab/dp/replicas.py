@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
@@ -63,8 +62,6 @@ class Replicas:
 
     def apply(self, optimizer, gradients: list[tf.Tensor], variables) -> None:
         """Let the optimizer step by gradients that are the same on every replica already."""
-        pairs = list(zip(gradients, variables, strict=True))
-        if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
-            optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
-        else:
-            optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
+        # Keras adds gradients up over the replicas, always.
+        shares = gradients if self.count == 1 else [gradient / self.count for gradient in gradients]
+        optimizer.apply_gradients(list(zip(shares, variables, strict=True)))

@@ -15,7 +15,7 @@ from tfprivacy_lab.dp import model_checks
 from tfprivacy_lab.dp.record import TrainingRecord
 
 # What a model that was compiled before it was wrapped has beside its weights.
-_OF_COMPILE = (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer, keras.metrics.Metric)
+_OF_COMPILE = (keras.optimizers.Optimizer, keras.metrics.Metric)
 
 
 class ShownFigures:
@@ -119,7 +119,7 @@ class SavedAsWrapped:
             InputError: for ``tf.saved_model.save``, which would trace the model's training too.
         """
         if save_type != "checkpoint":
-            raise _refusal("is no SavedModel", "call export(path), or save(path, save_format='tf')")
+            raise _refusal("is no SavedModel", "call export(path), or save(path)")
         wrapped = self.__dict__.get("model")
         if wrapped is None:
             return {}

@@ -15,10 +15,10 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_positive_int
 from tfprivacy_lab.dp import clipping, example_isolation, lineage
 from tfprivacy_lab.dp.accounting import DpSgdRun, check_delta, epsilon_after, steps_for
-from tfprivacy_lab.dp.optimizers import check_jacobian, dp_sgd_optimizer
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 from tfprivacy_lab.dp.private_model import PrivateModel
+from tfprivacy_lab.dp.reference_checks import check_jacobian
 from tfprivacy_lab.dp.sampling import PoissonBatches
 from tfprivacy_lab.dp.spending import Phase
 from tfprivacy_lab.dp.trial_rows import rows_to_try
@@ -110,15 +110,14 @@ def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoc
 
 def _reference(model, examples, labels, plan, run, delta, seed):
     """Steps by DPKerasSGDOptimizer."""
+    from tfprivacy_lab.dp.optimizers import dp_sgd_optimizer, physical_steps
+
     check_jacobian(model)
     batches = PoissonBatches(run.examples, run.batch_size, run.steps, plan.physical_batch_size, seed)
-    model.compile(
-        optimizer=dp_sgd_optimizer(run, plan, batches),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"),
-    )
+    steps = physical_steps(model, dp_sgd_optimizer(run, plan, batches), lambda x, y: losses_of(model, (x, y), True))
     done = Phase(run.examples, run.batch_size, run.noise_multiplier, "poisson", run.steps)
     lineage.mark(model, lineage.FinishedFit([done], seed))
-    return lambda first, last: model.fit(physical_batches(batches, examples, labels, first, last), verbose=0)
+    return lambda first, last: steps(physical_batches(batches, examples, labels, first, last))
 
 
 def _fast(model, examples, labels, plan, run, delta, seed):
@@ -202,13 +201,14 @@ def checked_arguments(model, examples, labels, run, plan, *, tried=True):
     labels = labels.astype(np.int64, copy=False)
     if tried:
         warn_of_statistics(model)
-        losses_of = lambda batch, training: _losses(model, batch, training)  # noqa: E731
+        of_batch = lambda batch, training: losses_of(model, batch, training)  # noqa: E731
         few = rows_to_try((tf.convert_to_tensor(examples), tf.convert_to_tensor(labels)))
-        example_isolation.check_gradients_are_per_example(model, losses_of, few)
+        example_isolation.check_gradients_are_per_example(model, of_batch, few)
     return examples, labels
 
 
-def _losses(model, batch, training):
+def losses_of(model, batch, training):
+    """Cross-entropy of each example, (rows,)."""
     logits = model(batch[0], training=training)
     return keras.losses.sparse_categorical_crossentropy(batch[1], logits, from_logits=True)
 

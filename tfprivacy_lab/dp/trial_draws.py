@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import keras
@@ -31,7 +32,7 @@ class RepeatableDraws:
     def __init__(self, model: keras.Model):
         held = [value for layer in layers_of(model) for value in vars(layer).values()]
         # Keras' own count up by one at every draw, whatever its size.
-        self._seeded = [*seed_states(model), global_seed_state()]
+        self._seeded = seed_states(model)
         self._generators = [value for value in held if isinstance(value, tf.random.Generator)]
         self.by_row = not self._generators
 
@@ -42,8 +43,10 @@ class RepeatableDraws:
     def __enter__(self):
         own = context.context()
         own.ensure_initialized()
-        self._states = [state.numpy() for state in self.states()]
         self._before = own._seed, getattr(own, "_rng", None), np.random.get_state(), random.getstate()
+        self._global = contextlib.ExitStack()
+        self._seeded = [*self._seeded, self._global.enter_context(global_seed_state())]
+        self._states = [state.numpy().copy() for state in self.states()]
         return self
 
     def begin_again(self) -> None:
@@ -63,3 +66,4 @@ class RepeatableDraws:
         random.setstate(plain)
         for state, before in zip(self.states(), self._states, strict=True):
             state.assign(before)
+        self._global.close()

@@ -1,0 +1,57 @@
+"""TF Privacy, loaded where it is used: its optimizer, its accountants and its attacks are what ours are held against.
+
+TF Privacy 0.9.0 is of Keras 2. Its package imports, first of all, modules of TensorFlow 1 and Keras 2 that are gone,
+unless ``sys.skip_tf_privacy_import`` is set; its parts load by themselves, and its optimizers derive from whatever
+legacy optimizer they are given: here that of ``tf_keras``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import warnings
+
+from tfprivacy_lab.checks import InputError
+
+_ABSENT = (
+    "needs TF Privacy, which is not installed here ({error}): pip install 'tfprivacy_lab[tensorflow_privacy]'; where "
+    "Python is 3.12 or later, pip install --no-deps --ignore-requires-python tensorflow-privacy==0.9.0 beside it."
+)
+
+
+def load(module: str, what: str):
+    """A module of ``tensorflow_privacy.privacy``.
+
+    Args:
+        module: Its name within.
+        what: What it is needed for, to begin an error with.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    sys.skip_tf_privacy_import = True
+    try:
+        with warnings.catch_warnings():  # it warns of itself
+            warnings.simplefilter("ignore")
+            return importlib.import_module(f"tensorflow_privacy.privacy.{module}")
+    except ImportError as error:
+        raise InputError(f"{what} {_ABSENT.format(error=error)}") from error
+
+
+@functools.cache
+def sgd_classes(what: str) -> tuple:
+    """(DPKerasSGDOptimizer, its generic kind that takes any query), of legacy SGD.
+
+    Args:
+        what: As for :func:`load`.
+
+    Raises:
+        InputError: if TF Privacy, or tf_keras, is not there.
+    """
+    made = load("optimizers.dp_optimizer_keras", what)
+    try:
+        from tf_keras.optimizers.legacy import SGD
+    except ImportError as error:
+        raise InputError(f"{what} {_ABSENT.format(error=error)}") from error
+    return made.make_keras_optimizer_class(SGD), made.make_keras_generic_optimizer_class(SGD)
