@@ -46,17 +46,18 @@ def chain_of(model) -> list[Link]:
 
 def _walk(model) -> list[Link]:
     """From the output back to the input."""
+    from tfprivacy_lab.keras_internals import maker_of
+
     _check_graph(model)
     tensor, links = model.outputs[0], []
     while tensor is not model.inputs[0]:
-        layer, place, _ = tensor._keras_history
-        node = layer._inbound_nodes[place]
-        if node.is_input or len(node.keras_inputs) != 1:
+        layer, taken = maker_of(tensor)
+        if taken is None or len(taken) != 1:
             raise InputError(
                 f"Expected a chain of layers, each of which takes the one before, got layer {layer.name!r} that takes "
-                f"{len(node.keras_inputs)} tensors; leave out branches, sums and joins."
+                f"{len(taken or ())} tensors; leave out branches, sums and joins."
             )
-        (tensor,) = node.keras_inputs
+        (tensor,) = taken
         if hasattr(layer, "layers") and hasattr(layer, "inputs"):
             links = _walk(layer) + links
         elif type(layer).__name__ != "InputLayer":

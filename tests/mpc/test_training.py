@@ -110,7 +110,7 @@ def test_network_matches_keras_gradient_tape(activation):
     before = plain.evaluate(x, y, verbose=0)
     plain.fit(x, y, batch_size=len(x), epochs=8, shuffle=False, verbose=0)
     expected = plain.evaluate(x, y, verbose=0)
-    keras.set_weights(run.outcomes["alice"].weights)
+    plain.set_weights(run.outcomes["alice"].weights)
     loss = plain.evaluate(x, y, verbose=0)
     assert expected < 0.9 * before
     assert loss == pytest.approx(expected, rel=0.01)

@@ -14,11 +14,11 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice
-from tfprivacy_lab.dp.keras_internals import layers_of, own_weights, raw
 from tfprivacy_lab.dp.layers import KNOWN
 from tfprivacy_lab.dp.linear_layers import Uses
 from tfprivacy_lab.dp.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
+from tfprivacy_lab.keras_internals import layers_of, own_weights, raw
 
 METHODS = ("flat", "automatic")
 # Stability constant of automatic clipping (Bu et al. 2022, section 3.3).

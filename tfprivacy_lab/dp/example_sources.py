@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfprivacy_lab import keras_internals
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import keras_internals
 
 # In the names of what takes elements apart, and of what makes one of several.
 _APART, _TOGETHER = ("Unbatch", "FlatMap", "Interleave"), ("Batch", "GroupByWindow")
@@ -83,10 +83,10 @@ def _check_elements_are_examples(spec, columns, model) -> None:
 
 def input_shapes(model: keras.Model | None, x) -> list[tuple] | None:
     """Shapes of the model's inputs in the order of x's leaves, the axis of examples first; None where unknown."""
-    spec = None if model is None else keras_internals.input_shapes(model)
+    spec = None if model is None else keras_internals.inputs_of(model)
     if spec is None or (isinstance(spec, dict) and isinstance(x, dict) and set(spec) != set(x)):
         return None
-    found = [tuple(shape) if shape.rank else None for shape in tf.nest.flatten(spec)]
+    found = [tuple(part.shape) or None for part in tf.nest.flatten(spec)]
     return found if len(found) == len(tf.nest.flatten(x)) and None not in found else None
 
 

@@ -13,9 +13,9 @@ import weakref
 import keras
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.keras_internals import layers_of
 from tfprivacy_lab.dp.record import TrainingRecord, fingerprint
 from tfprivacy_lab.dp.spending import Phase
+from tfprivacy_lab.keras_internals import layers_of
 
 _RECORDS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 

@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.keras_internals import own_weights
 from tfprivacy_lab.dp.products import Products, cleared, products_of
+from tfprivacy_lab.keras_internals import own_weights
 
 
 class Uses(abc.ABC):

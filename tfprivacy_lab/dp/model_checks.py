@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.keras_internals import is_network, is_overwritten, layers_of, own_weights, raw
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
+from tfprivacy_lab.keras_internals import is_network, is_overwritten, layers_of, own_weights, raw
 
 
 def check_model(model) -> None:

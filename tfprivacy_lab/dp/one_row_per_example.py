@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.keras_internals import layers_of
 from tfprivacy_lab.dp.linear_layers import Uses
+from tfprivacy_lab.keras_internals import layers_of
 
 _TimeDistributed = keras.layers.TimeDistributed
 

@@ -10,11 +10,11 @@ import tensorflow as tf
 from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import DpSgdRun
-from tfprivacy_lab.dp.keras_internals import raw
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.record import StepKind
 from tfprivacy_lab.dp.reference_checks import check_sgd, noise_generator
 from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.keras_internals import raw
 
 _WHAT = "DP-SGD by DPKerasSGDOptimizer"
 _GaussianSumQuery = tf_privacy.load("dp_query.gaussian_query", _WHAT).GaussianSumQuery

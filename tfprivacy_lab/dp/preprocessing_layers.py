@@ -6,7 +6,7 @@ import warnings
 
 import keras
 
-from tfprivacy_lab.dp.keras_internals import layers_of
+from tfprivacy_lab.keras_internals import layers_of
 
 
 def statistics_layers(model: keras.Model) -> list[str]:

@@ -27,7 +27,6 @@ from tfprivacy_lab.dp.checkpoint import Resumable
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example, outputs_of
 from tfprivacy_lab.dp.example_losses import ExampleLosses
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
-from tfprivacy_lab.dp.keras_internals import BuiltBeforehand, build_metrics
 from tfprivacy_lab.dp.privacy_account import PrivacyAccount, warn_of_shuffling
 from tfprivacy_lab.dp.private_steps import PrivateSteps
 from tfprivacy_lab.dp.quantile import QuantileClip
@@ -40,6 +39,7 @@ from tfprivacy_lab.dp.saving import SavedAsWrapped, ShownFigures
 from tfprivacy_lab.dp.steps import NoisySteps
 from tfprivacy_lab.dp.trial_rows import rows_to_try
 from tfprivacy_lab.dp.value_ranges import check_values_are_within_ranges
+from tfprivacy_lab.keras_internals import BuiltBeforehand, build_metrics
 
 ENGINES = ("fast", "reference")
 # Floats of working memory for what book-keeping keeps beyond back-propagation: 256 MiB.

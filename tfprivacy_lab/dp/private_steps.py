@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import clipping
-from tfprivacy_lab.dp.keras_internals import loss_tracker, raw
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
+from tfprivacy_lab.keras_internals import loss_tracker, raw
 
 
 class PrivateSteps:

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.keras_internals import layers_of
 from tfprivacy_lab.dp.quantile import QuantileClip
+from tfprivacy_lab.keras_internals import layers_of
 
 # Keras' base class of all convolutions but the depthwise ones, whose ``groups`` is 1.
 _Convolution = keras.layers.Conv2D.__base__

@@ -7,18 +7,16 @@ forward pass; ``sum`` adds vectors and noise. The order of all names is the job'
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import logging
 import re
 import threading
 
 import numpy as np
 import tensorflow as tf
 from spu import libspu
-from spu.utils import frontend
 
+from tfprivacy_lab.mpc.hlo import compiled
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.ranges import Plan
 
@@ -71,7 +69,7 @@ def weight_names(job: Job) -> list[str]:
 
 def compile_job(job: Job, plan: Plan) -> Programs:
     """Compile all programs of a job."""
-    with _COMPILING, _quiet():
+    with _COMPILING:
         if not job.layers:
             return Programs({"sum": _compile_sum(job)})
         found = {}
@@ -202,20 +200,4 @@ def _compile(name, function, shapes, inputs, visibilities, outputs) -> Program:
     options = libspu.CompilerOptions()
     # It would multiply public factors first, and round their product, which may be too small for fixed point.
     options.disable_reduce_truncation_optimization = True
-    compiled, _ = frontend.compile(
-        frontend.Kind.Tensorflow, function, examples, {}, inputs, visibilities, lambda _: list(outputs), copts=options
-    )
-    code = compiled.code if isinstance(compiled.code, bytes) else compiled.code.encode()
-    return Program(name, tuple(inputs), tuple(outputs), code)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """The frontend calls TensorFlow by an argument's old name; that is no news to the user."""
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return Program(name, tuple(inputs), tuple(outputs), compiled(function, examples, visibilities, options))

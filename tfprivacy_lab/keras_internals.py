@@ -1,6 +1,6 @@
-"""What the engine takes of Keras 3 beyond its public interface, all of it, a function each.
+"""What is taken of Keras 3 beyond its public interface, all of it, a function each.
 
-``tests/dp/test_keras_internals.py`` names the versions of Keras that this is for, and fails where one moves.
+``tests/test_keras_internals.py`` names the versions of Keras that this is for, and fails where one moves.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 
 import keras
-import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
@@ -24,7 +23,7 @@ def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
     return list(layer._trainable_variables)
 
 
-def raw(variables) -> list[tf.Variable]:
+def raw(variables) -> list:
     """TensorFlow's variables in Keras' ones: of these a tape gives zeros where nothing depends on them.
 
     A tape watches by itself those alone that were made to be trained, so it is told to watch them.
@@ -42,22 +41,29 @@ def is_network(model: keras.Model) -> bool:
     return isinstance(model, keras.Sequential | Functional)
 
 
-def mask_of(tensor: tf.Tensor) -> tf.Tensor | None:
+def mask_of(tensor):
     """The mask that layers attach to what they give."""
     return getattr(tensor, "_keras_mask", None)
 
 
-def input_shapes(model: keras.Model):
-    """Shapes of a built model's inputs, examples first, in the structure it takes; None where it does not say."""
+def inputs_of(model: keras.Model):
+    """What a built model takes, as symbolic tensors in its structure, examples first; None where it does not say."""
     if isinstance(model, Functional):
-        return keras.tree.map_structure(lambda tensor: tf.TensorShape(tensor.shape), model.input)
+        return model.input
     if isinstance(model, keras.Sequential):
-        return tf.TensorShape(model.input_shape)
+        return model.inputs[0]
     shapes = list((model._build_shapes_dict or {}).values())
-    return keras.tree.map_shape_structure(tf.TensorShape, shapes[0]) if len(shapes) == 1 else None
+    return keras.tree.map_shape_structure(keras.KerasTensor, shapes[0]) if len(shapes) == 1 else None
 
 
-def seed_states(model: keras.Model) -> list[tf.Variable]:
+def maker_of(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list | None]:
+    """The layer whose call made a symbolic tensor, and what that call took; None of a model's input."""
+    layer, place, _ = tensor._keras_history
+    node = layer._inbound_nodes[place]
+    return layer, None if node.is_input else list(node.input_tensors)
+
+
+def seed_states(model: keras.Model) -> list:
     """The states of the seed generators that a model's layers hold: each counts up at every draw."""
     return [generator.state.value for layer in layers_of(model) for generator in layer._seed_generators]
 
@@ -70,9 +76,7 @@ def global_seed_state():
     """
     before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     try:
-        with tf.init_scope():
-            state = global_seed_generator().state.value
-        yield state
+        yield global_seed_generator().state.value
     finally:
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 
