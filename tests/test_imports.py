@@ -111,7 +111,7 @@ def clear_modules_before_functions():
     gc.collect()
 
 import tfprivacy_lab
-import numpy as np, tensorflow as tf
+import keras, numpy as np, tensorflow as tf
 from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
 
 @tf.function

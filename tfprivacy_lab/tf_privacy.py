@@ -54,4 +54,5 @@ def sgd_classes(what: str) -> tuple:
         from tf_keras.optimizers.legacy import SGD
     except ImportError as error:
         raise InputError(f"{what} {_ABSENT.format(error=error)}") from error
-    return made.make_keras_optimizer_class(SGD), made.make_keras_generic_optimizer_class(SGD)
+    generic = made.make_keras_generic_optimizer_class(SGD)
+    return made.make_gaussian_query_optimizer_class(generic), generic

@@ -10,7 +10,7 @@ from tfprivacy_lab.dp.book_keeping_trial import check_book_keeping
 from tfprivacy_lab.dp.clipping import BookKeeping
 
 from .test_clipping import assert_same
-from .test_private_model import LOSS, B, N, private, tied
+from .test_private_model import LOSS, B, Folding, N, private, tied
 from .test_training import CLASSES, WIDTH
 
 layers = keras.layers
@@ -149,7 +149,6 @@ def test_positions_without_an_axis_for_examples_are_refused_for_that(time, heigh
     with pytest.raises(InputError) as refused:
         tried(positioned(time, False), tokens(time=time), height=height)
     said = str(refused.value)
-    assert "TimeDistributed" not in said
     assert "unknown_layers='slow'" in said
     if time != height:
         assert "Layer 'position' is called with" in said
@@ -161,12 +160,20 @@ def test_positions_with_a_row_per_example_are_let_through():
     assert_same(positioned(TIME, True), tokens())
 
 
-def test_time_folded_into_the_batch_is_called_so():
-    model = keras.Sequential(
-        [layers.Input((TIME, 4)), layers.TimeDistributed(layers.Dense(2, name="in")), layers.Flatten(), layers.Dense(3)]
+def over_time(wrapper):
+    return keras.Sequential(
+        [layers.Input((TIME, 4)), wrapper(layers.Dense(2, name="in")), layers.Flatten(), layers.Dense(CLASSES)]
     )
-    with pytest.raises(InputError, match=r"Layer 'in' is called with 40 rows for a batch of 8: TimeDistributed folds"):
-        tried(model, sequences())
+
+
+def test_time_folded_into_the_batch_is_called_so():
+    with pytest.raises(InputError, match=r"Layer 'in' is called with 40 rows for a batch of 8.*the batch was folded"):
+        tried(over_time(Folding), sequences())
+
+
+def test_a_layer_distributed_over_time_is_called_once_per_time_step():
+    assert tried(over_time(layers.TimeDistributed), sequences()) > 0
+    assert_same(over_time(layers.TimeDistributed), sequences())
 
 
 def test_tied_weights_are_not_said_to_mix_examples():

@@ -363,11 +363,11 @@ def test_layers_that_are_frozen_on_resuming_keep_their_past(tmp_path):
         return base, with_a_head(base)
 
     _, both = stacked(True)
-    first = model(3, model=both, optimizer=keras.optimizers.legacy.SGD(0.1))
+    first = model(3, model=both, optimizer=keras.optimizers.SGD(0.1))
     first.fit(X, Y, B, verbose=0)
     first.save_checkpoint(tmp_path / "run.npz")
     base, head = stacked(False)
-    resumed(tmp_path / "run.npz", model=head, optimizer=keras.optimizers.legacy.SGD(0.1))
+    resumed(tmp_path / "run.npz", model=head, optimizer=keras.optimizers.SGD(0.1))
     with pytest.warns(UserWarning, match="was fitted under differential privacy before"):
         other = model(5, model=with_a_head(base))
     assert other.phases() == first.phases()

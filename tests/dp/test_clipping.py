@@ -34,7 +34,9 @@ def one_by_one(model, x, y, weights, l2_norm_clip, loss=cross_entropy):
     for i in range(len(weights)):
         with tf.GradientTape() as tape:
             value = loss(y[i : i + 1], model(tf.nest.map_structure(lambda a, i=i: a[i : i + 1], x)))[0] * weights[i]
-        found = tape.gradient(value, [variable.value for variable in model.trainable_variables], unconnected_gradients="zero")
+        found = tape.gradient(
+            value, [variable.value for variable in model.trainable_variables], unconnected_gradients="zero"
+        )
         found = [tf.convert_to_tensor(gradient).numpy().astype(np.float64) for gradient in found]
         norms.append(np.sqrt(sum((gradient**2).sum() for gradient in found)))
         scale = min(1.0, l2_norm_clip / norms[-1]) if norms[-1] > 0 else 0.0

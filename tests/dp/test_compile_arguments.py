@@ -5,13 +5,23 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from tensorflow_privacy import DPKerasAdamOptimizer, DPKerasSGDOptimizer, VectorizedDPKerasSGDOptimizer
+import tf_keras
 
+from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, StopBeforeBudget
 
 from .test_private_model import LOSS, B, N, dataset, linear, private, weights_of
+
+_PLAIN, _VECTORIZED = (
+    tf_privacy.load(f"optimizers.{name}", "this test")
+    for name in ("dp_optimizer_keras", "dp_optimizer_keras_vectorized")
+)
+DPKerasSGDOptimizer = tf_privacy.sgd_classes("this test")[0]
+DPKerasAdamOptimizer = _PLAIN.make_gaussian_query_optimizer_class(
+    _PLAIN.make_keras_generic_optimizer_class(tf_keras.optimizers.legacy.Adam)
+)
+VectorizedDPKerasSGDOptimizer = _VECTORIZED.make_vectorized_keras_optimizer_class(tf_keras.optimizers.legacy.SGD)
 
 REFUSED = {
     "a DP optimizer": ({"optimizer": DPKerasSGDOptimizer(1.0, 1.0, 1)}, "PrivateModel clips and adds the noise itself"),
@@ -19,7 +29,8 @@ REFUSED = {
     "vectorized": ({"optimizer": VectorizedDPKerasSGDOptimizer(1.0, 1.0, 1)}, "PrivateModel clips and adds the noise"),
     "an unknown name": ({"optimizer": "sgdd"}, "name of one .*got 'sgdd'"),
     "no optimizer": ({"optimizer": 7}, "got 7"),
-    "an optimizer of TF1": ({"optimizer": tf.compat.v1.train.GradientDescentOptimizer(0.1)}, "GradientDescent"),
+    "an optimizer of Keras 2": ({"optimizer": tf_keras.optimizers.SGD(0.1)}, "SGD"),
+    "a scaled optimizer": ({"optimizer": keras.optimizers.SGD(loss_scale_factor=8.0)}, "without loss_scale_factor"),
     "a scaled loss": (
         {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
         "LossScaleOptimizer",

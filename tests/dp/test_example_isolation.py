@@ -58,7 +58,7 @@ class Noted(layers.Layer):
     """Keeps an example's first number in a weight of whole numbers."""
 
     def build(self, shape):
-        self.noted = self.add_weight("noted", shape[1:], dtype="int32", trainable=False, initializer="zeros")
+        self.noted = self.add_weight(name="noted", shape=shape[1:], dtype="int32", trainable=False, initializer="zeros")
 
     def call(self, inputs, training=None):
         if training:
@@ -70,7 +70,7 @@ class NotedInTrained(layers.Layer):
     """Keeps an example in a weight that is trained."""
 
     def build(self, shape):
-        self.scale = self.add_weight("scale", shape[1:], initializer="ones")
+        self.scale = self.add_weight(name="scale", shape=shape[1:], initializer="ones")
 
     def call(self, inputs):
         self.scale.assign(inputs[0])
@@ -431,7 +431,7 @@ class Counter(layers.Layer):
     """Counts its calls in a weight."""
 
     def build(self, shape):
-        self.calls = self.add_weight("calls", (), trainable=False, initializer="zeros")
+        self.calls = self.add_weight(name="calls", shape=(), trainable=False, initializer="zeros")
 
     def call(self, inputs, training=None):
         if training:

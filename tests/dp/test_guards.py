@@ -177,7 +177,7 @@ class RunningMean(layers.Layer):
     """Keeps the mean of what it sees in a weight, as a hand-made batch normalisation does."""
 
     def build(self, shape):
-        self.seen = self.add_weight("seen", shape[1:], trainable=False, initializer="zeros")
+        self.seen = self.add_weight(name="seen", shape=shape[1:], trainable=False, initializer="zeros")
 
     def call(self, inputs, training=None):
         if training:

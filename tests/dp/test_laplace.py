@@ -6,14 +6,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from scipy import integrate, optimize, stats
-from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras
 
+from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import laplace, noise
 from tfprivacy_lab.dp.laplace_accounting import LaplacePlan, LaplaceRun, account_laplace, laplace_epsilon_after
 from tfprivacy_lab.dp.neighbours import check_neighbours
+from tfprivacy_lab.dp.optimizers import physical_steps
 from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.dp.training import losses_of
 
 from .test_training import FixedBatches
 
@@ -191,14 +194,13 @@ def test_one_example_moves_the_sum_by_at_most_the_clip():
     model, rate = head(kernel_initializer="zeros"), 100.0
     run, sums = LaplaceRun(n, 10, 0.05, 2 * trials), []
     optimizer = laplace.laplace_sgd_optimizer(run, LaplacePlan(10, 1, clip, rate), batches)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
-    model.compile(optimizer, loss)
+    run_batches = physical_steps(model, optimizer, lambda x, y: losses_of(model, (x, y), True))
     assert batches.accumulation_steps > 1
     drawn_noise = replay_uniforms(1, [(WIDTH, CLASSES), (CLASSES,)], 2 * trials)
     for step in range(2 * trials):
         model.set_weights([np.zeros((WIDTH, CLASSES)), np.zeros(CLASSES)])
         for indices, weights in zip(*batches.layout(step), strict=True):
-            model.train_on_batch(examples[indices], labels[indices], sample_weight=weights)
+            run_batches([(examples[indices], labels[indices], weights)])
         flat = np.concatenate([array.ravel() for array in model.get_weights()]).astype(float)
         sums.append(-flat * 10 / rate - drawn_noise[step] * 0.05 * clip)
     moved = np.abs(np.array(sums[::2]) - np.array(sums[1::2])).sum(axis=1)
@@ -209,10 +211,11 @@ def test_one_example_moves_the_sum_by_at_most_the_clip():
 
 def test_query_plugs_into_the_generic_optimizers_as_it_is():
     """Without laplace_sgd_optimizer, each result gets noise: more than needed under accumulation, never less."""
-    optimizer_class = dp_optimizer_keras.make_keras_generic_optimizer_class(keras.optimizers.legacy.Adam)
-    model = head()
+    made = tf_privacy.load("optimizers.dp_optimizer_keras", "this test")
+    optimizer_class = made.make_keras_generic_optimizer_class(tf_keras.optimizers.legacy.Adam)
+    model = tf_keras.Sequential([tf_keras.layers.Input((WIDTH,)), tf_keras.layers.Dense(CLASSES)])
     optimizer = optimizer_class(dp_sum_query=laplace.LaplaceSumQuery(1.0, 0.5, 3), num_microbatches=8)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
     model.compile(optimizer, loss)
     before = model.get_weights()
     model.fit(*dataset(32), batch_size=8, verbose=0)

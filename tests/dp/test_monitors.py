@@ -190,9 +190,9 @@ def test_what_public_figures_steer_goes_on_working():
     _, history = fit(stopping, epochs=9)
     assert len(history.history["loss"]) == 2
     _, history = fit(callbacks_of_keras.ReduceLROnPlateau(monitor="val_loss"), validation_data=PUBLIC)
-    assert history.history["lr"] == pytest.approx([0.5, 0.5])
+    assert history.history["learning_rate"] == pytest.approx([0.5, 0.5])
     _, history = fit(StopBeforeBudget(1e3), callbacks_of_keras.LearningRateScheduler(lambda epoch: 0.25))
-    assert history.history["lr"] == [0.25, 0.25]
+    assert history.history["learning_rate"] == [0.25, 0.25]
 
 
 def test_users_history_and_progress_bar_show_all(capsys):

@@ -150,7 +150,7 @@ def test_shapes_that_do_not_fit_are_refused(compiled, x, g, window):
 
 
 DIGEST = """
-import hashlib, sys, numpy as np, tensorflow as tf
+import hashlib, sys, keras, numpy as np, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[2]))
 operations, rng = tf.load_op_library(sys.argv[1]), np.random.default_rng(0)
 x, g = rng.normal(size=(300, 13, 13, 16)).astype("f"), rng.normal(size=(300, 5, 5, 32)).astype("f")

@@ -268,7 +268,7 @@ def test_what_callbacks_log_while_a_fit_runs(tmp_path):
     with writer.as_default(step=0), pytest.warns(UserWarning, match="CSVLogger goes by val_ figures"):
         history = wrapped.fit(*dataset(N), B, epochs=2, callbacks=logging, validation_data=dataset(20), verbose=0)
     writer.close()
-    assert {"loss", "accuracy", "largest", "lr"} < set(history.history)
+    assert {"loss", "accuracy", "largest", "learning_rate"} < set(history.history)
     with open(tmp_path / "log.csv") as file:
         assert set(next(csv.reader(file))) == {"epoch", "epsilon", "val_loss", "val_accuracy", "val_largest", "val_own"}
     tags = {

@@ -47,7 +47,7 @@ def check_book_keeping(book_keeping: BookKeeping, losses_of, batch, *, height=No
                 refused = error
         else:
             raise refused
-        check_heights(model, layers, found, len(rows))
+        check_heights(layers, found, len(rows))
         for place in range(min(len(rows), count)):
             # What overflows in another row leaves no number in this one's gradient: copies have none such.
             for part in (rows, [rows[place]] * len(rows)):

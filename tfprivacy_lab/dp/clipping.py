@@ -103,7 +103,7 @@ class BookKeeping:
                 "model: the fast engine cannot keep what it is given there; loop in Python (range, not tf.range), or "
                 "pass unknown_layers='slow' to differentiate example by example."
             )
-        check_first_axes(self.model, uses, losses)
+        check_first_axes(uses, losses)
         outputs = [output for use in uses for output in use.outputs]
         found = tape.gradient(total, outputs, unconnected_gradients="zero")
         named: dict = {"the losses": losses, "the sample weights": [] if weights is None else weights}
@@ -158,7 +158,7 @@ def _recorded(layer, call, tape, found, out_of_reach):
 
 def _graph():
     """The graph that is being built, or None where TensorFlow computes at once."""
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    return None if tf.executing_eagerly() else tf.no_op().graph
 
 
 class ExampleGradients:

@@ -20,8 +20,8 @@ from tfprivacy_lab.dp import model_checks
 from tfprivacy_lab.keras_internals import profiles
 
 callbacks_of_keras = keras.callbacks
-# What a monitor may be beside validation figures; Keras' callbacks put the learning rate there under either name.
-PUBLIC_FIGURES = ("epsilon", "lr", "learning_rate")
+# What a monitor may be beside validation figures.
+PUBLIC_FIGURES = ("epsilon", "learning_rate")
 _PLACES = ("epoch", "batch")
 _SHOWS = (callbacks_of_keras.History, callbacks_of_keras.ProgbarLogger)
 _WRITES = (callbacks_of_keras.CSVLogger, callbacks_of_keras.TensorBoard, callbacks_of_keras.RemoteMonitor)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.linear_layers import Uses
-from tfprivacy_lab.keras_internals import layers_of
-
-_TimeDistributed = keras.layers.TimeDistributed
 
 
-def check_first_axes(model: keras.Model, uses: list[Uses], losses: tf.Tensor) -> None:
+def check_first_axes(uses: list[Uses], losses: tf.Tensor) -> None:
     """Refuse what shapes show already. Where the graph leaves the batch's size open, a fixed first axis is not its.
 
     Raises:
@@ -22,7 +18,7 @@ def check_first_axes(model: keras.Model, uses: list[Uses], losses: tf.Tensor) ->
     for use in uses:
         for inputs in use.inputs:
             if inputs.shape[0] is not None and inputs.shape[0] != count:
-                raise _wrong(model, use.layer, inputs.shape[0], "any number" if count is None else count)
+                raise _wrong(use.layer, inputs.shape[0], "any number" if count is None else count)
 
 
 def heights(uses: list[Uses]) -> tf.Tensor:
@@ -30,11 +26,10 @@ def heights(uses: list[Uses]) -> tf.Tensor:
     return tf.stack([tf.shape(inputs)[0] for use in uses for inputs in use.inputs])
 
 
-def check_heights(model: keras.Model, layers: list, found, count: int) -> None:
+def check_heights(layers: list, found, count: int) -> None:
     """Refuse rows that are not examples, where a graph of open sizes hid them.
 
     Args:
-        model: The model.
         layers: A layer for each of ``found``.
         found: What :func:`heights` became.
         count: Examples of that batch.
@@ -44,16 +39,11 @@ def check_heights(model: keras.Model, layers: list, found, count: int) -> None:
     """
     for layer, rows in zip(layers, found, strict=True):
         if rows != count:
-            raise _wrong(model, layer, rows, count)
+            raise _wrong(layer, rows, count)
 
 
-def _wrong(model, layer, rows, count) -> InputError:
+def _wrong(layer, rows, count) -> InputError:
     called = f"Layer {layer.name!r} is called with {rows} rows for a batch of {count}"
-    if any(isinstance(one, _TimeDistributed) and one.layer is layer for one in layers_of(model)):
-        return InputError(
-            f"{called}: TimeDistributed folds time into the batch; call the layer directly, or pass "
-            "unknown_layers='slow'."
-        )
     return InputError(
         f"{called}, and the fast engine's rule needs one row per example: its input has no axis for examples "
         "(positions by tf.range), or the batch was folded; give it a row per example "

@@ -243,6 +243,7 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
                 callbacks=[EpsilonLogger(), *callbacks],
                 validation_data=validation_data,
                 steps_per_epoch=steps,
+                shuffle=False,
                 **options,
             )
         except tf.errors.InvalidArgumentError as error:
