@@ -63,9 +63,9 @@ def maker_of(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list | None
     return layer, None if node.is_input else list(node.input_tensors)
 
 
-def seed_states(model: keras.Model) -> list:
-    """The states of the seed generators that a model's layers hold: each counts up at every draw."""
-    return [generator.state.value for layer in layers_of(model) for generator in layer._seed_generators]
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of the seed generators that a model's layers hold: a seed, and a count that goes up at every draw."""
+    return [generator.state for layer in layers_of(model) for generator in layer._seed_generators]
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def global_seed_state():
     """
     before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     try:
-        yield global_seed_generator().state.value
+        yield global_seed_generator().state
     finally:
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 

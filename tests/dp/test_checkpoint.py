@@ -280,7 +280,7 @@ OTHERS = {
     "another optimizer": ({"optimizer": lambda: keras.optimizers.Adam(0.1)}, "is of the optimizer SGD, got Adam"),
     "an average": (
         {"optimizer": lambda: keras.optimizers.SGD(0.5, use_ema=True)},
-        "holds 3 variables of SGD, and this model has 5",
+        "holds 1 variables of SGD, and this model has 3",
     ),
 }
 

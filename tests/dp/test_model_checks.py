@@ -159,10 +159,14 @@ def test_other_precisions_are_refused_by_name(policy, engine):
 
 
 class Seen(layers.Layer):
-    """Adds a metric of what it sees."""
+    """Keeps a metric of what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = keras.metrics.Mean(name="seen")
 
     def call(self, inputs):
-        self.add_metric(tf.reduce_mean(inputs), name="seen")
+        self.mean.update_state(tf.reduce_mean(inputs))
         return inputs
 
 
@@ -183,7 +187,7 @@ def test_a_subclassed_model_is_saved_without_what_it_saw(tmp_path):
     model(x[:1])
     wrapped = private(model, noise_multiplier=1.0)
     shown = wrapped.fit(x, y, B, steps_per_epoch=2, verbose=0).history
-    (seen,) = model.seen._metrics
+    (seen,) = model.seen.metrics
     assert shown["seen"][0] != 0
     # The model itself may be saved too, so that no figure is left in it once a fit is over.
     assert seen.count == 0

@@ -72,7 +72,7 @@ def brute_force(weights, examples, labels, draws, plan):
         for i in drawn:
             one = gradient(weights, examples[i].astype(np.float64), labels[i])
             scale = min(1, plan.l2_norm_clip / size(one))
-            clipped[scale < 1] += 1
+            clipped[int(scale < 1)] += 1
             total = [a + scale * b for a, b in zip(total, one, strict=True)]
         step = [plan.learning_rate * array / plan.batch_size for array in total]
         velocity = [plan.momentum * v - s for v, s in zip(velocity, step, strict=True)]
@@ -331,7 +331,7 @@ class HiddenNormalization(layers.Layer):
 
 NORMALIZERS = {
     "plain": layers.BatchNormalization,
-    "synchronised": lambda: layers.experimental.SyncBatchNormalization(),
+    "synchronised": lambda: layers.BatchNormalization(synchronized=True),
     "of TF1": lambda: tf.compat.v1.keras.layers.BatchNormalization(),
     "two models deep": lambda: keras.Sequential([keras.Sequential([layers.BatchNormalization()])]),
     "attribute of a layer": HiddenNormalization,
@@ -452,7 +452,7 @@ def test_saved_model_holds_no_seed(tmp_path):
     """Whoever has the noise's key can subtract the noise: it must not travel with the weights."""
     model, seed = head(), 2**60 + 12345
     attempt(model, seed=seed)
-    key = model.optimizer._dp_sum_query._generator.state.numpy()[2]
+    key = optimizers.noise_generator(seed).state.numpy()[2]
     model.save(tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         content = b"".join(archive.read(name) for name in archive.namelist())

@@ -49,6 +49,7 @@ class ExampleLosses:
             InputError: if the loss is a number already, or the model has several outputs.
         """
         _check_one_output(outputs)
+        labels = tf.convert_to_tensor(labels)
         if len(labels.shape) == 1 and len(outputs.shape) == 2:
             labels = labels[:, tf.newaxis]
         if outputs.dtype.is_floating and labels.dtype.is_floating:

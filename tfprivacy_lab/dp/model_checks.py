@@ -111,7 +111,11 @@ def without_training(model: keras.Model) -> keras.Model:
     is_compiled = getattr(model, "optimizer", None) is not None
     if not is_compiled or not is_network(model):
         return model
-    bare = keras.models.clone_model(model)
+    compiled, model.compiled = model.compiled, False  # or the clone would be compiled as the model is
+    try:
+        bare = keras.models.clone_model(model)
+    finally:
+        model.compiled = compiled
     bare.set_weights(model.get_weights())
     return bare
 

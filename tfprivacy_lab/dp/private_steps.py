@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import clipping
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
-from tfprivacy_lab.keras_internals import loss_tracker, raw
+from tfprivacy_lab.keras_internals import loss_tracker, raw, seed_states
+
+
+# More than a step draws; a count that comes again repeats masks of dropout, no more.
+_DRAWS_OF_A_STEP = 4096
 
 
 class PrivateSteps:
@@ -60,6 +65,7 @@ class PrivateSteps:
             held = tf.nest.map_structure(lambda a: a[:count], (x, y))
             losses, outputs = self._losses_and_outputs(held, False)
             self._show(losses * weights[:count], y[:count], outputs)
+            self._forget_how_often_was_drawn(steps)
             return
         gradients = self._noisy_steps.mean_gradient(
             self._losses_and_outputs, self._show, data, steps, self._record.kind
@@ -72,6 +78,16 @@ class PrivateSteps:
             more = tape.gradient(penalty, raw(variables), unconnected_gradients="zero")
             gradients = [g + tf.convert_to_tensor(m) for g, m in zip(gradients, more, strict=True)]
         self._replicas.apply(self.optimizer, gradients, variables)
+        self._forget_how_often_was_drawn(steps)
+
+    def _forget_how_often_was_drawn(self, step):
+        """Let the counts of seed generators follow from the step alone.
+
+        They are saved with a model, and count a draw for every so many rows of a secret number.
+        """
+        for state in seed_states(self.model):
+            count = tf.cast((step + 1) * _DRAWS_OF_A_STEP, state.dtype)
+            state.assign(tf.stack([state.value[0], count]))
 
     def _losses_and_outputs(self, batch, training):
         outputs = self.model(batch[0], training=training)
@@ -81,6 +97,10 @@ class PrivateSteps:
         """Loss and metrics of examples."""
         self._mean_loss.update_state(losses + self._penalty())
         self.compute_metrics(None, labels, outputs)
+
+
+def _tensor(value):
+    return None if value is None else tf.convert_to_tensor(value)
 
 
 def _several(model, step):
@@ -104,10 +124,20 @@ def _several(model, step):
         one(iterator)
         return model.get_metrics_result()
 
+    def on(batch):
+        model.distribute_strategy.run(step, args=(batch,))
+        return model.get_metrics_result()
+
     if model.run_eagerly:
         return lambda iterator, count: [single(iterator) for _ in range(count)][-1]
-    several, single = (
+    several, single, on = (
         tf.function(tf.autograph.experimental.do_not_convert(function), reduce_retracing=True)
-        for function in (several, single)
+        for function in (several, single, on)
     )
-    return lambda iterator, count: single(iterator) if count == 1 else several(iterator, tf.constant(count))
+
+    def run(iterator, count):
+        if not isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator):  # of one batch, at hand
+            return on(keras.tree.map_structure(_tensor, next(iterator)))
+        return single(iterator) if count == 1 else several(iterator, tf.constant(count))
+
+    return run

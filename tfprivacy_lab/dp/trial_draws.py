@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfprivacy_lab.keras_internals import global_seed_state, layers_of, seed_states
+from tfprivacy_lab.keras_internals import global_seed_state, layers_of, raw, seed_states
 
 # The trial's; whoever chose a seed of their own has another, and gets it back.
 _SEED = 1_870_345_021
@@ -38,7 +38,7 @@ class RepeatableDraws:
 
     def states(self) -> list[tf.Variable]:
         """The variables that hold the generators."""
-        return [*self._seeded, *(generator.state for generator in self._generators)]
+        return [*raw(self._seeded), *(generator.state for generator in self._generators)]
 
     def __enter__(self):
         own = context.context()
@@ -54,7 +54,7 @@ class RepeatableDraws:
         tf.random.set_seed(_SEED)
         np.random.seed(0)
         random.seed(0)
-        for number, state in enumerate(self._seeded):
+        for number, state in enumerate(raw(self._seeded)):
             state.assign(tf.cast([_SEED, number], state.dtype))
         for generator in self._generators:
             generator.reset_from_seed(_SEED)
