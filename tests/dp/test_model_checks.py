@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip
@@ -173,8 +174,8 @@ class Seen(layers.Layer):
 class Deep(keras.Model):
     """Subclassed, with a metric inside."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **options):
+        super().__init__(**options)
         self.dense, self.seen = layers.Dense(CLASSES), Seen()
 
     def call(self, inputs):
@@ -294,3 +295,68 @@ def test_epsilon_of_shuffled_batches_says_what_it_holds_for():
 
 def test_books_are_kept_for_known_layers_of_any_policy_that_computes_in_float32():
     BookKeeping(keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, dtype="float32")]))
+
+
+def test_a_model_of_keras_2_is_refused_in_a_sentence():
+    model = tf_keras.Sequential([tf_keras.layers.Input((WIDTH,)), tf_keras.layers.Dense(CLASSES)])
+    with pytest.raises(InputError, match="Expected model to be of Keras 3, got 'sequential.*' of tf_keras") as refused:
+        PrivateModel(model, l2_norm_clip=1.0, noise_multiplier=1.0)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_a_quantised_layer_is_refused_by_name(mode, engine):
+    model = keras.Sequential([layers.Input((16,)), layers.Dense(16, name="small"), layers.Dense(CLASSES)])
+    model.layers[0].quantize(mode)
+    with pytest.raises(InputError, match=rf"Layer .small. .Dense. is quantised .*{mode}"):
+        private(model, engine=engine, unknown_layers="slow")
+
+
+def with_lora():
+    model = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(6, "tanh", name="adapted"), layers.Dense(CLASSES)])
+    model.layers[0].enable_lora(2)
+    model.layers[0].lora_kernel_b.assign(np.random.default_rng(1).normal(size=(2, 6)))
+    return model
+
+
+def partly_frozen():
+    model = keras.Sequential([layers.Input((WIDTH,)), layers.Dense(CLASSES, name="half")])
+    model.layers[0].bias.trainable = False
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [(with_lora, "Layer 'adapted' .Dense. is trained by LoRA"), (partly_frozen, "half/bias' is frozen")],
+)
+def test_layers_that_have_no_rule_as_they_are_set_are_trained_example_by_example(build, message):
+    x, y = dataset(N)
+    with pytest.raises(InputError, match=message):
+        private(build())
+    wrapped = private(build(), unknown_layers="slow", l2_norm_clip=0.05, optimizer=keras.optimizers.SGD(1.0))
+    before = [weight.numpy().copy() for weight in wrapped.model.trainable_variables]
+    wrapped.fit(x, y, B, steps_per_epoch=1, verbose=0)
+    moved = [w.numpy() - b for w, b in zip(wrapped.model.trainable_variables, before, strict=True)]
+    norm = np.sqrt(sum(float((m**2).sum()) for m in moved))
+    # So many clipped gradients of norm 0.05 over the expected number.
+    assert 0 < norm <= 0.05 * 2 * B / B
+
+
+def test_a_weight_that_was_made_to_stay_is_trained_once_it_is_set_free():
+    """TensorFlow watches those alone that were made to be trained."""
+    model = keras.Sequential([layers.Input((WIDTH,)), Scaled(), layers.Dense(CLASSES)])
+    model.layers[0].scale.trainable = True
+    before = model.layers[0].scale.numpy().copy()
+    private(model, unknown_layers="slow").fit(*dataset(N), B, steps_per_epoch=1, verbose=0)
+    assert np.abs(model.layers[0].scale.numpy() - before).min() > 0
+
+
+class Scaled(layers.Layer):
+    """Scales by a weight that is made not to be trained."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[1:], initializer="ones", trainable=False)
+
+    def call(self, inputs):
+        return inputs * self.scale

@@ -21,8 +21,8 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         parts: Devices of this process that share a step: each step is cut into so many elements.
 
     Returns:
-        A dataset, to be read once, whose elements' first axis varies: x, y, and weights that are 0 on padding; ``count`` is
-        the number of rows that hold an example, first in order.
+        A dataset, to be read once, whose elements' first axis varies: x, y, and weights that are 0 on padding;
+        ``count`` is the number of rows that hold an example, first in order.
     """
 
     *examples, weights = examples

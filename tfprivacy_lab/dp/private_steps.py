@@ -10,7 +10,6 @@ from tfprivacy_lab.dp import clipping
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
 from tfprivacy_lab.keras_internals import loss_tracker, raw, seed_states
 
-
 # More than a step draws; a count that comes again repeats masks of dropout, no more.
 _DRAWS_OF_A_STEP = 4096
 
