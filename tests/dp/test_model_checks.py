@@ -299,7 +299,7 @@ def test_books_are_kept_for_known_layers_of_any_policy_that_computes_in_float32(
 
 def test_a_model_of_keras_2_is_refused_in_a_sentence():
     model = tf_keras.Sequential([tf_keras.layers.Input((WIDTH,)), tf_keras.layers.Dense(CLASSES)])
-    with pytest.raises(InputError, match="Expected model to be of Keras 3, got 'sequential.*' of tf_keras") as refused:
+    with pytest.raises(InputError, match=r"Expected model to be of Keras 3, got 'sequential.*' of tf_keras") as refused:
         PrivateModel(model, l2_norm_clip=1.0, noise_multiplier=1.0)
     assert "\n" not in str(refused.value)
 

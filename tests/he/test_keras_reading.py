@@ -69,7 +69,7 @@ def test_linear_layers_are_folded(make):
     [
         lambda padding: [layers.BatchNormalization()],
         lambda padding: [layers.AveragePooling2D((2, 3), 2, padding=padding)],
-        lambda padding: [layers.BatchNormalization(), layers.AveragePooling2D(padding=padding)],
+        lambda padding: [layers.BatchNormalization(), layers.AveragePooling2D(2, padding=padding)],
         lambda padding: [layers.GlobalAveragePooling2D()],
     ],
 )
@@ -82,7 +82,7 @@ def test_layers_about_a_convolution_are_folded(padding, before, after):
 
 
 def test_pooling_after_a_square():
-    parts = [layers.Conv2D(2, 3), models.Square(), layers.AveragePooling2D(), layers.Flatten(), layers.Dense(2)]
+    parts = [layers.Conv2D(2, 3), models.Square(), layers.AveragePooling2D(2), layers.Flatten(), layers.Dense(2)]
     assert same(stack((6, 6, 1), *parts)).squares == 1
 
 
@@ -183,7 +183,7 @@ def test_functional_and_nested_chains_are_read_as_they_run():
     inner = keras.Sequential([layers.Input((4,)), first, models.Square()])
     same(keras.Model(x, last(inner(x))))
     x = layers.Input((4,))
-    same(keras.Model(x, layers.Dense(2)(tf.square(layers.Dense(3)(x)))))
+    same(keras.Model(x, layers.Dense(2)(keras.ops.square(layers.Dense(3)(x)))))
     # A layer that another model uses as well is used once here.
     shared = layers.Dense(3)
     keras.Sequential([layers.Input((4,)), shared])

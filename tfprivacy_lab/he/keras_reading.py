@@ -22,7 +22,7 @@ from tfprivacy_lab.he.layers import Affine
 _NOTHING = frozenset(
     {"Flatten", "Dropout", "Reshape", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "ActivityRegularization"}
 )
-_SQUARES = frozenset({"square", "tfprivacy_lab>square", "math.square"})
+_SQUARES = frozenset({"square", "tfprivacy_lab>square"})
 _AT_THE_END = frozenset({"softmax", "sigmoid"})
 _INSTEAD = {
     "MaxPooling2D": "use AveragePooling2D",
@@ -93,7 +93,7 @@ def _read(link: Link) -> list:
         return []
     activation = _activation(config)
     after = _after(activation, layer)
-    if kind == "Square" or (kind == "TFOpLambda" and config.get("function") in _SQUARES):
+    if kind == "Square":
         return [_SQUARE]
     if kind in ("Activation", "Softmax") and (found := after if kind == "Activation" else _after("softmax", layer)):
         return found
@@ -142,8 +142,8 @@ def _affine(layer, kind: str, config, shape) -> Affine:
 
 
 def _batch_normalization(layer, shape) -> _Scaling:
-    if list(layer.axis) != [len(shape)]:
-        what = f"BatchNormalization, axis {list(layer.axis)}"
+    if layer.axis not in (-1, len(shape)):
+        what = f"BatchNormalization, axis {layer.axis}"
         raise InputError(_refusal(layer.name, what, "normalise the last axis"))
     mean, variance = (np.asarray(value, np.float64) for value in (layer.moving_mean, layer.moving_variance))
     gain = (np.asarray(layer.gamma, np.float64) if layer.scale else 1.0) / np.sqrt(variance + layer.epsilon)
