@@ -60,7 +60,8 @@ class KerasPath:
 
     def bare(self, steps: int) -> None:
         if self._function is None:
-            self._function = self.model.make_train_function()
+            self.model.make_train_function()
+            self._function = self.model.train_function
             batch = tf.constant(self.examples[: self.batch]), tf.constant(self.labels[: self.batch]), *self.extra
             self._batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
         for _ in range(steps):
@@ -109,7 +110,7 @@ def fast_on_tensorflow(name: str, batch: int, arrays) -> KerasPath:
     return fast(name, batch, arrays)
 
 
-def keras(name: str, batch: int, arrays) -> KerasPath:
+def plain(name: str, batch: int, arrays) -> KerasPath:
     """The baseline: no privacy."""
     return KerasPath(keras_model(name), *arrays, batch)
 
@@ -151,7 +152,7 @@ def tfp_registry(name: str, batch: int, arrays) -> KerasPath:
 
 
 PATHS = {
-    "keras": keras,
+    "keras": plain,
     "fast": fast,
     "fast, TensorFlow's operations": fast_on_tensorflow,
     "DPKerasSGDOptimizer": tfp_optimizer,
@@ -170,7 +171,7 @@ def main() -> None:
     alone = arguments.alone or arguments.path == "keras"
     measurement.measure(
         lambda: PATHS[arguments.path](name, batch, arrays),
-        None if alone else lambda: keras(name, batch, arrays),
+        None if alone else lambda: plain(name, batch, arrays),
         arguments,
     )
 

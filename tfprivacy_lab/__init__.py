@@ -11,6 +11,8 @@ import importlib
 import os
 import sys
 
+from tfprivacy_lab.start_up import QuietTensorFlow
+
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
@@ -20,8 +22,10 @@ _SUBMODULES = frozenset(
     ]
 )
 
-# TensorFlow reports its optional GPU libraries as errors when it is imported without a GPU.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow reports its optional GPU libraries as errors when it is imported without a GPU. Whoever sets another level
+# wants to see what it writes.
+if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3" and "tensorflow" not in sys.modules:
+    sys.meta_path.insert(0, QuietTensorFlow())
 
 
 def __getattr__(name: str):
@@ -36,7 +40,7 @@ def __dir__() -> list[str]:
 
 @atexit.register
 def _silence_tensorflow_at_exit() -> None:
-    """TF 2.15 frees functions after the modules they use are gone, and prints a traceback for each."""
+    """TensorFlow frees functions after the modules they use are gone, and prints a traceback for each."""
     module = sys.modules.get("tensorflow.python.eager.polymorphic_function.atomic_function")
     if module is not None:
         module.AtomicFunction.__del__ = lambda self: None

@@ -36,6 +36,8 @@ class PrivateSteps:
         return self.test_function
 
     def _steps_to_run(self):
+        if self.steps_per_execution == 1:
+            return 1
         left = self._steps_of_epoch - (self._record.steps() - self._first_step) % self._steps_of_epoch
         return max(1, min(self.steps_per_execution, left, self.steps_allowed()))
 
