@@ -1,7 +1,7 @@
 """TensorFlow's notices at start-up, kept from users who have no use for them: GPUs that are not there, and the like.
 
-TensorFlow 2.21 writes them before its own log level counts. So the import of TensorFlow itself, whoever asks for it, runs
-with standard error held back; what was written is then passed on, but for those notices.
+TensorFlow 2.21 writes them before its own log level counts. So the import of TensorFlow itself, whoever asks for it,
+runs with standard error held back; what was written is then passed on, but for those notices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sys
 import tempfile
 
 _NOTICES = re.compile(
-    rb"WARNING: All log messages before absl::InitializeLog|[IW]0000 .*(cuda|oneDNN|cpu_feature_guard|computation_placer)"
+    rb"WARNING: All log messages before absl::InitializeLog"
+    rb"|[IW]0000 .*(cuda|oneDNN|cpu_feature_guard|computation_placer)"
     rb"|To enable the following instructions:"
 )
 

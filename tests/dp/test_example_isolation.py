@@ -148,7 +148,8 @@ PICTURES = {
     "zoom": lambda: layers.RandomZoom(0.3),
     "contrast": lambda: layers.RandomContrast(0.3),
     "brightness": lambda: layers.RandomBrightness(0.2, value_range=(0, 1)),
-    "crop": lambda: layers.RandomCrop(4, 4),
+    # Where it does not draw, this Keras leaves the picture as large as it is.
+    "crop": lambda: keras.Sequential([layers.RandomCrop(4, 4), layers.Resizing(6, 6)]),
     "channels dropped": lambda: layers.SpatialDropout2D(0.5),
 }
 
@@ -372,10 +373,11 @@ class InTime(layers.Layer):
         self.dense = layers.Dense(4)
 
     def call(self, inputs):
-        state = tf.zeros_like(inputs[:, 0])
-        for t in tf.range(tf.shape(inputs)[1]):
-            state = tf.tanh(self.dense(state) + inputs[:, t])
-        return state
+        def body(t, state):
+            return t + 1, tf.tanh(self.dense(state) + inputs[:, t])
+
+        start = tf.constant(0), tf.zeros_like(inputs[:, 0])
+        return tf.while_loop(lambda t, _: t < tf.shape(inputs)[1], body, start)[1]
 
 
 OVER_TIME = {
