@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.eager import context
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import StopBeforeBudget
@@ -98,31 +99,39 @@ def test_callbacks_that_private_figures_would_steer_are_refused(refused, given, 
     assert not list(tmp_path.iterdir())
 
 
+def graphs_of(run):
+    """All graphs that TensorFlow runs meanwhile, as a trace collects them; a step's is among them."""
+    own = context.context()
+    own.enable_graph_collection()
+    try:
+        run()
+        found = own.export_run_metadata()
+    finally:
+        own.disable_graph_collection()
+    content = found.SerializeToString()
+    assert b"steps_done" in content or b"AssignAddVariableOp" in content
+    assert b"Const" in content
+    return content
+
+
 @pytest.mark.parametrize("engine", ["fast", "reference"])
-def test_the_key_of_the_noise_is_not_in_the_graph_of_a_step(engine, tmp_path):
-    """Graphs are written by TensorBoard, by summaries of a trace, and by whoever exports a step."""
+def test_the_key_of_the_noise_is_not_in_the_graph_of_a_step(engine):
+    """Graphs are written by summaries of a trace, and by whoever exports a step."""
     wrapped = private(noise_multiplier=1.0, seed=2**100 + 9, engine=engine)
-    fit(wrapped=wrapped, given=[callbacks_of_keras.TensorBoard(tmp_path)])
+    graphs = graphs_of(lambda: fit(wrapped=wrapped))
     words = np.random.SeedSequence(2**100 + 9, spawn_key=(0,)).generate_state(3, np.uint64)
-    graph = wrapped.train_tf_function._concrete_variable_creation_fn.graph.as_graph_def(add_shapes=False)
-    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*tfevents*"))
-    assert b"Const" in written
-    for content in (graph.SerializeToString(), written):
-        assert not any(word.tobytes() in content or varint(int(word)) in content for word in words)
+    assert not any(word.tobytes() in graphs or varint(int(word)) in graphs for word in words)
 
 
 @pytest.mark.parametrize(("engine", "sampling"), [("fast", "poisson"), ("fast", "shuffled"), ("reference", "poisson")])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_no_example_is_in_the_graph_of_a_step(engine, sampling, tmp_path):
+def test_no_example_is_in_the_graph_of_a_step(engine, sampling):
     """So few that TensorFlow would copy them into a graph that captured them."""
     x, y = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32), np.arange(12) % 3
     assert x.size <= 128
     wrapped = private(noise_multiplier=1.0, engine=engine)
-    board = callbacks_of_keras.TensorBoard(tmp_path)
-    wrapped.fit(x, y, 4, sampling=sampling, callbacks=[board], verbose=0)
-    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*tfevents*"))
-    assert b"Const" in written
-    assert not any(value.tobytes() in written for value in x.ravel())
+    graphs = graphs_of(lambda: wrapped.fit(x, y, 4, sampling=sampling, verbose=0))
+    assert not any(value.tobytes() in graphs for value in x.ravel())
 
 
 def varint(number):
@@ -186,7 +195,7 @@ def test_reaching_for_a_training_figure_says_why_it_is_not_there():
 
 
 def test_what_public_figures_steer_goes_on_working():
-    stopping = callbacks_of_keras.EarlyStopping(monitor="epsilon", patience=1)
+    stopping = callbacks_of_keras.EarlyStopping(monitor="epsilon", mode="min", patience=1)
     _, history = fit(stopping, epochs=9)
     assert len(history.history["loss"]) == 2
     _, history = fit(callbacks_of_keras.ReduceLROnPlateau(monitor="val_loss"), validation_data=PUBLIC)
@@ -197,7 +206,7 @@ def test_what_public_figures_steer_goes_on_working():
 
 def test_users_history_and_progress_bar_show_all(capsys):
     own = callbacks_of_keras.History()
-    _, history = fit(own, callbacks_of_keras.ProgbarLogger(count_mode="steps"), verbose=2)
+    _, history = fit(own, callbacks_of_keras.ProgbarLogger(), verbose=2)
     assert set(own.history) == set(history.history) == {"loss", "accuracy", "epsilon"}
     assert "loss" in capsys.readouterr().out
 

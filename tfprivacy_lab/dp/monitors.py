@@ -165,7 +165,7 @@ def leaving_nothing_behind(fit):
 
 
 def _members(callback):
-    return callback if isinstance(callback, callbacks_of_keras.CallbackList) else [callback]
+    return callback.callbacks if isinstance(callback, callbacks_of_keras.CallbackList) else [callback]
 
 
 def _name(callback):
