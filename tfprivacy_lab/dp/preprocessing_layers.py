@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import keras
+import numpy as np
 
 from tfprivacy_lab.keras_internals import layers_of
 
@@ -58,9 +59,15 @@ def _is_given(layer, argument) -> bool:
     return layer.get_config().get(argument) is not None
 
 
+def _is_off(layer) -> bool:
+    """Whether a Normalization has left the mean 0 and the variance 1 that it begins with: Keras counts no examples."""
+    return bool(np.any(layer.adapt_mean.numpy() != 0) or np.any(layer.adapt_variance.numpy() != 1))
+
+
 _KINDS = {
-    "mean": lambda layer: layer.built and not _is_given(layer, "mean") and bool(layer.count.numpy() > 0),
-    "bin_boundaries": lambda layer: not _is_given(layer, "bin_boundaries") and len(layer.bin_boundaries) > 0,
+    "mean": lambda layer: layer.built and not _is_given(layer, "mean") and _is_off(layer),
+    # Either their number is given, or the boundaries are.
+    "bin_boundaries": lambda layer: layer.num_bins is not None and len(layer.bin_boundaries or ()) > 0,
     "vocabulary": lambda layer: (
         not _is_given(layer, "vocabulary") and len(layer.get_vocabulary(include_special_tokens=False)) > 0
     ),
