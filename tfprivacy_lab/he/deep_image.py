@@ -132,8 +132,8 @@ class DeepPlan:
         """As :meth:`SinglePlan.likely_error_bound <tfprivacy_lab.he.single_image.SinglePlan.likely_error_bound>`."""
         public, (first, second, third) = self.public, self.network.layers
         sources, layout, scales = Sources(public.parameters), public.layout, public.scales
-        largest, prime = max(map(abs, public.input_range)), public.parameters.primes[4]
-        values = first_layer(sources, layout.start, first, largest, scales[0], prime, 5)
+        prime = public.parameters.primes[4]
+        values = first_layer(sources, layout.start, first, public.input_range, scales[0], prime, 5)
         values = middle_layer(sources, layout, values, second, scales, FACTOR_SCALE, 4)
         return min(public.error_bound, last_layer(sources, layout.end, values, third, scales[1], FACTOR_SCALE, 3))
 

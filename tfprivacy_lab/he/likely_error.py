@@ -22,10 +22,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tfprivacy_lab.he.coefficients import ckks_polynomial, ckks_slots
+from tfprivacy_lab.he.network import interval, largest_of, square_interval
 from tfprivacy_lab.he.network_parameters import DEVIATIONS, ERROR_VARIANCE, NetworkParameters
 
-_BORDER = 1e-4
-"""A coefficient so near to a half may be rounded either way by an encoder in float64."""
+_FLOAT64 = 2.0**-44
+"""Relative L2 error of two transforms of up to 2**15 numbers in float64 (Higham 2002, theorem 24.2), and more."""
 
 
 class Sources:
@@ -62,18 +63,30 @@ class Sources:
             total += slots // (2 * step) * self.switching(primes, 2 * step)
         return total
 
-    def rounding(self, slots: np.ndarray, scale: float) -> np.ndarray:
-        """What a plaintext of these slots is off by, in each: modulus, in units of 1 / scale."""
+    def rounding(self, slots: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
+        """What a plaintext of these slots is off by, in each, real, in units of 1 / scale; and how far that is unsure.
+
+        A coefficient that is as near to a half as float64 errs may be rounded either way.
+        """
         exact = ckks_polynomial(slots * scale, self.parameters)
-        off = np.rint(exact) - exact
-        border = int((np.abs(off) > 0.5 - _BORDER).sum())
-        whole = not np.rint(exact).any()  # the constant 1 stands for a plaintext of zero
-        return np.abs(ckks_slots(off, self.parameters)) + border + whole
+        border = _FLOAT64 * math.sqrt(float(np.mean(np.square(slots)))) * scale
+        rounded = np.rint(exact)
+        unsure = int((np.abs(rounded - exact) > 0.5 - border).sum())
+        if not rounded.any():  # the constant 1 stands for a plaintext of zero
+            rounded[0], unsure = 1.0, unsure + bool(unsure)
+        off = ckks_slots(rounded - exact, self.parameters)
+        return off.real, unsure + float(np.abs(off.imag).max())
 
+    def input_rounding(self, largest: float) -> float:
+        """What the encoder's rounding of inputs adds, as a fraction of what is allowed for fresh noise.
 
-def summed(values: np.ndarray, stride: int) -> float:
-    """The largest sum of entries ``stride`` apart."""
-    return float(values.reshape(-1, stride).sum(axis=0).max())
+        By Cauchy and Schwarz it is off by at most :math:`\\tfrac12 \\sqrt N\\, (\\tfrac N2 \\|g\\|_2^2)^{1/2}`.
+
+        Args:
+            largest: Bound on an input, at its scale.
+        """
+        most = self.degree / math.sqrt(8) + _FLOAT64 * math.sqrt(self.degree / 2) * largest
+        return most / (DEVIATIONS * math.sqrt(self.fresh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +94,20 @@ class Layer:
     """Values before a square, in the network's own unit, for every row of slots.
 
     Attributes:
-        values: Bound on their magnitudes, (rows,).
+        low, high: Bounds on them, (rows,).
         fixed: Bound on what is no chance in their errors, (rows,).
         variance: For magnitudes a (..., rows), the proxy of the variance of :math:`\\sum_h a_h e_h`.
     """
 
-    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     fixed: np.ndarray
     variance: Callable
+
+    @property
+    def values(self) -> np.ndarray:
+        """Bound on their magnitudes, (rows,)."""
+        return largest_of(self.low, self.high)
 
     @functools.cached_property
     def noise(self) -> np.ndarray:
@@ -96,36 +115,41 @@ class Layer:
         return self.fixed + math.sqrt(2) * DEVIATIONS * np.sqrt(self.variance(np.eye(len(self.values))))
 
 
-def first_layer(sources: Sources, layout, layer, largest: float, scale: float, prime: int, primes: int) -> Layer:
+def first_layer(sources: Sources, layout, layer, input_range, scale: float, prime: int, primes: int) -> Layer:
     """The layer of :mod:`~tfprivacy_lab.he.diagonals`, with factors at the scale of the prime rescaled away.
 
     Args:
         sources: Of the ring.
         layout: Slots and rotations.
         layer: Float, affine.
-        largest: Bound on an input.
+        input_range: Lowest and highest input.
         scale: Of the inputs.
         prime: Rescaled away.
         primes: Of the ciphertext before.
     """
-    kernel, half = layer.dense_kernel(), sources.degree / 2
+    kernel, largest = layer.dense_kernel(), max(map(abs, input_range))
     magnitudes = np.pad(np.abs(kernel), ((0, 0), (0, layout.rows - kernel.shape[1])))
-    roundings = [sources.rounding(row, prime) for giant in layout.first_layer(kernel) for row in giant]
-    most = max(float(one.max()) for one in roundings) / prime
+    fixed, most = np.zeros(layout.rows), 0.0
+    for giant, rows in enumerate(layout.first_layer(kernel)):
+        for baby, row in enumerate(rows):
+            off, unsure = sources.rounding(row, prime)
+            off = (np.abs(off) + unsure) / prime
+            shown = off * (np.roll(layout.layout, -baby) < layout.inputs)
+            fixed += np.roll(shown, -giant * layout.baby_steps).reshape(-1, layout.rows).sum(axis=0)
+            most = max(most, float(off.max()))
     before = sources.fresh + (layout.baby_steps - 1) * sources.switching(primes, layout.slots)
     after = layout.blocks * (layout.giant_steps - 1) * sources.switching(primes - 1, layout.rows)
     after += layout.blocks * layout.giant_steps * sources.division + sources.folded(primes - 1, layout.rows)
+    allowance = (1 + sources.input_rounding(largest * scale)) ** 2
 
     def variance(weights: np.ndarray) -> np.ndarray:
         through = np.linalg.norm(weights @ magnitudes.T, axis=-1)
         through = through + most * math.sqrt(layout.slots) * weights.sum(axis=-1)
-        return (before * through**2 + after * np.square(weights).sum(axis=-1)) / scale**2
+        return allowance * (before * through**2 + after * np.square(weights).sum(axis=-1)) / scale**2
 
-    fixed = sum(summed(one, layout.rows) for one in roundings) * largest / prime + half / scale
-    # The encoder rounds the inputs, too: N/2 at most, as that is no chance that is known.
-    fixed = fixed + half * (magnitudes.sum(axis=0) + most * layout.blocks * layout.diagonals) / scale
-    bias = np.pad(np.abs(layer.full_bias()), (0, layout.rows - kernel.shape[1]))
-    return Layer(magnitudes.sum(axis=0) * largest + bias, fixed, variance)
+    ends = (np.full(layer.inputs, float(end)) for end in input_range)
+    low, high = (_padded(end, layout.rows) for end in interval(layer, *ends))
+    return Layer(low, high, fixed * largest + sources.degree / 2 / scale, variance)
 
 
 def middle_layer(sources: Sources, layout, before: Layer, layer, scales, factor: float, primes: int) -> Layer:
@@ -141,13 +165,15 @@ def middle_layer(sources: Sources, layout, before: Layer, layer, scales, factor:
         primes: Of the ciphertext that is squared.
     """
     rows, width, slots = len(before.values), layout.end.rows, layout.slots
-    kernel, squares = layer.dense_kernel(), np.tile(np.square(before.values), slots // rows)
+    kernel, squares, places = layer.dense_kernel(), np.square(before.values), np.arange(layout.slots)
     magnitudes = np.pad(np.abs(kernel), ((0, rows - kernel.shape[0]), (0, width - kernel.shape[1])))
-    rounded, most = 0.0, 0.0
-    for giant in layout.middle_layer(kernel):
-        for baby, row in enumerate(giant):
-            off = sources.rounding(row, factor) / factor
-            rounded, most = rounded + summed(off * np.roll(squares, -baby), width), max(most, float(off.max()))
+    rounded, unsure, most = np.zeros((rows, width)), 0.0, 0.0
+    for giant, factors in enumerate(layout.middle_layer(kernel)):
+        for baby, row in enumerate(factors):
+            off, either = sources.rounding(row, factor)
+            # A hidden value stands in many slots, and what all of them are off by adds up with its sign.
+            np.add.at(rounded, ((places + baby) % rows, (places - giant * layout.baby_steps) % width), off / factor)
+            unsure, most = max(unsure, either / factor), max(most, float(np.abs(off).max() + either) / factor)
     weights_of = magnitudes + slots // rows * most
     switched = layout.baby_steps * sources.switching(primes, slots)
     after = slots // width * (layout.giant_steps - 1) * sources.switching(primes - 1, width)
@@ -160,9 +186,10 @@ def middle_layer(sources: Sources, layout, before: Layer, layer, scales, factor:
         return noise + switched * spread**2 / scales[0] ** 4 + after * np.square(weights).sum(axis=-1) / scales[1] ** 2
 
     errors = 2 * before.values * before.fixed + np.square(before.noise)
-    fixed = errors @ weights_of + rounded + sources.degree / 2 / scales[1]
-    bias = np.pad(np.abs(layer.full_bias()), (0, width - kernel.shape[1]))
-    return Layer(np.square(before.values) @ magnitudes + bias, fixed, variance)
+    fixed = errors @ weights_of + squares @ (np.abs(rounded) + slots // rows * unsure) + sources.degree / 2 / scales[1]
+    ends = square_interval(before.low[: layer.inputs], before.high[: layer.inputs])
+    low, high = (_padded(end, width) for end in interval(layer, *ends))
+    return Layer(low, high, fixed, variance)
 
 
 def last_layer(sources: Sources, layout, before: Layer, layer, scale: float, factor: float, primes: int) -> float:
@@ -179,7 +206,8 @@ def last_layer(sources: Sources, layout, before: Layer, layer, scale: float, fac
     """
     rows, single, outputs = len(before.values), sources.switching(primes, layout.slots), layer.outputs
     factors = layout.second_layer(layer.dense_kernel())
-    off = np.stack([sources.rounding(row, factor) for row in factors]).reshape(-1, rows)[:outputs] / factor
+    roundings = [sources.rounding(row, factor) for row in factors]
+    off = np.stack([np.abs(off) + unsure for off, unsure in roundings]).reshape(-1, rows)[:outputs] / factor
     exact = np.abs(factors).reshape(-1, rows)[:outputs]
     weights, squares, unit = exact + off, np.square(before.values), scale**2 * factor
     variance = before.variance(2 * before.values * weights) + single * np.square(weights).sum(axis=1) / scale**4
@@ -187,3 +215,36 @@ def last_layer(sources: Sources, layout, before: Layer, layer, scale: float, fac
     fixed = weights @ (2 * before.values * before.fixed + np.square(before.noise)) + off @ squares
     fixed += sources.degree / 2 / unit + 2.0**-40 * (exact @ squares + np.abs(layer.full_bias()))
     return float((fixed + DEVIATIONS * np.sqrt(variance)).max())
+
+
+def head_in_blocks(sources: Sources, layout, layer, input_range, scale: float, prime: int) -> float:
+    """A head of :class:`~tfprivacy_lab.he.slot_head.DiagonalRows`: the bound on any logit's error.
+
+    Args:
+        sources, layout, layer, input_range, scale, prime: As of :func:`first_layer`, under two primes.
+    """
+    logits = first_layer(sources, layout, layer, input_range, scale, prime, 2)
+    noise = DEVIATIONS * np.sqrt(logits.variance(np.eye(layout.rows)))
+    return float((logits.fixed + noise + 2.0**-40 * logits.values).max())
+
+
+def head_in_rows(sources: Sources, layout, layer, input_range, scale: float, prime: int) -> float:
+    """A head of :class:`~tfprivacy_lab.he.slot_head.NaiveRows`: the bound on any logit's error.
+
+    Args:
+        sources, layout, layer, input_range, scale, prime: As of :func:`head_in_blocks`.
+    """
+    kernel, width, largest = layer.dense_kernel(), layout.width, max(map(abs, input_range))
+    roundings = [sources.rounding(row, prime) for row in layout.factors(kernel)]
+    off = np.stack([np.abs(off[:width]) + unsure for off, unsure in roundings]) / prime
+    weights = np.abs(np.pad(kernel.T, ((0, 0), (0, width - layer.inputs)))) + off
+    allowance = (1 + sources.input_rounding(largest * scale)) ** 2
+    folds = width * sources.division + (width - 1) * sources.switching(1, layout.slots)
+    variance = allowance * (sources.fresh * np.square(weights).sum(axis=1) + folds) / scale**2
+    values = largest_of(*interval(layer, *(np.full(layer.inputs, float(end)) for end in input_range)))
+    fixed = off[:, : layer.inputs].sum(axis=1) * largest + sources.degree / 2 / scale + 2.0**-40 * values
+    return float((fixed + DEVIATIONS * np.sqrt(variance)).max())
+
+
+def _padded(values: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(values, (0, length - len(values)))

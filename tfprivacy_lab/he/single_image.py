@@ -148,8 +148,8 @@ class SinglePlan:
         """
         public, (first, second) = self.public, self.network.layers
         sources, scale = Sources(public.parameters), math.ldexp(1.0, public.input_bits)
-        largest, prime = max(map(abs, public.input_range)), public.parameters.primes[2]
-        before = first_layer(sources, public.diagonals, first, largest, scale, prime, 3)
+        prime = public.parameters.primes[2]
+        before = first_layer(sources, public.diagonals, first, public.input_range, scale, prime, 3)
         return min(public.error_bound, last_layer(sources, public.diagonals, before, second, scale, SECOND_SCALE, 2))
 
 

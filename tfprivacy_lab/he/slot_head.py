@@ -24,6 +24,8 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
 from tfprivacy_lab.he.diagonals import Diagonals, evaluate_layer
+from tfprivacy_lab.he.layers import Affine
+from tfprivacy_lab.he.likely_error import Sources, head_in_blocks, head_in_rows
 from tfprivacy_lab.he.network_parameters import SLOTS, NetworkParameters
 from tfprivacy_lab.he.quantize import check_head
 
@@ -279,6 +281,16 @@ class SlotHead:
             f"The head could overflow: features within {low:g}..{high:g} can grow beyond the "
             f"{SLOTS.primes[0].bit_length()} bits that are left of ckks; rescale the head or narrow input_range."
         )
+
+    def likely_error_bound(self) -> float:
+        """Bound on any logit's error for features in range, but for a probability of 2**-56 under assumption U.
+
+        Of :mod:`~tfprivacy_lab.he.likely_error`, where the assumption is; never above the worst case.
+        """
+        public, head = self.public, Affine(self.kernel, self.bias, np.arange(len(self.kernel))[np.newaxis], len(self.kernel))
+        bound = head_in_rows if isinstance(public.layout, NaiveRows) else head_in_blocks
+        arguments = head, public.input_range, public.output_scale, public.parameters.primes[1]
+        return min(public.error_bound, bound(Sources(public.parameters), public.layout, *arguments))
 
 
 def bounds(kernel, bias, layout, largest: float, input_bits: int) -> tuple[float, float]:
