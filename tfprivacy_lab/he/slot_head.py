@@ -287,7 +287,10 @@ class SlotHead:
 
         Of :mod:`~tfprivacy_lab.he.likely_error`, where the assumption is; never above the worst case.
         """
-        public, head = self.public, Affine(self.kernel, self.bias, np.arange(len(self.kernel))[np.newaxis], len(self.kernel))
+        public, head = (
+            self.public,
+            Affine(self.kernel, self.bias, np.arange(len(self.kernel))[np.newaxis], len(self.kernel)),
+        )
         bound = head_in_rows if isinstance(public.layout, NaiveRows) else head_in_blocks
         arguments = head, public.input_range, public.output_scale, public.parameters.primes[1]
         return min(public.error_bound, bound(Sources(public.parameters), public.layout, *arguments))
