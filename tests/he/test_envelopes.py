@@ -1,9 +1,11 @@
 """Networks' messages: another's, a stale plan's, a damaged or a truncated one is one clear refusal, in every plan."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import stat
+import struct
 import subprocess
 import sys
 import textwrap
@@ -13,6 +15,7 @@ import pytest
 
 from tests.he.networks import dense_network, resealed
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.he import messages
 from tfprivacy_lab.he.deep_image import DeepPlan
 from tfprivacy_lab.he.deep_server import DeepImageServer
 from tfprivacy_lab.he.envelopes import Envelope, plan_digest
@@ -123,7 +126,7 @@ def test_bytes_and_files_come_back_as_they_were(exchange, tmp_path):
         exchange.keys.save(tmp_path / "evaluation")
         assert EvaluationKeys.load(tmp_path / "evaluation") == exchange.keys
         server = exchange.make_server(EvaluationKeys.load(tmp_path / "evaluation"))
-        refused("got a evaluation keys", Envelope.load, tmp_path / "evaluation", "query")
+        refused("got evaluation keys", Envelope.load, tmp_path / "evaluation", "query")
     reply = server.evaluate(Envelope.load(tmp_path / "query"))
     assert np.abs(loaded.decrypt(reply, query=exchange.query) - logits).max() < 1e-3
     refused("keep it secret, never send it", Envelope.load, tmp_path / "keys", "query")
@@ -218,3 +221,92 @@ def test_plans_of_small_weights_are_such_as_seal_accepts(kind, factor):
     client = client(plan.public)
     logits = client.decrypt(server(plan, client.evaluation_keys()).evaluate(client.encrypt(sample)))
     assert np.abs(logits - expected).max() <= plan.public.error_bound
+
+
+WRONG_FIELDS = {
+    "samples": (None, "3", -1, 0, True, 2**70, 1.0),
+    "plan": (None, "x", b"", b"x" * 31),
+    "key_id": (None, b"x", 3),
+    "query_id": (None, b"", "x" * 16),
+    "kind": (None, "x", [], "evaluation keys"),
+    "digest": (None, b"", 3),
+    "residues": (None, [1], np.array(3, np.uint32), np.ones((1,) * 6, np.uint32), np.zeros((0, 4), np.uint32)),
+}
+
+
+@pytest.mark.parametrize("field", WRONG_FIELDS)
+def test_fields_of_another_type_are_refused(exchange, field):
+    query, reply = exchange.query, exchange.reply
+    more = (query.residues.astype(object), query.residues.astype(float)) if field == "residues" else ()
+    names = [one.name for one in dataclasses.fields(query) if one.name != "digest"]
+    for value in (*WRONG_FIELDS[field], *more):
+        for sealed, use in ((query, exchange.server.evaluate), (reply, exchange.client.decrypt)):
+            changed = dataclasses.replace(sealed, **{field: value})
+            refused("Expected", use, changed)
+            if field not in ("digest", "residues"):
+                refused("Expected", Envelope.sealed, *(getattr(changed, name) for name in names))
+
+
+def test_sizes_of_zero_are_refused_before_an_array_is_made(exchange):
+    data = bytearray(exchange.query.to_bytes()[:104])
+    for sizes in ((0, 2**31, 2**31, 2**31, 2**31), (0,) * 5, (0, 2**32 - 1, 1, 1, 1)):
+        data[84:104] = struct.pack("<5I", *sizes)
+        forged = bytes(data) + hashlib.sha256(data).digest()
+        refused("as many residues as its header says", Envelope.from_bytes, forged)
+
+
+def test_views_that_skip_bytes_are_refused(exchange):
+    for data, read in (
+        (exchange.query.to_bytes(), Envelope.from_bytes),
+        (exchange.query.to_bytes(), EvaluationKeys.from_bytes),
+        (exchange.client.to_bytes(), lambda given: exchange._client.from_bytes(given, exchange.plan.public)),
+        (bytes(400), lambda given: messages.parse(given, messages.QUERY, "query")),
+        (bytes(400), lambda given: messages.parse_header(given, messages.QUERY, "query")),
+    ):
+        refused("bytes in a row, got a memoryview", read, memoryview(data)[::2])
+        refused("Expected", read, memoryview(np.zeros((0, 4), np.uint8)))
+    whole = memoryview(np.frombuffer(exchange.query.to_bytes(), np.uint8).reshape(1, -1))
+    assert Envelope.from_bytes(whole).to_bytes() == exchange.query.to_bytes()
+
+
+def test_keys_plans_and_public_plans_of_another_type_are_refused(exchange):
+    for wrong in (None, b"", "s", 3, SMALL):
+        refused("Expected plan as", exchange._server, *((wrong,) if exchange.keys is None else (wrong, exchange.keys)))
+        refused("Expected public as a public plan", exchange._client, wrong)
+        if exchange.keys is not None:
+            refused("as EvaluationKeys, got", exchange._server, exchange.plan, wrong)
+    if exchange.keys is None:
+        return
+    for field, values in {
+        "steps": (None, [1], (None,), (-1,), (2**70,), ("1",)),
+        "rotation": (None, "x"),
+        "relinearisation": (None, 3),
+        "plan": (None, b""),
+        "key_id": (None, "x"),
+    }.items():
+        for value in values:
+            changed = dataclasses.replace(exchange.keys, **{field: value})
+            refused("Expected", exchange.make_server, changed)
+            refused("Expected", changed.sealed)
+
+
+def test_networks_of_numpys_numbers_have_the_same_plan():
+    again = Network(tuple(dataclasses.replace(layer, inputs=np.int64(layer.inputs)) for layer in SMALL.layers))
+    for make in (BatchedPlan.make, SinglePlan.make):
+        exact = plan_digest(make(SMALL, input_range=(0, 1)).public)
+        assert plan_digest(make(again, input_range=(np.float32(0), np.int64(1))).public) == exact
+    public = dataclasses.replace(BatchedPlan.make(SMALL).public, inputs=np.int64(4))
+    assert plan_digest(public) == plan_digest(BatchedPlan.make(SMALL).public)
+    refused("inputs to be a whole number", dataclasses.replace, SMALL.layers[0], inputs=None)
+
+
+@pytest.mark.parametrize("wrong", [(0,), (0, 1, 2), None, 5, "ab", (1, 0), (0, np.nan), ((0, 1), (1, 2)), {0, 1}])
+def test_input_ranges_that_are_no_pair_are_refused(wrong):
+    deep = dense_network(3, 4, 3, 3, 2)
+    for make, what in (
+        (BatchedPlan.make, SMALL),
+        (SinglePlan.make, SMALL),
+        (DeepPlan.make, deep),
+        (SlotHead.make, HEAD),
+    ):
+        refused("Expected input_range", make, what, input_range=wrong)

@@ -16,9 +16,9 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.deep_layout import DeepLayout
-from tfprivacy_lab.he.layers import Network
+from tfprivacy_lab.he.layers import Network, check_input_range
 from tfprivacy_lab.he.likely_error import Sources, first_layer, last_layer, middle_layer
 from tfprivacy_lab.he.network_parameters import DEEP, NetworkParameters
 from tfprivacy_lab.he.single_image import MAX_INPUT_BITS
@@ -109,9 +109,7 @@ class DeepPlan:
         Raises:
             InputError: if there are not two squares, or widths or magnitudes are beyond the parameters.
         """
-        low, high = (check_finite_number("input_range", end) for end in input_range)
-        if not low < high:
-            raise InputError(f"Expected input_range as (lowest, highest), got {input_range!r}.")
+        low, high = check_input_range(input_range)
         if network.squares != 2:
             raise InputError(f"Expected a network of two squares, got {network.squares}; use SinglePlan for one.")
         first, second, _ = network.layers

@@ -80,10 +80,10 @@ class Sources:
         return off.real, unsure + math.sqrt(self.degree) * border + float(np.abs(off.imag).max())
 
     def deviations(self, largest: float) -> float:
-        """Standard deviations to allow for: those of the union bound, and a share for the encoder's rounding of inputs.
+        """Standard deviations to allow for: the union bound's, and a share for the encoder's rounding of inputs.
 
-        By Cauchy and Schwarz that is at most :math:`\\tfrac12 \\sqrt N\\, (\\tfrac N2 \\|g\\|_2^2)^{1/2}`, a fraction of
-        what is allowed for fresh noise, which counts by the same :math:`\\|g\\|_2`.
+        By Cauchy and Schwarz that is at most :math:`\\tfrac12 \\sqrt N\\, (\\tfrac N2 \\|g\\|_2^2)^{1/2}`, a fraction
+        of what is allowed for fresh noise, which counts by the same :math:`\\|g\\|_2`.
 
         Args:
             largest: Bound on an input, at its scale.

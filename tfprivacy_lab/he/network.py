@@ -30,8 +30,8 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
-from tfprivacy_lab.he.layers import Affine, Network
+from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.he.layers import Affine, Network, check_input_range
 from tfprivacy_lab.he.network_parameters import BATCHED, NetworkParameters
 from tfprivacy_lab.he.parameters import LIMB_BITS
 
@@ -127,9 +127,7 @@ class BatchedPlan:
             InputError: if the scheme has no room for the squares, or the network for its magnitudes.
         """
         check_choice("scheme", scheme, ("bfv", "ckks"))
-        low, high = (check_finite_number("input_range", end) for end in input_range)
-        if not low < high:
-            raise InputError(f"Expected input_range as (lowest, highest), got {input_range!r}.")
+        low, high = check_input_range(input_range)
         parameters = BATCHED.get((scheme, network.squares))
         if parameters is None:
             raise InputError(f"Expected a network of one square for {scheme}, got {network.squares}; use ckks.")

@@ -22,6 +22,8 @@ class KeyHolder:
     """
 
     def __init__(self, public):
+        if not hasattr(public, "parameters") or not hasattr(public, "input_range"):
+            raise InputError(f"Expected public as a public plan, got {type(public).__name__}; give plan.public.")
         self.public, self.key_id = public, secrets.token_bytes(envelopes.ID_BYTES)
         self._plan, self._library = envelopes.plan_digest(public), seal_context(public.parameters)
         self._library.keyGen()
