@@ -13,7 +13,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from tests.he.networks import dense_network, resealed
+from tests.he.networks import answered, dense_network, resealed
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import messages
 from tfprivacy_lab.he.deep_image import DeepPlan
@@ -69,11 +69,11 @@ def refused(match, function, *arguments, **more):
 
 def test_another_clients_messages_are_refused(exchange):
     foreign = exchange.other.encrypt(exchange.sample)
-    refused("another client's", exchange.other.decrypt, exchange.reply)
+    refused("another client's", exchange.other.decrypt, exchange.reply, "any")
     if exchange.keys is not None:
         refused("another client's", exchange.server.evaluate, foreign)
     else:  # no evaluation keys: the server answers, and only the other client reads it
-        refused("another client's", exchange.client.decrypt, exchange.server.evaluate(foreign))
+        refused("another client's", exchange.client.decrypt, exchange.server.evaluate(foreign), foreign)
 
 
 def test_a_stale_public_plan_is_refused(exchange):
@@ -81,14 +81,17 @@ def test_a_stale_public_plan_is_refused(exchange):
     assert plan_digest(public) != plan_digest(exchange.plan.public) == plan_digest(KINDS[exchange.kind][0]().public)
     stale = exchange._client(public)
     refused("a stale public plan, or another network", exchange.server.evaluate, stale.encrypt(exchange.sample))
-    refused("a stale public plan", stale.decrypt, exchange.reply)
+    refused("a stale public plan", stale.decrypt, exchange.reply, "any")
     if exchange.keys is not None:
         refused("evaluation keys for this plan", exchange.make_server, stale.evaluation_keys())
     refused("for this public plan", exchange._client.from_bytes, stale.to_bytes(), exchange.plan.public)
 
 
 def test_one_changed_residue_is_noticed(exchange):
-    for sealed, use in ((exchange.query, exchange.server.evaluate), (exchange.reply, exchange.client.decrypt)):
+    def decrypt(reply):
+        return exchange.client.decrypt(reply, exchange.query)
+
+    for sealed, use in ((exchange.query, exchange.server.evaluate), (exchange.reply, decrypt)):
         residues = sealed.residues.copy()
         residues.flat[-1] ^= residues.dtype.type(1)
         refused("as they were sealed: they are damaged", use, dataclasses.replace(sealed, residues=residues))
@@ -102,6 +105,12 @@ def test_replies_to_other_queries_and_numbers_of_samples_are_refused(exchange):
     again = exchange.client.encrypt(exchange.sample)
     refused("the reply to this query, got another query's", exchange.client.decrypt, exchange.reply, query=again)
     exchange.client.decrypt(exchange.reply, query=exchange.query)
+    replayed = exchange.server.evaluate(again)
+    refused("got None; give what encrypt returned, or 'any'", exchange.client.decrypt, replayed, None)
+    refused("Expected query as an Envelope, got str", exchange.client.decrypt, replayed, "other")
+    with pytest.raises(TypeError, match="query"):
+        exchange.client.decrypt(replayed)
+    assert exchange.client.decrypt(replayed, "any").shape == exchange.client.decrypt(exchange.reply, "any").shape
     more = dataclasses.replace(exchange.query, samples=10**6)
     refused("damaged", exchange.server.evaluate, more)
     forged = Envelope.sealed("query", more.plan, more.key_id, more.query_id, 10**6, more.residues)
@@ -115,12 +124,12 @@ def test_bytes_and_files_come_back_as_they_were(exchange, tmp_path):
         back = Envelope.load(tmp_path / kind, kind)
         assert back.to_bytes() == sealed.to_bytes()
         refused("to be a", Envelope.load, tmp_path / kind, "reply" if kind == "query" else "query")
-    logits = exchange.client.decrypt(exchange.reply)
+    logits = exchange.client.decrypt(exchange.reply, "any")
     exchange.client.save(tmp_path / "keys")
     assert stat.S_IMODE(os.stat(tmp_path / "keys").st_mode) == 0o600
     refused("it is there already", exchange.client.save, tmp_path / "keys")
     loaded = exchange._client.load(tmp_path / "keys", exchange.plan.public)
-    np.testing.assert_array_equal(loaded.decrypt(Envelope.load(tmp_path / "reply", "reply")), logits)
+    np.testing.assert_array_equal(loaded.decrypt(Envelope.load(tmp_path / "reply", "reply"), exchange.query), logits)
     server = exchange.server
     if exchange.keys is not None:
         exchange.keys.save(tmp_path / "evaluation")
@@ -171,8 +180,8 @@ def test_masked_inputs_and_no_samples(exchange):
     masked = np.ma.masked_equal(np.where(np.arange(4) == 1, 0.25, exchange.sample), 0.25)
     refused("without masked values", exchange.client.encrypt, masked)
     if exchange.kind == "batched":
-        refused("samples", exchange.client.decrypt, exchange.reply, "3")
-        assert exchange.client.decrypt(exchange.reply, None).shape == (3, 2)
+        refused("samples", exchange.client.decrypt, exchange.reply, exchange.query, "3")
+        assert exchange.client.decrypt(exchange.reply, exchange.query).shape == (3, 2)
 
 
 def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
@@ -181,7 +190,7 @@ def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
         textwrap.dedent(
             """
             import numpy as np
-            from tests.he.networks import dense_network
+            from tests.he.networks import answered, dense_network
             from tfprivacy_lab.he.network import BatchedPlan
             from tfprivacy_lab.he.network_client import NetworkClient
             from tfprivacy_lab.he.network_server import NetworkServer
@@ -191,7 +200,7 @@ def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
             plan = BatchedPlan.make(network, "bfv")
             client = NetworkClient(plan.public)
             with NetworkServer(plan, processes=2) as server:
-                logits = client.decrypt(server.evaluate(client.encrypt(np.full((1, 4), 0.5))))
+                logits = answered(client, server, np.full((1, 4), 0.5))
             print(bool(np.abs(logits - network.evaluate(np.full((1, 4), 0.5))).max() <= plan.public.error_bound))
             """
         )
@@ -219,7 +228,7 @@ def test_plans_of_small_weights_are_such_as_seal_accepts(kind, factor):
         client, server = SingleImageClient, SingleImageServer if kind == "single" else DeepImageServer
         expected = network.evaluate(sample[np.newaxis])[0]
     client = client(plan.public)
-    logits = client.decrypt(server(plan, client.evaluation_keys()).evaluate(client.encrypt(sample)))
+    logits = answered(client, server(plan, client.evaluation_keys()), sample)
     assert np.abs(logits - expected).max() <= plan.public.error_bound
 
 
@@ -237,10 +246,14 @@ WRONG_FIELDS = {
 @pytest.mark.parametrize("field", WRONG_FIELDS)
 def test_fields_of_another_type_are_refused(exchange, field):
     query, reply = exchange.query, exchange.reply
+
+    def decrypt(given):
+        return exchange.client.decrypt(given, query)
+
     more = (query.residues.astype(object), query.residues.astype(float)) if field == "residues" else ()
     names = [one.name for one in dataclasses.fields(query) if one.name != "digest"]
     for value in (*WRONG_FIELDS[field], *more):
-        for sealed, use in ((query, exchange.server.evaluate), (reply, exchange.client.decrypt)):
+        for sealed, use in ((query, exchange.server.evaluate), (reply, decrypt)):
             changed = dataclasses.replace(sealed, **{field: value})
             refused("Expected", use, changed)
             if field not in ("digest", "residues"):
