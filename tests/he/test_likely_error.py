@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
-from tests.he.networks import aligned_inputs, dense_network
+from tests.he.networks import aligned_inputs, answered, dense_network
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.coefficients import ckks_slots
 from tfprivacy_lab.he.deep_image import DeepPlan
 from tfprivacy_lab.he.deep_server import DeepImageServer
 from tfprivacy_lab.he.likely_error import Sources
+from tfprivacy_lab.he.network import BatchedPlan
+from tfprivacy_lab.he.network_client import NetworkClient
 from tfprivacy_lab.he.network_parameters import DEEP, SINGLE, SLOTS
+from tfprivacy_lab.he.network_server import NetworkServer
 from tfprivacy_lab.he.seal_context import seal_context
 from tfprivacy_lab.he.single_client import SingleImageClient, SlotHeadClient
 from tfprivacy_lab.he.single_image import SinglePlan
@@ -23,14 +26,7 @@ PLANS = {1: (SinglePlan, SingleImageServer), 2: (DeepPlan, DeepImageServer)}
 
 def largest_error(client, server, samples, expected):
     """The largest error of any logit that is seen."""
-    found = [client.decrypt(reply, query) for query, reply in answers(client, server, samples)]
-    return np.abs(np.stack(found) - expected).max()
-
-
-def answers(client, server, samples):
-    for sample in samples:
-        query = client.encrypt(sample)
-        yield query, server.evaluate(query)
+    return np.abs(np.stack([answered(client, server, sample) for sample in samples]) - expected).max()
 
 
 @pytest.mark.parametrize(
@@ -64,6 +60,17 @@ def test_two_squares_that_are_off_by_millionths_are_accepted_where_an_error_of_o
     images = np.random.default_rng(0).uniform(size=(3, 64))
     seen = largest_error(client, server, images, network.evaluate(images))
     assert likely / 1e4 < seen <= likely
+
+
+@pytest.mark.parametrize(("widths", "scheme"), [((20, 8, 3), "ckks"), ((20, 8, 3), "bfv"), ((20, 8, 5, 3), "ckks")])
+def test_the_only_bound_of_batches_is_not_far_above_what_happens(widths, scheme):
+    network = dense_network(sum(widths), *widths)
+    plan = BatchedPlan.make(network, scheme)
+    inputs = np.concatenate([np.random.default_rng(0).uniform(size=(20, 20)), aligned_inputs(network, 0.0, 1.0)])
+    client = NetworkClient(plan.public)
+    with NetworkServer(plan, processes=1) as server:
+        seen = np.abs(answered(client, server, inputs) - network.evaluate(inputs)).max()
+    assert plan.public.error_bound / 1e3 < seen <= plan.public.error_bound
 
 
 @pytest.mark.parametrize("packing", ["naive", "diagonal"])
