@@ -202,7 +202,10 @@ def test_keras_layers_without_a_rule_are_refused():
         mpc.SharedModel(tanh, SEMI2K)
 
 
-@pytest.mark.parametrize("kind", ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"])
+KERAS_KINDS = ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"]
+
+
+@pytest.mark.parametrize("kind", [*KERAS_KINDS, "renamed", "of rows of rows", "with a dict"])
 def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
     import tensorflow as tf
 
@@ -213,11 +216,18 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
         def call(self, inputs):
             return -super().call(inputs)
 
+    class Renamed(Dense):
+        """Of the module of Keras' name, but not of Keras."""
+
+    Renamed.__name__, Renamed.__module__ = "Dense", "keras_of_mine"
     made = {
         "twice": lambda: tf.keras.Model(x, dense(dense(x))),
         "outputs": lambda: tf.keras.Model(x, [dense(x), layers.Dense(1)(dense.output)]),
         "parallel": lambda: tf.keras.Model(x, layers.Add()([dense(x), layers.Dense(3)(x)])),
         "own": lambda: tf.keras.Sequential([x, Dense(1)]),
+        "renamed": lambda: tf.keras.Sequential([x, Renamed(1)]),
+        "of rows of rows": lambda: tf.keras.Sequential([layers.Input((5, 3)), layers.Dense(2)]),
+        "with a dict": lambda: tf.keras.Model(x, {"a": dense(x)}),
         "unbuilt": lambda: tf.keras.Sequential([layers.Dense(1)]),
         "activation": lambda: tf.keras.Sequential([x, layers.Dense(1, activation=lambda value: value)]),
         "normalised": lambda: tf.keras.Sequential([x, layers.BatchNormalization(), dense]),
@@ -227,6 +237,9 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
         "outputs": "one input and one output",
         "parallel": "takes 2 tensors",
         "own": "Expected Dense layers",
+        "renamed": "Expected Dense layers",
+        "of rows of rows": "of rows of numbers, got .* of shape .5, 3.",
+        "with a dict": "whose output is a tensor",
         "unbuilt": "a built model",
         "activation": "activations of Keras",
         "normalised": "scale the features before",

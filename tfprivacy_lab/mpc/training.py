@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.chains import chain_of
+from tfprivacy_lab.chains import chain_of, is_of_keras
 from tfprivacy_lab.checks import InputError, check_matrix
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.models import Layer, Training
@@ -302,12 +302,16 @@ def _layers_of(layers) -> tuple[tuple[Layer, ...], list | None]:
             "Expected a built model, whose weights are the start: call model.build((None, columns)) first."
         )
     found, start = [], []
-    for layer, _ in chain_of(layers):
+    for layer, shape in chain_of(layers):
         kind, activation = type(layer).__name__, getattr(layer, "activation", None)
-        keras = type(layer).__module__.startswith("keras")
-        if kind != "Dense" or not keras or not layer.use_bias:
+        if kind != "Dense" or not is_of_keras(layer) or not layer.use_bias:
             advice = _INSTEAD.get(kind, "use Dense layers, one after the other")
             raise InputError(f"Expected Dense layers with a bias, got {kind} {layer.name!r}; {advice}.")
+        if len(shape) != 1:
+            raise InputError(
+                f"Expected layers of rows of numbers, got {layer.name!r} of shape {shape}, where Dense works along the "
+                "last axis; give features as rows of numbers."
+            )
         if not activation.__module__.startswith(("keras", "tensorflow")):
             raise InputError(f"Expected activations of Keras, got a function of yours in layer {layer.name!r}.")
         found.append(Layer(layer.units, activation.__name__))
