@@ -86,7 +86,7 @@ def test_orders_that_do_not_fit_are_refused(changes, naming):
 
 def test_shares_name_their_columns_and_fit_no_others():
     fitted = job()
-    asks = {"layers": fitted.layers, "initial": "shares", "weight_range": 1.0}
+    asks = {"layers": fitted.layers, "initial": "shares", "weight_range": 1.0, "arithmetic": mpc.FixedPoint(64, 20)}
     same = Job(WORLD, query={"zurich": (1, 2), "basel": (1, 1)}, **asks)
     assert same.columns == fitted.columns
     for query in ({"basel": (1, 1), "zurich": (1, 2)}, {"zurich": (1, 1), "basel": (1, 2)}, {"chur": (1, 3)}):
@@ -117,6 +117,9 @@ def test_training_and_predicting_follow_names_in_any_order(order):
     # A party that has no features has all columns of its own rows, in the order of fit.
     asked = model.predict({"chur": joined}, reveal=("chur",))
     assert asked == pytest.approx(1 / (1 + np.exp(-(joined @ kernel + bias))), abs=4e-3)
+    # That question has left the shares as they were: the holders may ask again.
+    again = model.predict({name: x[name] for name in order}, reveal=("chur",))
+    assert again == pytest.approx(found, abs=1e-4)
     # The shares themselves, taken to another job, are of these columns only.
     wrong = Job(
         WORLD,
@@ -124,6 +127,7 @@ def test_training_and_predicting_follow_names_in_any_order(order):
         query={order[1]: (1, x[order[1]].shape[1]), order[0]: (1, x[order[0]].shape[1])},
         initial="shares",
         weight_range=8.0,
+        arithmetic=model.outcomes.plan.arithmetic,
         reveal_predictions=("chur",),
     )
     data = {name: dict(outcome.shares) for name, outcome in model.outcomes.outcomes.items()}

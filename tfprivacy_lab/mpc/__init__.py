@@ -36,7 +36,7 @@ _SUBMODULES = frozenset(
     [
         *("beaver", "certificates", "engine", "entrance", "execution", "fixed_point", "jobs", "links", "models"),
         *("noise_shares", "parties", "peers", "processes", "programs", "protocols", "ranges", "relay", "row_ids"),
-        *("sigmoid", "training"),
+        *("share_headers", "sigmoid", "training"),
     ]
 )
 

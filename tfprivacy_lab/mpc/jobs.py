@@ -19,6 +19,7 @@ import numpy as np
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
+from tfprivacy_lab.mpc.fixed_point import FixedPoint
 from tfprivacy_lab.mpc.models import LARGEST_AXIS, Layer, Training
 from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares, logistic_gradient_norm
 from tfprivacy_lab.mpc.protocols import World
@@ -51,6 +52,8 @@ class Job:
         weight_range: Public bound on weights: clips them every training step, and bounds a party's own.
         sigmoid_error: Wanted bound on the error of the sigmoid's approximation.
         noise: Noise the parties contribute, or None.
+        arithmetic: Field and fraction bits; None for the finest that holds all values. For shares it is theirs, and
+            must be given.
     """
 
     world: World
@@ -70,6 +73,7 @@ class Job:
     sigmoid_error: float = 1e-3
     noise: NoiseShares | None = None
     holders: tuple[str, ...] = ()
+    arithmetic: FixedPoint | None = None
 
     def __post_init__(self):
         for name in ("layers", "labels", "reveal_weights", "reveal_predictions", "holders"):
@@ -159,6 +163,16 @@ class Job:
                 raise InputError(f"Expected public weights, finite, of shapes {wanted}, got {given}.")
         elif self.weight_range is None:
             raise InputError("Expected weight_range, the public bound on weights that are secret from the start.")
+        if self.initial == "shares" and self.arithmetic is None:
+            raise InputError(
+                "Expected arithmetic, the field_bits and fraction_bits of the shares: those of the plan of the run "
+                "that left them, which 'mpc party' prints."
+            )
+        if self.noise and self.arithmetic and self.noise.fraction_bits != self.arithmetic.fraction_bits:
+            raise InputError(
+                f"Expected noise of the arithmetic's fraction_bits={self.arithmetic.fraction_bits}, got "
+                f"fraction_bits={self.noise.fraction_bits}."
+            )
 
     def _check_query(self):
         """A query has the columns of the features, each of the party that has it there, or all of one that has none."""
@@ -204,17 +218,12 @@ class Job:
         return min(ranges, self.training.row_norm * math.sqrt(parts))
 
     @property
-    def columns(self) -> str:
-        """Who holds which columns, in their order, as one line; no names where one party has them all."""
+    def columns(self) -> list[list]:
+        """[party, columns] of who holds which, in their order; one pair without a name where one party has them all."""
         shapes = self.features or self.query
         if len(shapes) == 1 or (self.features and self.split == "rows"):
-            return self.all_columns
-        return json.dumps([[party, shape[1]] for party, shape in shapes.items()])
-
-    @property
-    def all_columns(self) -> str:
-        """The same of a party that has all of them."""
-        return json.dumps([["", self.width]])
+            return [["", self.width]]
+        return [[party, shape[1]] for party, shape in shapes.items()]
 
     @property
     def rows(self) -> int:
@@ -269,6 +278,8 @@ class Job:
             given["layers"] = tuple(Layer(**layer) for layer in given["layers"])
             if given.get("training") is not None:
                 given["training"] = Training(**given["training"])
+            if given.get("arithmetic") is not None:
+                given["arithmetic"] = FixedPoint(**given["arithmetic"])
             if given.get("noise") is not None:
                 claim = given["noise"].get("claim")
                 claim = None if claim is None else NoiseClaim(**claim)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import secrets
 import threading
 
 import numpy as np
@@ -76,13 +77,13 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
             log.size(),
             _description(job, {name: f"memory:{name}" for name in job.world.parties}, WAIT_SECONDS),
         )
-        outcomes, errors = {}, []
+        outcomes, errors, run = {}, [], secrets.token_hex(32)
 
         def party(name: str) -> None:
             try:
                 link = engine.libspu.link.create_mem(description, job.world.rank(name))
                 mine = engine.Engine(job.world, name, chosen.arithmetic, link)
-                outcomes[name] = execution.execute(job, chosen, compiled, mine, own[name])
+                outcomes[name] = execution.execute(job, chosen, compiled, mine, own[name], run)
             except Exception as error:
                 errors.append(error)
 
@@ -193,7 +194,7 @@ def run_party(
     def work() -> None:
         try:
             description = _description(job, relay.addresses(), wait_seconds)
-            outcome, link = _compute(job, me, own, chosen, compiled, description, on_step)
+            outcome, link = _compute(job, me, own, chosen, compiled, description, control.run, on_step)
             box["outcome"] = outcome
             # A link that goes away while others still acknowledge would end their processes: it goes with this one.
             _keep(link)
@@ -225,14 +226,14 @@ def _prepared(job: Job, me: str, data):
     return chosen, execution.check_data(job, me, data), programs.compile_job(job, chosen)
 
 
-def _compute(job, me, own, chosen, compiled, description, on_step):
+def _compute(job, me, own, chosen, compiled, description, run, on_step):
     """Connect the engine, and run the job on it."""
     from tfprivacy_lab.mpc import engine, execution
 
     log = engine.ProfileLog.of_process()
     start, link = log.size(), engine.libspu.link.create_brpc(description, job.world.rank(me))
     mine = engine.Engine(job.world, me, chosen.arithmetic, link)
-    outcome = execution.execute(job, chosen, compiled, mine, own, on_step)
+    outcome = execution.execute(job, chosen, compiled, mine, own, run, on_step)
     outcome.traffic += log.traffic_since(start)
     return outcome, link
 

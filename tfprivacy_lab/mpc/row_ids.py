@@ -1,9 +1,10 @@
-"""Whether parties who hold columns, or labels, of the same rows hold them in the same order.
+"""Whether what parties hold belongs together: rows in the same order, shares of the same run.
 
-Nothing else would notice: a model trained on rows that do not match is a useless model, without an error. So each may
-give the ids of its rows (``ids``, and ``query_ids`` of a query), and what the parties compare is a digest of them,
-under a key that is made for every connection: it cannot be recognised in another run, nor looked up in a table. Not
-covered: a party who guesses the whole list, in its order, can confirm the guess.
+Nothing else would notice: a model trained on rows that do not match is a useless model, and what is opened from shares
+that do not match is garbage, both without an error. So each who holds columns, or labels, of the same rows may give the
+ids of its rows (``ids``, and ``query_ids`` of a query), and what the parties compare is a digest of them, under a key
+that is made for every connection: it cannot be recognised in another run, nor looked up in a table. Shares name their
+run themselves. Not covered: a party who guesses the whole list of ids, in its order, can confirm the guess.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.mpc import share_headers
 from tfprivacy_lab.mpc.jobs import Job
 
-TRAINING, QUERY = "training rows", "query rows"
+TRAINING, QUERY, SHARES = "training rows", "query rows", "shares of the weights"
 
 
 def of_party(job: Job, me: str, data: dict[str, np.ndarray]) -> dict[str, bytes | None]:
@@ -27,6 +29,8 @@ def of_party(job: Job, me: str, data: dict[str, np.ndarray]) -> dict[str, bytes 
         found[TRAINING] = _bytes("ids", data.get("ids"), job.rows)
     if len(job.query) > 1 and me in job.query:
         found[QUERY] = _bytes("query_ids", data.get("query_ids"), job.query[me][0])
+    if job.layers and job.initial == "shares":
+        found[SHARES] = share_headers.parsed("kernel_0", data.get("kernel_0"))[0].run.encode()
     return found
 
 
@@ -50,6 +54,8 @@ def difference(what: str, me: str, mine, other: str, theirs) -> str | None:
     if (mine is None) != (theirs is None):
         without = me if mine is None else other
         return f"Expected ids of the {what} from all who hold them, or from none; {without} has none."
+    if mine != theirs and what == SHARES:
+        return f"{other} holds {what} of another run than {me}: take those that one run left, of every party."
     if mine != theirs:
         return (
             f"{other} holds {what} of other ids, or in another order, than {me}: keep those that both have, and sort "

@@ -15,6 +15,7 @@ import numpy as np
 
 from tfprivacy_lab.chains import chain_of
 from tfprivacy_lab.checks import InputError, check_matrix
+from tfprivacy_lab.mpc.fixed_point import FixedPoint
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.models import Layer, Training
 from tfprivacy_lab.mpc.noise_shares import NoiseShares
@@ -69,6 +70,7 @@ class SharedModel:
         self._shares: dict[str, dict[str, np.ndarray]] | None = None
         self.job: Job | None = None
         self._fitted: Job | None = None
+        self._arithmetic: FixedPoint | None = None
         self.outcomes = None
 
     def compile(
@@ -145,7 +147,8 @@ class SharedModel:
             **self._ranges,
         )
         found = self._run(self.job, data, run)
-        self._fitted = self.job
+        self._fitted, self._arithmetic = self.job, found.plan.arithmetic
+        self._shares = {party: outcome.shares for party, outcome in found.outcomes.items()}
         return found
 
     def predict(
@@ -184,13 +187,14 @@ class SharedModel:
         if ranges["weight_range"] is None:
             from tfprivacy_lab.mpc.ranges import weight_bound
 
-            ranges["weight_range"] = weight_bound(self.job)
+            ranges["weight_range"] = weight_bound(self._fitted)
         job = Job(
             world=self.world,
             layers=self.layers,
             query={party: value.shape for party, value in query.items()},
             holders=tuple(query),
             initial="shares",
+            arithmetic=self._arithmetic,
             reveal_predictions=reveal,
             **ranges,
         )
@@ -209,7 +213,6 @@ class SharedModel:
         if run is None:
             from tfprivacy_lab.mpc.parties import simulate as run
         self.outcomes = run(job, data)
-        self._shares = {party: outcome.shares for party, outcome in self.outcomes.outcomes.items()}
         return self.outcomes
 
 
