@@ -187,6 +187,33 @@ def test_no_claim_without_a_bound_on_a_rows_gradient():
         job(**claimed(), training=unbounded)
 
 
+def test_a_claim_counts_the_gradients_of_all_outputs():
+    """Four outputs make a row's gradient twice as long; a claim that counts one of them is false by that factor."""
+    several = {"layers": (mpc.Layer(4, "sigmoid"),), "weights": [[[0.0] * 4] * 3, [0.0] * 4]}
+    for units in (1, 4):
+        clip = gradient_norm(2**0.5, 1e-3, units)
+        noise = SharedGaussian.calibrated(
+            ("alice", "bob"), clip, 16, epsilon=4.0, delta=1e-5, colluding=1, releases=2, roundings=2
+        ).noise(1e-5)
+        given = {**claimed(), **several, "noise": noise}
+        if units == 4:
+            assert job(**given).noise.claim.l2_norm_clip == pytest.approx(2 * gradient_norm(2**0.5, 1e-3))
+        else:
+            with pytest.raises(InputError, match="l2_norm_clip >= "):
+                job(**given)
+
+
+@pytest.mark.parametrize(("stddev", "clip"), [(2.0**100, 1.0), (1e-300, 1e300), (1e-300, 1.0)])
+def test_a_claim_far_from_what_noise_keeps_is_an_answer(stddev, clip):
+    given = {**claimed(), "noise": mpc.NoiseShares(("alice",), stddev, 20, mpc.NoiseClaim(1.0, 1e-5, clip, 0, 2))}
+    given |= {"layers": (), "features": {"alice": (1, 3)}, "labels": (), "weights": None, "training": None}
+    if stddev > 1:
+        job(**given)
+    else:
+        with pytest.raises(InputError, match="keeps inf"):
+            job(**given)
+
+
 def test_a_name_twice_in_the_noise_is_refused():
     with pytest.raises(InputError, match=r"noise\.parties to be different names"):
         mpc.NoiseShares(("alice", "alice"), 1.0, 20)

@@ -200,7 +200,7 @@ class Job:
                     "Expected a claim of epsilon for a sum, or for one layer trained by binary_crossentropy with "
                     "row_norm: of other models no bound on a row's gradient is known; leave noise.claim out."
                 )
-            least = logistic_gradient_norm(self.row_norm, self.sigmoid_error)
+            least = logistic_gradient_norm(self.row_norm, self.sigmoid_error, self.layers[0].units)
             if claim.l2_norm_clip < least * (1 - 1e-9) or claim.roundings < 2:
                 raise InputError(
                     f"Expected noise.claim of l2_norm_clip >= {least:.6g}, a row's gradient under row_norm, and of "

@@ -16,7 +16,10 @@ from tfprivacy_lab.zcdp import zcdp_epsilon
 
 @dataclasses.dataclass(frozen=True)
 class NoiseClaim:
-    """(ε, δ) of everything a job reveals, add or remove one record, and what it rests on.
+    """(ε, δ) of everything a job reveals, and what it rests on.
+
+    Adjacency: of a sum of vectors, one record added or removed. Of training, whose number of rows is public and divides
+    the gradients, one record zeroed out: its terms become zero, the number of rows stays.
 
     Attributes:
         epsilon: The claimed ε, against whoever knows ``colluding`` contributions.
@@ -69,7 +72,7 @@ class NoiseShares:
                 f"Expected noise.parties to be different names, got {self.parties!r}: a name that counts twice "
                 "would contribute once."
             )
-        check_finite_number("stddev", self.stddev, above=0)
+        check_finite_number("stddev", self.stddev, above=0, at_most=2.0**110)
         check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
         if self.claim is not None and self.claim.colluding >= len(self.parties):
             raise InputError(
@@ -125,11 +128,18 @@ def summed_epsilon(sigma: float, count: int, ratio: float, dimension: int, relea
     this exceeds or equals whenever it is used: the larger of both is taken.
     """
     ratio /= math.sqrt(count)
+    # A larger σ makes no smaller term: it is zero already. A ratio as large keeps nothing.
+    sigma = min(sigma, 1e6)
+    if ratio > 1e100:
+        return math.inf
     tau = 10 * sum(math.exp(-2 * math.pi**2 * sigma**2 * k / (k + 1)) for k in range(1, count))
     root = max(math.sqrt(ratio**2 + tau * dimension / 2), ratio + tau * dimension)
     return zcdp_epsilon(releases * root**2 / 2, delta)
 
 
-def logistic_gradient_norm(row_norm: float, sigmoid_error: float) -> float:
-    r"""Bound on one row's gradient of the logistic loss on shares: :math:`(1 + e)\sqrt{\|x\|^2 + 1}`."""
-    return (1 + sigmoid_error) * math.hypot(row_norm, 1)
+def logistic_gradient_norm(row_norm: float, sigmoid_error: float, units: int = 1) -> float:
+    r"""Bound on one row's gradient of the logistic loss on shares: :math:`\sqrt{k} (1 + e)\sqrt{\|x\|^2 + 1}`.
+
+    Each of k outputs has a residual of its own, of at most 1 + e, in its own column of the kernel.
+    """
+    return math.sqrt(units) * (1 + sigmoid_error) * math.hypot(row_norm, 1)
