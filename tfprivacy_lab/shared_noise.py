@@ -21,6 +21,7 @@ from tfprivacy_lab.checks import InputError, check_finite_number, check_positive
 from tfprivacy_lab.dp.discrete import discrete_gaussian
 from tfprivacy_lab.mpc import noise_shares
 from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
+from tfprivacy_lab.mpc.protocols import listed
 
 ADJACENCY = "add or remove one record of a sum; in training, whose number of rows is public, zero out one record"
 
@@ -59,7 +60,7 @@ class SharedGaussian:
     roundings: int = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "parties", tuple(self.parties))
+        object.__setattr__(self, "parties", listed("parties", self.parties, str))
         if not self.parties or len(set(self.parties)) != len(self.parties):
             raise InputError(f"Expected parties to be different names, got {self.parties!r}.")
         check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0, at_most=1e100)

@@ -34,7 +34,18 @@ _EXPORTS = {
 }
 _SUBMODULES = frozenset(
     [
-        *("beaver", "certificates", "engine", "entrance", "execution", "fixed_point", "jobs", "links", "models"),
+        *(
+            "beaver",
+            "certificates",
+            "engine",
+            "entrance",
+            "execution",
+            "fixed_point",
+            "job_checks",
+            "jobs",
+            "links",
+            "models",
+        ),
         *("noise_shares", "parties", "peers", "processes", "programs", "protocols", "ranges", "relay", "row_ids"),
         *("share_headers", "sigmoid", "training"),
     ]

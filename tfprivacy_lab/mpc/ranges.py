@@ -217,13 +217,13 @@ def _rate(job: Job, arithmetic: FixedPoint | None = None) -> tuple[int, float]:
     shift = max(0, -math.frexp(step)[1])
     if arithmetic is not None:
         shift = min(shift, arithmetic.fraction_bits)
-        if step * 2.0**shift < _LEAST_RATE:
+        if math.ldexp(step, shift) < _LEAST_RATE:
             raise InputError(
                 f"Expected a step (learning_rate, over the rows for a mean) of at least "
                 f"{_LEAST_RATE * arithmetic.resolution:.3g}, the finest that this arithmetic takes, got {step:.3g}; "
                 "raise learning_rate, or lower the batch size or the ranges, for finer arithmetic."
             )
-    return shift, step * 2.0**shift
+    return shift, math.ldexp(step, shift)
 
 
 def _weight_error(job: Job, draft: Plan, weights: list[float]) -> float | None:
