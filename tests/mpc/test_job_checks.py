@@ -71,11 +71,11 @@ def test_a_job_of_numpys_types_is_the_same_job():
         ({"query": 3}, "query to map parties"),
         ({"initial": ["alice"]}, "initial to be"),
         ({"weights": 5}, "weights to be a list"),
-        ({"weights": [[[0.3], [1, 2]], [0.1]]}, r"weights\[0\] is none, or has rows of different lengths"),
+        ({"weights": [[[0.3], [1, 2]], [0.1]]}, r"weights\[0\] to be an array, got rows of different lengths"),
         ({"weights": [[["a"], ["b"]], [0.1]]}, "weights to hold"),
         ({"weights": [[["1"], ["2"]], [0.1]]}, "weights to hold"),
         ({"weights": [[[0.3], [0.3]], [None]]}, r"weights\[1\]"),
-        ({"weights": [np.ma.masked_equal([[0.3], [0.4]], 0.4), [0.1]]}, "weights without masked"),
+        ({"weights": [np.ma.masked_equal([[0.3], [0.4]], 0.4), [0.1]]}, r"weights\[0\] without masked"),
         ({"features": {}, "labels": (), "training": None}, "features, or a query, of at least one party"),
     ],
 )
@@ -130,3 +130,87 @@ def test_noise_no_arithmetic_holds_is_refused(stddev):
         mpc.NoiseShares(("alice",), stddev, 20, mpc.NoiseClaim(1.0, 1e-5, 1.0, 0, 1))
     with pytest.raises(InputError, match=r"noise\.claim to be a NoiseClaim"):
         mpc.NoiseShares(("alice",), 1.0, 20, {"epsilon": 1.0})
+
+
+def model(**options):
+    made = mpc.SharedModel([mpc.Layer(1)], ABY3, **options)
+    made.compile("mean_squared_error", 0.1)
+    return made
+
+
+X, Y = np.linspace(-1, 1, 12).reshape(4, 3), np.array([0.0, 1.0, 0.0, 1.0])
+SPLIT = {"alice": X[:, :1], "bob": X[:, 1:]}
+MASKED = np.ma.masked_equal([0.0, 1.0, 0.5, 1.0], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "naming"),
+    [
+        (lambda: mpc.SharedModel([mpc.Layer(1)], "aby3"), "world to be a World"),
+        (lambda: mpc.SharedModel([3], ABY3), "layers to be"),
+        (lambda: mpc.SharedModel([], ABY3), "at least one layer"),
+        (lambda: model().fit([X], {"alice": Y}, steps=1), "x to map parties to what they have, got a list"),
+        (lambda: model().fit({"dave": X}, {"alice": Y}, steps=1), "x of parties .*'dave'"),
+        (lambda: model().fit({"alice": None}, {"alice": Y}, steps=1), "x to map alice"),
+        (lambda: model().fit({"alice": X}, [Y], steps=1), "y to map"),
+        (lambda: model().fit({"alice": X}, {"alice": [[1], [2, 3]]}, steps=1), "y to be an array"),
+        (lambda: model().fit({"alice": X}, {"alice": MASKED}, steps=1), "y without masked"),
+        (lambda: model().fit({"alice": [[1.0], [1.0, 2.0]]}, {"alice": Y}, steps=1), "x to be an array"),
+        (lambda: model().fit(SPLIT, {"bob": Y}, steps=1, noise_steps={"bob": [[1], [1, 2]]}), "noise_steps"),
+        (lambda: model().fit(SPLIT, {"bob": Y}, steps=1, ids={"dave": range(4)}), "ids of parties .*'dave'"),
+        (lambda: model().fit(SPLIT, {"bob": Y}, steps=1, ids={"carol": range(4)}), "ids of parties .*'carol'"),
+        (lambda: model().fit(SPLIT, {"bob": Y}, steps=1, ids=[range(4)]), "ids to map"),
+        (lambda: mpc.shared_sum([X], ABY3, reveal=("alice",), value_range=1), "vectors to map"),
+        (lambda: mpc.shared_sum({"alice": [[1], [1, 2]]}, ABY3, reveal=("alice",), value_range=1), "vectors to be"),
+        (lambda: mpc.shared_sum({"alice": [1.0]}, "aby3", reveal=("alice",), value_range=1), "world to be"),
+        (lambda: mpc.shared_sum({"alice": [1.0]}, ABY3, reveal="alice", value_range=1), "reveal_predictions"),
+        (lambda: mpc.simulate(Job(**GIVEN), {"dave": {}}), "data of parties .*'dave'"),
+        (lambda: mpc.simulate(Job(**GIVEN), {"alice": X}), "data of alice to map names to arrays"),
+        (lambda: mpc.launch(Job(**GIVEN), {"dave": {}}), "data of parties .*'dave'"),
+        (lambda: mpc.launch(Job(**GIVEN), {"alice": None}), "data to map alice"),
+    ],
+)
+def test_what_is_no_data_of_parties_is_refused_by_name(call, naming):
+    with pytest.raises(InputError, match=naming):
+        call()
+
+
+def test_what_is_no_question_is_refused_by_name():
+    asked = model()
+    asked.fit(SPLIT, {"bob": Y}, steps=1)
+    for query, naming in (([X], "query to map"), ({}, "at least one party"), ({"dave": X}, "query of parties .*dave")):
+        with pytest.raises(InputError, match=naming):
+            asked.predict(query, reveal=("alice",))
+    with pytest.raises(InputError, match="reveal_predictions to be"):
+        asked.predict(SPLIT, reveal={"alice"})
+    with pytest.raises(InputError, match=r"ids of parties \(alice, bob\), got 'carol'"):
+        asked.predict(SPLIT, reveal=("alice",), ids={"carol": range(4)})
+    with pytest.raises(InputError, match=r"ids of parties \(none\)"):
+        asked.predict({"carol": X}, reveal=("alice",), ids={"carol": range(4)})
+
+
+@pytest.mark.parametrize(
+    ("addresses", "naming"),
+    [
+        ({"alice": "h:1", "bob": "h:2", "carol": "h:3"}, r"\(host, port\) as the address of alice, got 'h:1'"),
+        (dict.fromkeys(NAMES, ("127.0.0.1", "1")), "the port of alice"),
+        (dict.fromkeys(NAMES, (1, 1)), "as the address of alice"),
+        ([("127.0.0.1", 1)], "addresses to map parties"),
+    ],
+)
+def test_what_is_no_address_is_refused_by_name(addresses, naming):
+    with pytest.raises(InputError, match=naming):
+        mpc.run_party(Job(**GIVEN), "alice", {"x": X[:, :1]}, addresses)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["kernel_constraint", "bias_constraint", "kernel_regularizer", "bias_regularizer", "activity_regularizer"],
+)
+def test_what_keras_would_train_otherwise_is_refused(option):
+    import tensorflow as tf
+
+    value = "non_neg" if option.endswith("constraint") else "l2"
+    keras = tf.keras.Sequential([tf.keras.layers.Dense(1, input_shape=(3,), **{option: value})])
+    with pytest.raises(InputError, match=f"Dense layers without {option}"):
+        mpc.SharedModel(keras, ABY3)

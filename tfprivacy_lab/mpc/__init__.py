@@ -29,7 +29,7 @@ _EXPORTS = {
     "plan": "ranges",
     "protocol_table": "protocols",
     "run_party": "parties",
-    "shared_sum": "training",
+    "shared_sum": "computations",
     "simulate": "parties",
 }
 _SUBMODULES = frozenset(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_matrix
+from tfprivacy_lab.checks import InputError, check_array, check_matrix
 from tfprivacy_lab.mpc import share_headers
 from tfprivacy_lab.mpc.engine import Engine, Traffic
 from tfprivacy_lab.mpc.jobs import Job
@@ -78,7 +78,7 @@ def check_data(job: Job, me: str, data: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def _matrix(name, data, shape, largest) -> np.ndarray:
-    if name not in data:
+    if data.get(name) is None:
         raise InputError(f"Expected an array {name} of shape {tuple(shape)}, got none.")
     array = check_matrix(name, data[name])
     if array.shape != tuple(shape):
@@ -97,7 +97,7 @@ def _check_row_norms(job: Job, x: np.ndarray) -> None:
 
 def _noise(job: Job, data) -> np.ndarray:
     shape = (job.training.steps if job.training else 1, job.parameters)
-    steps = np.asarray(data.get("noise"))
+    steps = check_array("noise", data.get("noise"))
     if steps.dtype.kind not in "iu" or steps.shape != shape:
         raise InputError(f"Expected noise to hold whole numbers, shape {shape}, got {steps.dtype} {steps.shape}.")
     noise = steps * 2.0**-job.noise.fraction_bits
@@ -112,7 +112,7 @@ def _weight(name, data, shape, job: Job, me: str) -> np.ndarray:
     if job.initial == "shares":
         share_headers.check(name, data[name], job, me)
         return np.asarray(data[name])
-    weight = np.asarray(data[name])
+    weight = check_array(name, data[name])
     if weight.dtype.kind not in "fiu" or weight.shape != shape or not np.isfinite(weight).all():
         raise InputError(f"Expected {name} finite and of shape {shape}, got {weight.dtype} {weight.shape}.")
     if np.abs(weight).max() > job.weight_range:

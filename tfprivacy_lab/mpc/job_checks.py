@@ -9,20 +9,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int, check_unmasked
+from tfprivacy_lab.checks import InputError, check_array, check_choice, check_finite_number, check_positive_int
 from tfprivacy_lab.mpc.fixed_point import FixedPoint
 from tfprivacy_lab.mpc.models import LARGEST_AXIS, Layer, Training
 from tfprivacy_lab.mpc.noise_shares import NoiseShares, logistic_gradient_norm
-from tfprivacy_lab.mpc.protocols import World, listed
+from tfprivacy_lab.mpc.protocols import check_world, listed
 
 SPLITS = ("columns", "rows")
 
 
 def settle(job) -> None:
     """Every field as the type that it has in the job's file, whatever equal thing it was given as."""
-    for name, kind in {"world": World, "training": Training, "noise": NoiseShares, "arithmetic": FixedPoint}.items():
+    check_world(job.world)
+    for name, kind in {"training": Training, "noise": NoiseShares, "arithmetic": FixedPoint}.items():
         value = getattr(job, name)
-        if not isinstance(value, kind) and (name == "world" or value is not None):
+        if value is not None and not isinstance(value, kind):
             raise InputError(f"Expected {name} to be a {kind.__name__}, got {name}={value!r:.80}.")
     _put(job, "layers", listed("layers", job.layers, Layer))
     for name in ("labels", "reveal_weights", "reveal_predictions", "holders"):
@@ -66,15 +67,10 @@ def _numbers(weights) -> list:
         raise InputError(f"Expected weights to be a list: kernel, bias of each layer in turn, got {type(weights)}.")
     found = []
     for number, one in enumerate(weights):
-        check_unmasked("weights", one)
-        try:
-            array = np.asarray(one)
-        except ValueError:
-            array = np.empty(0, object)
+        array = check_array(f"weights[{number}]", one)
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
             raise InputError(
-                f"Expected weights to hold arrays of finite numbers, or nested lists of them; weights[{number}] is none, "
-                "or has rows of different lengths."
+                f"Expected weights to hold arrays of finite numbers, or nested lists; weights[{number}] is none."
             )
         found.append(array.astype(np.float64).tolist())
     return found

@@ -173,3 +173,16 @@ class World:
             f"{self.dealer} deals the triples and holds no data: the others are safe from each other as long as "
             f"{self.dealer} does not look and tells nobody."
         )
+
+
+def check_world(value) -> World:
+    """``value`` if it is a :class:`World`.
+
+    Raises:
+        InputError: with how to make one.
+    """
+    if not isinstance(value, World):
+        raise InputError(
+            f"Expected world to be a World, as World('aby3', ('alice', 'bob', 'carol')), got {value!r:.80}."
+        )
+    return value

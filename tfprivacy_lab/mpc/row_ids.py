@@ -9,9 +9,12 @@ run themselves. Not covered: a party who guesses the whole list of ids, in its o
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+
 import numpy as np
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, RowOrderWarning, check_array
 from tfprivacy_lab.mpc import share_headers
 from tfprivacy_lab.mpc.jobs import Job
 
@@ -25,7 +28,7 @@ def of_party(job: Job, me: str, data: dict[str, np.ndarray]) -> dict[str, bytes 
         InputError: if there are ids, but not one for each row.
     """
     found = {}
-    if me in _holders_of_training_rows(job):
+    if me in holders_of_training_rows(job):
         found[TRAINING] = _bytes("ids", data.get("ids"), job.rows)
     if len(job.query) > 1 and me in job.query:
         found[QUERY] = _bytes("query_ids", data.get("query_ids"), job.query[me][0])
@@ -35,11 +38,12 @@ def of_party(job: Job, me: str, data: dict[str, np.ndarray]) -> dict[str, bytes 
 
 
 def compare(job: Job, data: dict[str, dict[str, np.ndarray]]) -> None:
-    """What parties do when they meet, for a simulation, which has everyone's ids.
+    """What parties do when they meet, for whoever starts them all and has everyone's ids; warns if there are none.
 
     Raises:
-        InputError: naming two parties whose ids differ, or who has none.
+        InputError: naming two parties whose ids differ, or who has none, or what is nobody's.
     """
+    check_given(job, data)
     first: dict[str, tuple[str, bytes | None]] = {}
     for name in job.world.parties:
         for what, ids in of_party(job, name, data.get(name, {})).items():
@@ -47,6 +51,41 @@ def compare(job: Job, data: dict[str, dict[str, np.ndarray]]) -> None:
             complaint = difference(what, name, ids, other, theirs)
             if complaint:
                 raise InputError(complaint)
+    without = [what for what, (_, ids) in first.items() if ids is None]
+    if without:
+        warnings.warn(
+            f"Order of rows not compared: no ids of the {' and '.join(without)}. If parties hold them in different "
+            "orders the result is useless; give ids (query_ids) to have them compared.",
+            RowOrderWarning,
+            stacklevel=3,
+        )
+
+
+def check_given(job: Job, data) -> None:
+    """Refuse data that is not a mapping from parties to their arrays by name.
+
+    Raises:
+        InputError: naming the party.
+    """
+    for name, arrays in of_parties("data", data, job.world.parties).items():
+        if not isinstance(arrays, Mapping):
+            raise InputError(f"Expected data of {name} to map names to arrays, got a {type(arrays).__name__}.")
+
+
+def of_parties(argument: str, given, parties) -> dict:
+    """``given`` if it maps some of these parties to something.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if not isinstance(given, Mapping):
+        raise InputError(f"Expected {argument} to map parties to what they have, got a {type(given).__name__}.")
+    for name, value in given.items():
+        if name not in parties:
+            raise InputError(f"Expected {argument} of parties ({', '.join(parties) or 'none'}), got {name!r:.80}.")
+        if value is None:
+            raise InputError(f"Expected {argument} to map {name} to what it has, got None.")
+    return dict(given)
 
 
 def difference(what: str, me: str, mine, other: str, theirs) -> str | None:
@@ -64,17 +103,25 @@ def difference(what: str, me: str, mine, other: str, theirs) -> str | None:
     return None
 
 
-def _holders_of_training_rows(job: Job) -> set[str]:
+def holders_of_training_rows(job: Job) -> tuple[str, ...]:
     """Who holds a part of every row: none where rows are split, or one party has all."""
-    holders = {*job.features, *job.labels}
-    return holders if job.training is not None and job.split == "columns" and len(holders) > 1 else set()
+    holders = tuple(dict.fromkeys((*job.features, *job.labels)))
+    return holders if job.training is not None and job.split == "columns" and len(holders) > 1 else ()
 
 
 def _bytes(name: str, ids, rows: int) -> bytes | None:
     if ids is None:
         return None
-    ids = np.asarray(ids)
+    ids = check_array(name, ids)
     if ids.dtype.kind not in "iuUS" or ids.shape != (rows,):
         raise InputError(f"Expected {name} to hold {rows} texts or whole numbers, got {ids.dtype} {ids.shape}.")
-    texts = [one if isinstance(one, bytes) else str(one).encode() for one in ids.tolist()]
+    try:
+        texts = [one if isinstance(one, bytes) else str(one).encode() for one in ids.tolist()]
+    except UnicodeEncodeError as error:
+        raise InputError(f"Expected {name} to be texts of whole characters, got half of a surrogate pair.") from error
+    if len(set(texts)) != rows:
+        raise InputError(
+            f"Expected {name} to be different for each row, got {len(set(texts))} different of {rows}: rows of the "
+            "same id could stand in any order."
+        )
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)

@@ -14,7 +14,7 @@ import struct
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_array
 from tfprivacy_lab.mpc.fixed_point import FixedPoint
 from tfprivacy_lab.mpc.jobs import Job
 
@@ -72,7 +72,7 @@ def parsed(name: str, array) -> tuple[ShareHeader, np.ndarray]:
     Raises:
         InputError: if it is no share.
     """
-    share = np.asarray(array)
+    share = check_array(name, array)
     if share.dtype != np.uint8 or share.ndim != 1:
         raise InputError(f"Expected {name} to be a share as training left it, got {share.dtype} {share.shape}.")
     try:
