@@ -27,6 +27,10 @@ class PrecisionWarning(UserWarning):
     """Rounding leaves next to nothing of some numbers; the message is one line with the remedy."""
 
 
+class RowOrderWarning(UserWarning):
+    """Nobody compared whether parties hold their rows in the same order; the message is one line with the remedy."""
+
+
 def check_finite_number(name: str, value, *, above=None, at_least=None, below=None, at_most=None) -> float:
     """Return ``value`` as a float if it is finite and inside the named limits.
 
@@ -106,6 +110,19 @@ def check_matrix(name: str, value, *, columns: int | None = None, dtype=np.float
         array = np.ascontiguousarray(array, dtype=dtype)
     check_all_finite(name, array)
     return array
+
+
+def check_array(name: str, value) -> np.ndarray:
+    """Return ``value`` as an array of whatever shape and type it is.
+
+    Raises:
+        InputError: naming the array, if its rows have different lengths, or if anything is masked.
+    """
+    check_unmasked(name, value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"Expected {name} to be an array, got rows of different lengths.") from error
 
 
 def check_unmasked(name: str, value) -> None:

@@ -6,12 +6,13 @@ import os
 import socket
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
 
 from tfprivacy_lab import mpc
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, RowOrderWarning
 from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.certificates import Credentials, make_certificates
 from tfprivacy_lab.mpc.entrance import is_loopback
@@ -305,7 +306,36 @@ def test_ids_are_compared_in_a_simulation_too_and_checked():
         row_ids.compare(job, {**data, "bob": {"ids": [1, 3, 2]}})
     with pytest.raises(InputError, match="ids to hold 3 texts or whole numbers"):
         row_ids.compare(job, {**data, "bob": {"ids": [1.5, 2, 3]}})
+    for ids in ([1, 1, 2], ["x"] * 3, np.array([b"a", b"b", b"a"])):
+        with pytest.raises(InputError, match="ids to be different for each row, got"):
+            row_ids.compare(job, {"alice": {"ids": ids}, "bob": {"ids": ids}})
+    with pytest.raises(InputError, match="ids to be texts of whole characters"):
+        row_ids.compare(job, {**data, "bob": {"ids": ["\ud800", "a", "b"]}})
     # Rows of one party alone, or split by rows, are in no one else's order.
     assert (
         row_ids.of_party(columns_job(split="rows", labels=("alice", "bob"), weights=[[[0.0]], [0.0]]), "bob", {}) == {}
     )
+
+
+@pytest.mark.parametrize("run", ["fit", "simulate", "launch"])
+def test_an_order_of_rows_that_nobody_compared_is_said_once(run):
+    x, y = np.zeros((3, 1)), np.zeros((3, 1))
+    given = {"alice": {"x": x}, "bob": {"x": x, "y": y}}
+    model = mpc.SharedModel([mpc.Layer(1)], mpc.World("cheetah", NAMES[:2]))
+    model.compile("sum_of_squares", 0.1)
+
+    def start(ids):
+        if run == "fit":
+            model.fit({"alice": x, "bob": x}, {"bob": y}, steps=1, ids=ids)
+        else:
+            data = {name: {**one, **({"ids": ids[name]} if ids else {})} for name, one in given.items()}
+            getattr(mpc, run)(columns_job(), data)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", RowOrderWarning)
+        start(None)
+        start({"alice": [1, 2, 3], "bob": [1, 2, 3]})
+    said = [str(one.message) for one in said if one.category is RowOrderWarning]
+    assert len(said) == 1
+    assert said[0].startswith("Order of rows not compared: no ids of the training rows.")
+    assert "\n" not in said[0]

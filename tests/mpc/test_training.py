@@ -139,7 +139,7 @@ def test_head_on_shares_answers_as_in_float_and_only_to_the_features_owner():
     kernel, bias = rng.normal(size=(128, 10)) * 0.2, rng.normal(size=10) * 0.1
     features = np.maximum(rng.normal(size=(100, 128)), 0)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    from tfprivacy_lab.mpc.training import shared_head
+    from tfprivacy_lab.mpc.computations import shared_head
 
     run = shared_head(kernel, bias, ABY3, owner="bob", features_of="alice", features=features, feature_range=1.0)
     expected = features @ kernel + bias

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.mpc.protocols import party_names
 
 _NAMES = {"certificate": "certificate.pem", "private_key": "private_key.pem", "authority": "authority.pem"}
 
@@ -92,9 +93,8 @@ def make_certificates(parties: tuple[str, ...], folder, *, days: int = 30) -> li
     from cryptography.hazmat.primitives.asymmetric import ec
 
     days = check_positive_int("days", days, at_most=3650)
-    wrong = [name for name in parties if not (isinstance(name, str) and name.isidentifier())]
-    if wrong or not parties or len(set(parties)) != len(parties):
-        raise InputError(f"Expected parties to be different names (letters and digits), got {parties!r}.")
+    if not party_names(parties):
+        raise InputError("Expected parties to be different names, got none.")
     folders = [Path(folder) / name for name in parties]
     for one in folders:
         if one.exists():

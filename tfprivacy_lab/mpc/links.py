@@ -71,6 +71,8 @@ class Control:
         self._met: queue.Queue = queue.Queue()
         self._finished: queue.Queue = queue.Queue()
         self._taken: set[str] = set()
+        # Each party's part in the name of the run.
+        self._parts = {me: secrets.token_hex(32)}
         self._lock = threading.Lock()
 
     def join(
@@ -110,6 +112,11 @@ class Control:
         for peer in self.peers.values():
             threading.Thread(target=self._watch, args=(peer,), daemon=True).start()
             threading.Thread(target=self._beat, args=(peer,), daemon=True).start()
+
+    @property
+    def run(self) -> str:
+        """A name of this run that all who met share, and no other run has."""
+        return hashlib.sha256(json.dumps([self._digest, sorted(self._parts.items())]).encode()).hexdigest()
 
     def finish(self, seconds: float = 30.0) -> None:
         """Tell the others that this party has all it needs, and wait until they have.
@@ -216,7 +223,8 @@ class Control:
 
     def _hello(self, nonce: str) -> dict:
         refusal = self._refusal and self._refusal[:_SHORT]
-        return {"me": self.me, "digest": self._digest, "code": self._code, "nonce": nonce, "refusal": refusal}
+        hello = {"me": self.me, "digest": self._digest, "code": self._code, "nonce": nonce, "refusal": refusal}
+        return {**hello, "run": self._parts[self.me]}
 
     def _agree(self, peer: Peer, name: str, nonce: str, theirs: dict) -> None:
         """Compare what both are about to do; the result is what :meth:`join` waits for."""
@@ -234,6 +242,7 @@ class Control:
             peer.close()
             self._met.put((name, error))
             return
+        self._parts[name] = str(theirs.get("run"))[:64]
         self._met.put((name, peer))
 
     def _difference(self, peer: Peer) -> str:

@@ -12,11 +12,13 @@ import contextlib
 import dataclasses
 import json
 import re
+import secrets
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials
 from tfprivacy_lab.mpc.entrance import is_loopback
@@ -67,6 +69,7 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
     chosen = plan(job)
     from tfprivacy_lab.mpc import engine, execution, programs
 
+    row_ids.check_given(job, data)
     own = {name: _checked(execution, job, name, data.get(name, {})) for name in job.world.parties}
     row_ids.compare(job, data)
     compiled = programs.compile_job(job, chosen)
@@ -76,13 +79,13 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
             log.size(),
             _description(job, {name: f"memory:{name}" for name in job.world.parties}, WAIT_SECONDS),
         )
-        outcomes, errors = {}, []
+        outcomes, errors, run = {}, [], secrets.token_hex(32)
 
         def party(name: str) -> None:
             try:
                 link = engine.libspu.link.create_mem(description, job.world.rank(name))
                 mine = engine.Engine(job.world, name, chosen.arithmetic, link)
-                outcomes[name] = execution.execute(job, chosen, compiled, mine, own[name])
+                outcomes[name] = execution.execute(job, chosen, compiled, mine, own[name], run)
             except Exception as error:
                 errors.append(error)
 
@@ -193,7 +196,7 @@ def run_party(
     def work() -> None:
         try:
             description = _description(job, relay.addresses(), wait_seconds)
-            outcome, link = _compute(job, me, own, chosen, compiled, description, on_step)
+            outcome, link = _compute(job, me, own, chosen, compiled, description, control.run, on_step)
             box["outcome"] = outcome
             # A link that goes away while others still acknowledge would end their processes: it goes with this one.
             _keep(link)
@@ -225,14 +228,14 @@ def _prepared(job: Job, me: str, data):
     return chosen, execution.check_data(job, me, data), programs.compile_job(job, chosen)
 
 
-def _compute(job, me, own, chosen, compiled, description, on_step):
+def _compute(job, me, own, chosen, compiled, description, run, on_step):
     """Connect the engine, and run the job on it."""
     from tfprivacy_lab.mpc import engine, execution
 
     log = engine.ProfileLog.of_process()
     start, link = log.size(), engine.libspu.link.create_brpc(description, job.world.rank(me))
     mine = engine.Engine(job.world, me, chosen.arithmetic, link)
-    outcome = execution.execute(job, chosen, compiled, mine, own, on_step)
+    outcome = execution.execute(job, chosen, compiled, mine, own, run, on_step)
     outcome.traffic += log.traffic_since(start)
     return outcome, link
 
@@ -256,9 +259,14 @@ def _explained(control: Control, error: Exception | None, ranks: tuple[str, ...]
 
 
 def _check_addresses(job: Job, addresses, listen, credentials) -> None:
+    if not isinstance(addresses, Mapping):
+        raise InputError(f"Expected addresses to map parties to (host, port), got a {type(addresses).__name__}.")
     missing = [name for name in job.world.parties if name not in addresses]
     if missing:
         raise InputError(f"Expected an address of every party, got none of {missing[0]}.")
-    for name, (host, _) in [*addresses.items(), *([] if listen is None else [("the port to listen at", listen)])]:
+    for name, address in [*addresses.items(), *([] if listen is None else [("the port to listen at", listen)])]:
+        if not isinstance(address, tuple | list) or len(address) != 2 or not isinstance(address[0], str):
+            raise InputError(f"Expected (host, port) as the address of {name}, got {address!r:.80}.")
+        host, _ = address[0], check_positive_int(f"the port of {name}", address[1], at_most=65535)
         if credentials is None and not is_loopback(host):
             raise InputError(f"Expected certificates, because {name} at {host} is not on this machine.")

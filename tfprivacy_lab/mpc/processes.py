@@ -22,6 +22,7 @@ import numpy as np
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials, make_certificates
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.parties import Run, run_of, run_party
@@ -57,6 +58,7 @@ def launch(
         PartyError: with the first party's line, if one fails.
     """
     chosen, names = plan(job), job.world.parties
+    row_ids.compare(job, data)
     keys = _keys(names, days) if tls else {name: {} for name in names}
     addresses = {name: ("127.0.0.1", free_port("127.0.0.1")) for name in names}
     processes, said = {}, {}
