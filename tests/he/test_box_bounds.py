@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tfprivacy_lab.he import box_bounds
 from tfprivacy_lab.he.box_bounds import SquaresOverBox
 
 
@@ -47,7 +48,13 @@ def test_signs_cancel():
     assert (np.maximum(*map(np.abs, box.values(weights))) < magnitudes / 4).all()
 
 
-def test_forms_that_take_too_long_are_told():
-    box, _ = random_forms(2, 64, 32, (-1.0, 1.0))
-    assert box.fits(1000)
-    assert not box.fits(10**6)
+@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (10, 2), (10, 30)])
+def test_forms_whose_eigenvalues_take_too_long_are_bounded_by_norms(monkeypatch, inputs, hidden):
+    box, weights = random_forms(3, inputs, hidden, (-2.0, 1.0))
+    exact, exact_changes = box.values(weights), box.changes(weights)
+    monkeypatch.setattr(box_bounds, "MAX_COST", 0)
+    low, high = box.values(weights)
+    assert (low <= exact[0] + 1e-9 * np.abs(low)).all()
+    assert (exact[1] <= high + 1e-9 * np.abs(high)).all()
+    assert (exact_changes <= box.changes(weights) * (1 + 1e-9)).all()
+    assert (box.changes(weights) < 20 * exact_changes).all()

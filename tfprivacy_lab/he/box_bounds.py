@@ -18,7 +18,7 @@ import functools
 import numpy as np
 
 MAX_COST = 2**33
-"""Outputs times the cube of a form's size: beyond, eigenvalues take too long."""
+"""Outputs times the cube of a form's size: beyond, eigenvalues take too long, and norms of the factors bound them."""
 _SLACK = 1 + 2.0**-30
 """What float64 may lose."""
 
@@ -38,10 +38,6 @@ class SquaresOverBox:
     change: np.ndarray
     bias: np.ndarray
     input_range: tuple[float, float]
-
-    def fits(self, outputs: int) -> bool:
-        """Whether so many forms are few enough."""
-        return outputs * len(self._factors[0]) ** 3 <= MAX_COST
 
     def values(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Between what :math:`\\sum_h V_h z_h^2` lies, for every column V of (hidden, outputs)."""
@@ -81,11 +77,15 @@ class SquaresOverBox:
 
     def _eigenvalues(self, weights, left, right, factor: float) -> tuple[np.ndarray, np.ndarray]:
         """What :math:`r^2 u^T Q u` is at least and at most, with Q the sum of both products of left and right."""
+        scale = self._radius**2 * len(self.kernel)
+        if weights.shape[1] * len(left) ** 3 > MAX_COST:
+            norms = np.linalg.norm(left, 2) * np.linalg.norm(right, 2)
+            most = scale * 2 * factor * norms * np.abs(weights).max(axis=0)
+            return -most, most
         least, most = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
         for number, column in enumerate(weights.T):
             product = (left * column) @ right.T
             found = np.linalg.eigvalsh(factor * (product + product.T))
             # A form of rank below its size has the eigenvalue 0, too.
             least[number], most[number] = min(found[0], 0.0), max(found[-1], 0.0)
-        scale = self._radius**2 * len(self.kernel)
         return scale * least, scale * most

@@ -136,7 +136,7 @@ class Layer:
         weights[:hidden, :outputs] = np.abs(kernel)
         off, first, squares = np.abs(change) + unsure, 2 * self.values * self.fixed, np.square(self.values)
         before, here = first @ weights, squares @ np.abs(change)
-        if self.squares is not None and self.squares.fits(change.shape[1]):
+        if self.squares is not None:
             known = _padded(self.squares.changes(kernel), change.shape[1])
             before = np.minimum(before, known + (2 * self.values * self.rest) @ weights)
             here = np.minimum(here, largest_of(*self.squares.values(change[:hidden])))
@@ -221,7 +221,7 @@ def middle_layer(sources: Sources, layout, before: Layer, layer, scales, factor:
     fixed = before.squared(kernel, rounded, unsure) + sources.degree / 2 / scales[1]
     ends = square_interval(before.low[: layer.inputs], before.high[: layer.inputs])
     low, high = (_padded(end, width) for end in interval(layer, *ends))
-    if before.squares is not None and before.squares.fits(layer.outputs):
+    if before.squares is not None:
         least, greatest = (_padded(end + layer.full_bias(), width) for end in before.squares.values(kernel))
         low, high = np.maximum(low, least), np.minimum(high, greatest)
     return Layer(low, high, fixed, fixed, None, variance, before.deviations)
