@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import socket
+import ssl
+import struct
 import threading
 import time
 
@@ -12,10 +14,11 @@ import pytest
 
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc import row_ids
+from tfprivacy_lab.mpc import links, parties, row_ids
 from tfprivacy_lab.mpc.certificates import Credentials, make_certificates
 from tfprivacy_lab.mpc.entrance import is_loopback
 from tfprivacy_lab.mpc.links import Control, PartyError
+from tfprivacy_lab.mpc.peers import MAGIC, Peer, shut
 from tfprivacy_lab.mpc.relay import Relay
 
 NAMES = ("alice", "bob", "carol")
@@ -79,6 +82,21 @@ def knock(address, data=b"", seconds=60):
             return connection
         threading.Event().wait(0.005)
     raise AssertionError("nobody listens")
+
+
+def reset(connection):
+    """End a connection by a reset, as a scanner does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet_threads(monkeypatch):
+    """No thread may end by an exception: it would be a traceback on the party's terminal."""
+    ended = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+    yield
+    assert [str(one.exc_value) for one in ended] == []
 
 
 def test_a_party_exposes_one_port_where_a_forged_push_is_refused_and_then_none(certified):
@@ -164,8 +182,10 @@ def test_a_thousand_stray_connections_disturb_no_party_that_gathers(certified, t
             # The last ones stay, and say no more.
             if number >= 800:
                 silent.enter_context(connection)
-            else:
+            elif number % 2:
                 connection.close()
+            else:
+                reset(connection)
         others = joined(ends[1:])
         threads[0].join(20)
     assert {**errors, **others} == dict.fromkeys(NAMES)
@@ -181,6 +201,34 @@ def test_who_did_not_come_is_named_and_so_is_what_came_instead(said):
         stranger.shutdown(socket.SHUT_WR)
         threads[0].join(20)
     assert errors["alice"].startswith("bob did not come in time; 1 others came and were sent away, the last because ")
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_strangers_who_reset_their_connections_are_counted_and_leave_no_traceback(certified, tls):
+    where = addresses()
+    threads, errors = join([Control("alice", NAMES[:2], where, certified["alice"] if tls else None)], seconds=1.5)
+    for _ in range(100):
+        reset(knock(where["alice"], b"x"))
+    threads[0].join(20)
+    assert errors["alice"].startswith("bob did not come in time; 100 others came and were sent away, the last because ")
+
+
+def test_a_client_of_tls_1_2_is_refused_even_with_a_certificate(certified, tmp_path):
+    make_certificates(NAMES, tmp_path / "group")
+    own = Credentials.of_folder(tmp_path / "group" / "bob")
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.load_cert_chain(own.certificate, own.private_key)
+    old.load_verify_locations(own.authority)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    where = addresses()
+    alice = Control("alice", NAMES[:2], where, Credentials.of_folder(tmp_path / "group" / "alice").loaded())
+    threads, errors = join([alice], seconds=1.5)
+    with knock(where["alice"]) as plain, pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"):
+        old.wrap_socket(plain, server_hostname="alice")
+    threads[0].join(20)
+    assert "1 others came and were sent away" in errors["alice"]
+    # The same certificate is good for TLS 1.3.
+    assert own.loaded().client.minimum_version == ssl.TLSVersion.TLSv1_3
 
 
 def test_certificates_of_another_group_or_another_party_are_strangers(certified, tmp_path):
@@ -208,6 +256,166 @@ def test_a_stranger_with_a_partys_name_does_not_keep_the_party_out(certified):
     assert errors == {"alice": None}
     alice.close()
     bob.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A party is called silent after a second."""
+    monkeypatch.setattr(links, "_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(links, "_BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(links, "_GRACE_SECONDS", 0.5)
+
+
+def forward(address, to):
+    """Listen at an address, and carry what comes to another and back."""
+
+    def carry(one, other):
+        with contextlib.suppress(OSError):
+            while part := one.recv(1 << 16):
+                other.sendall(part)
+
+    def serve(listener):
+        with listener:
+            one, _ = listener.accept()
+        other = socket.create_connection(to)
+        for pair in ((one, other), (other, one)):
+            threading.Thread(target=carry, args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, args=(socket.create_server(address),), daemon=True).start()
+
+
+def test_a_third_party_that_meets_late_ends_no_group(impatient):
+    """Carol reaches Alice at once, and Bob after longer than the silence that ends a group."""
+    where = addresses(NAMES)
+    bob, alice = Control("bob", NAMES, where, None), Control("alice", NAMES, where, None)
+    late = ("127.0.0.1", free_port())
+    carol = Control("carol", NAMES, {**where, "bob": late}, None)
+    threads, errors = join([alice, bob, carol])
+    assert not alice.failed.wait(2.5)
+    forward(late, where["bob"])
+    for thread in threads:
+        thread.join(20)
+    assert errors == dict.fromkeys(NAMES)
+    assert not alice.failed.wait(1.5)
+    assert {end.run_id for end in (alice, bob, carol)} == {alice.run_id}
+    assert len(alice.run_id) == 64
+    for end in (alice, bob, carol):
+        end.close()
+
+
+def hello_of(address, job=None, **changes):
+    """A connection that has said what Bob says, and what came back."""
+    peer = Peer(knock(address))
+    digest = links.hashlib.sha256(json.dumps(job or {"a": 1}, sort_keys=True).encode()).hexdigest()
+    hello = {"magic": MAGIC, "me": "bob", "digest": digest, "code": "c", "nonce": "1", "number": "2", "refusal": None}
+    peer.send(**{**hello, **changes})
+    return peer
+
+
+def test_a_party_that_falls_silent_while_others_gather_is_named_at_once(impatient):
+    where = addresses(NAMES)
+    threads, errors = join([Control("alice", NAMES, where, None)], seconds=60)
+    with hello_of(where["alice"]).connection as connection:
+        Peer(connection).send(rows={})
+        threads[0].join(20)
+    assert errors["alice"] == "bob fell silent for 1 s."
+
+
+def test_a_party_started_again_is_let_in_while_others_gather():
+    """Bob dies after he has met Alice and is started again; their connection breaks; Carol comes last."""
+    where = addresses(NAMES)
+    alice = Control("alice", NAMES, where, None)
+    threads, errors = join([alice])
+    first = hello_of(where["alice"])
+    first.send(rows={})
+    while "bob" not in alice.peers:
+        threading.Event().wait(0.005)
+    reset(first.connection)
+    bob, carol = Control("bob", NAMES, where, None), Control("carol", NAMES, where, None)
+    more, others = join([bob])
+    while "alice" not in bob.peers or "bob" not in alice.peers:
+        threading.Event().wait(0.005)
+    shut(bob.peers["alice"].connection)
+    last, rest = join([carol])
+    for thread in threads + more + last:
+        thread.join(20)
+    assert {**errors, **others, **rest} == dict.fromkeys(NAMES)
+    assert {end.run_id for end in (alice, bob, carol)} == {alice.run_id}
+    for end in (alice, bob, carol):
+        end.close()
+
+
+def test_who_came_and_left_is_named_and_who_met_only_some(impatient):
+    where = addresses()
+    threads, errors = join([Control("alice", NAMES[:2], where, None)], seconds=1.0)
+    peer = hello_of(where["alice"])
+    assert peer.receive(10)["me"] == "alice"
+    assert peer.receive(10)["rows"] == {}
+    reset(peer.connection)
+    threads[0].join(20)
+    assert errors["alice"].startswith("bob did not come in time; bob ")
+    assert errors["alice"].endswith(", and did not come again.")
+    where = addresses(NAMES)
+    lost = {**where, "bob": ("127.0.0.1", free_port())}
+    errors = joined([Control(n, NAMES, lost if n == "carol" else where, None) for n in NAMES], seconds=1.5)
+    assert "bob" in errors["alice"]
+    assert all(errors.values())
+
+
+def test_a_third_party_hears_who_fell_silent_and_not_another_name(impatient):
+    where = addresses(NAMES)
+    ends = [Control(name, NAMES, where, None) for name in NAMES]
+    assert set(joined(ends).values()) == {None}
+    alice, bob, carol = ends
+    # Alice's beat stops for Bob alone: he notices, ends, and says why.
+    alice.peers["bob"].send = lambda **message: None
+    assert bob.failed.wait(10)
+    assert str(parties._explained(bob, None, NAMES, 600.0)) == "alice fell silent for 1 s."
+    assert carol.failed.wait(10)
+    assert str(carol.failure) == "bob gave up: alice fell silent for 1 s."
+    for end in ends:
+        end.close()
+
+
+def test_a_last_word_waits_for_nobody_who_takes_none(monkeypatch):
+    monkeypatch.setattr(links, "_LAST_WORD_SECONDS", 0.2)
+    where = addresses(NAMES)
+    ends = [Control(name, NAMES, where, None) for name in NAMES]
+    assert set(joined(ends).values()) == {None}
+    alice, _, carol = ends
+    with alice.peers["bob"]._sending:
+        begun = time.monotonic()
+        alice.give_up("no more")
+        assert time.monotonic() - begun < 10
+    assert carol.failed.wait(10)
+    assert str(carol.failure) == "alice gave up: no more"
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "then", "naming"),
+    [
+        ({"nonce": "\ud800", "number": "\ud800"}, {"rows": {"training rows": "\ud800"}}, "bob holds training rows"),
+        ({"refusal": "no\n\x1b[31mdata"}, {}, "bob gave up: no??[31mdata"),
+        ({"me": ["x\n\x1b[31m"]}, {}, "bob did not come in time; 1 others came"),
+        ({"me": "x\n\x1b[31m"}, {}, "bob did not come in time; 1 others came"),
+        ({"digest": "other"}, {"job": {"\x1b[31m\n": 1}}, "bob runs another job: ?[31m? is 1 there"),
+        ({"digest": "other"}, {"refused": "x\n\x1b[31mERROR"}, "bob refuses: x??[31mERROR"),
+        ({}, {"rows": [1]}, "bob does not speak"),
+    ],
+)
+def test_what_others_say_cannot_reach_the_terminal_nor_keep_a_party_waiting(changes, then, naming):
+    where = addresses()
+    alice = Control("alice", NAMES[:2], where, None)
+    threads, errors = join([alice], seconds=1.0, alice={"job": {"a": 1}, "rows": {"training rows": b"ids"}})
+    peer = hello_of(where["alice"], **changes)
+    with contextlib.suppress(OSError):
+        peer.send(**then)
+    threads[0].join(20)
+    peer.close()
+    assert errors["alice"].startswith(naming)
+    assert errors["alice"].isprintable()
 
 
 def test_jobs_larger_than_the_sockets_buffers_are_compared_and_not_waited_for():

@@ -3,7 +3,8 @@
 The engine takes plain requests from whoever reaches it, with TLS or without: a message under another party's name,
 whose key can be guessed, would count as that party's share. So it listens on a Unix socket in a folder that only this
 user may enter. For every other party there is a second socket in that folder: what the engine sends there goes over
-the connection to that party, whose certificate was checked, and on to that party's engine.
+the connection to that party, whose certificate was checked, and on to that party's engine. The folder is there only
+while engines connect.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _PIECE = 1 << 18
 # What a Unix socket's address holds on every system.
 _LONGEST_PATH = 100
 _ENGINE_SECONDS = 30.0
+_PREFIX, _FOLDERS = "tfprivacy_lab_mpc_", set()
 
 
 class Relay:
@@ -36,11 +38,11 @@ class Relay:
     """
 
     def __init__(self, ranks: tuple[str, ...], me: str):
-        self._ranks, self._me = ranks, me
-        self._folder = tempfile.mkdtemp(prefix="tfprivacy_lab_mpc_")
-        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
-        if len(self._path(me)) > _LONGEST_PATH:
-            raise InputError(f"Expected a folder for sockets with a shorter name than {self._folder}; set TMPDIR.")
+        self._ranks, self._me, self._folder = ranks, me, None
+        if len(os.path.join(tempfile.gettempdir(), f"{_PREFIX}12345678", "0")) > _LONGEST_PATH:
+            raise InputError(
+                f"Expected a folder for sockets with a shorter name than {tempfile.gettempdir()}; set TMPDIR."
+            )
         self._channels: dict[tuple[str, int], socket.socket] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._listeners: list[socket.socket] = []
@@ -51,6 +53,8 @@ class Relay:
 
     def start(self, peers: dict[str, Peer]) -> None:
         """Wait for the engine to call the others."""
+        self._folder = tempfile.mkdtemp(prefix=_PREFIX)
+        _FOLDERS.add(self._folder)
         for name, peer in peers.items():
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(self._path(name))
@@ -74,13 +78,20 @@ class Relay:
         with contextlib.suppress(OSError):
             connection.sendall(data)
 
+    def connected(self) -> None:
+        """This party's engine has reached all others, and they have reached it: nobody else may enter."""
+        for listener in self._listeners:
+            _close(listener)
+        remove_folders(self._folder)
+
     def stop(self) -> None:
         """Take no more calls. Connections to the engine stay: it would end the process if it could not send."""
         self._ended.set()
-        for listener in self._listeners:
-            _close(listener)
+        self.connected()
 
     def _path(self, name: str) -> str:
+        if self._folder is None:
+            raise FileNotFoundError("this party has not met the others")
         return os.path.join(self._folder, str(self._ranks.index(name)))
 
     def _accept(self, listener: socket.socket, peer: Peer) -> None:
@@ -131,6 +142,17 @@ class Relay:
         with self._lock:
             self._channels.pop((peer.name, channel), None)
         _close(connection)
+
+
+def remove_folders(*folders: str | None) -> None:
+    """Remove folders of sockets, all of this process unless some are named; for a process that ends by itself."""
+    for folder in folders or tuple(_FOLDERS):
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _FOLDERS.discard(folder)
+
+
+atexit.register(remove_folders)
 
 
 def _close(connection: socket.socket) -> None:
