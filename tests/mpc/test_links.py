@@ -18,8 +18,8 @@ from tfprivacy_lab.mpc import links, parties, row_ids
 from tfprivacy_lab.mpc.certificates import Credentials, make_certificates
 from tfprivacy_lab.mpc.entrance import is_loopback
 from tfprivacy_lab.mpc.links import Control, PartyError
-from tfprivacy_lab.mpc.peers import MAGIC, Peer, shut
-from tfprivacy_lab.mpc.relay import Relay
+from tfprivacy_lab.mpc.peers import DATA, MAGIC, OPEN, Peer, shut
+from tfprivacy_lab.mpc.relay import Messages, Relay
 
 NAMES = ("alice", "bob", "carol")
 # What another party's message looks like to the engine; the key can be guessed.
@@ -119,6 +119,20 @@ def test_a_party_exposes_one_port_where_a_forged_push_is_refused_and_then_none(c
         end.close()
 
 
+META = b"\n0\n(org.interconnection.link.ReceiverService\x12\x04Push\x18\x00 \x82\x80\x80\x800"
+
+
+def number(value):
+    """A number of variable length, seven bits a byte."""
+    return bytes([value & 127 | 128]) + number(value >> 7) if value > 127 else bytes([value])
+
+
+def message(rank, value=b"", meta=META, after=b""):
+    """What an engine sends: a push with its number, a key and a value."""
+    push = (b"\x08" + number(rank) if rank else b"") + b"\x12\x03key\x1a" + number(len(value)) + value + after
+    return struct.pack(">4sII", b"PRPC", len(meta) + len(push), len(meta)) + meta + push
+
+
 def engine(relay, me, echo):
     """Stands for a party's engine: takes one connection, and returns what ``echo`` makes of what it gets."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -135,14 +149,22 @@ def engine(relay, me, echo):
     return listener
 
 
-@pytest.mark.parametrize("tls", [True, False])
-def test_engines_reach_each_other_through_the_relay_and_only_through_sockets_of_this_user(certified, tls):
+@pytest.mark.parametrize(("tls", "slow"), [(True, 0.0), (False, 0.0), (True, 0.02)])
+def test_engines_reach_each_other_through_the_relay_and_only_through_sockets_of_this_user(
+    certified, monkeypatch, tls, slow
+):
+    send = Peer.send_frame
+    monkeypatch.setattr(Peer, "send_frame", lambda *arguments: threading.Event().wait(slow) or send(*arguments))
     where, names = addresses(), NAMES[:2]
     relays = {name: Relay(names, name) for name in names}
     ends = [Control(n, names, where, certified[n] if tls else None, relay=relays[n]) for n in names]
     assert set(joined(ends).values()) == {None}
     flipped = bytes(255 - byte for byte in range(256))
-    sent = np.random.default_rng(0).integers(0, 256, 3 << 20, np.uint8).tobytes()
+    values = np.random.default_rng(0).integers(0, 256, (3, 1 << 20), np.uint8)
+    sent = {
+        name: b"".join(message(rank, value.tobytes()) for value in values) + message(rank)
+        for rank, name in enumerate(names)
+    }
     with engine(relays["alice"], "alice", bytes), engine(relays["bob"], "bob", lambda part: part.translate(flipped)):
         found = {}
 
@@ -151,9 +173,9 @@ def test_engines_reach_each_other_through_the_relay_and_only_through_sockets_of_
             assert os.stat(os.path.dirname(path)).st_mode & 0o077 == 0
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mine:
                 mine.connect(path)
-                threading.Thread(target=mine.sendall, args=(sent,)).start()
+                threading.Thread(target=mine.sendall, args=(sent[me],)).start()
                 answer = bytearray()
-                while len(answer) < len(sent):
+                while len(answer) < len(sent[me]):
                     answer += mine.recv(1 << 16)
                 found[me] = bytes(answer)
 
@@ -162,8 +184,56 @@ def test_engines_reach_each_other_through_the_relay_and_only_through_sockets_of_
             one.start()
         for one in calls:
             one.join(60)
-    assert found["alice"] == sent.translate(flipped)
-    assert found["bob"] == sent
+    assert found["alice"] == sent["alice"].translate(flipped)
+    assert found["bob"] == sent["bob"]
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        message(1, b"share"),  # In Bob's name.
+        message(0, b"share"),
+        message(2, b"share", after=b"\x08\x01"),  # The last one counts.
+        message(2, b"share", after=b"\x88\x80\x80\x80\x10\x01"),  # The same, as a number too long for a field.
+        message(2, b"share", after=b"\x88\x00\x01"),
+        message(2, b"share", after=b"\x0a\x01\x01"),
+        message(2, b"share", after=b"\x25\x00\x00\x00\x00"),
+        message(2, b"share", meta=META.replace(b"\x18\x00", b"\x18\x01")),  # Compressed.
+        message(2, b"share", meta=META + b"\x28\x05"),  # With an attachment.
+        message(2, b"share", meta=META.replace(b"Push", b"Pull")),
+        struct.pack(">4sII", b"PRPC", 1 << 30, 1),
+        struct.pack(">4sII", b"PRPC", 4, 400) + bytes(4),
+        FORGED,
+    ],
+)
+def test_a_party_cannot_speak_to_an_engine_in_anothers_name(forged):
+    """Carol is the third: her number is 2."""
+    good = [message(2, b"share" * number) for number in range(9)]
+    messages = Messages("carol", 2)
+    stream = b"".join(good)
+    assert b"".join(messages.whole(stream[start : start + 7]) for start in range(0, len(stream), 7)) == stream
+    with pytest.raises(PartyError, match=r"^carol sent for the engine what is no message of an engine"):
+        any(messages.whole(forged[start : start + 5]) for start in range(0, len(forged), 5))
+    with pytest.raises(PartyError, match=r"^carol sent for the engine"):
+        Messages("carol", 2).whole(forged)
+
+
+def test_a_party_that_forges_anothers_message_ends_the_run_and_is_named():
+    where, names = addresses(NAMES), NAMES
+    relay = Relay(names, "alice")
+    alice = Control("alice", names, where, None, relay=relay)
+    ends = [alice, *(Control(name, names, where, None) for name in names[1:])]
+    assert set(joined(ends).values()) == {None}
+    took = []
+    with engine(relay, "alice", lambda part: took.append(part) or b""):
+        carol = ends[2].peers["alice"]
+        carol.send_frame(OPEN, 0)
+        carol.send_frame(DATA, 0, message(1, b"share"))
+        assert alice.failed.wait(20)
+    assert str(alice.failure).startswith("carol sent for the engine")
+    assert took == []
     for end in ends:
         end.close()
 
@@ -343,6 +413,25 @@ def test_a_party_started_again_is_let_in_while_others_gather():
     assert {end.run_id for end in (alice, bob, carol)} == {alice.run_id}
     for end in (alice, bob, carol):
         end.close()
+
+
+def test_something_that_listens_and_says_nothing_is_no_party(monkeypatch):
+    monkeypatch.setattr(links.entrance, "HELLO_SECONDS", 0.5)
+    where = addresses(NAMES)
+    with socket.create_server(where["alice"]) as silent:
+        threading.Thread(target=lambda: [silent.accept() for _ in range(2)], daemon=True).start()
+        errors = joined([Control(name, NAMES, where, None) for name in NAMES[1:]], seconds=5.0)
+    assert "alice" in errors["bob"]
+    assert "alice" in errors["carol"]
+    assert not any("\n" in error for error in errors.values())
+
+
+def test_columns_in_another_order_are_named_by_all():
+    jobs = {name: {"job": {"holders": ["alice", "bob"]}} for name in NAMES}
+    jobs["carol"] = {"job": {"holders": ["bob", "alice"]}}
+    where = addresses(NAMES)
+    errors = joined([Control(name, NAMES, where, None) for name in NAMES], **jobs)
+    assert all("runs another job: holders is" in error for error in errors.values()), errors
 
 
 def test_who_came_and_left_is_named_and_who_met_only_some(impatient):

@@ -221,8 +221,8 @@ def _prepared(job: Job, me: str, data):
     chosen = plan(job)
     from tfprivacy_lab.mpc import programs
 
-    own = checked_data(job, me, data)
-    return chosen, own, programs.compile_job(job, chosen), row_ids.of_party(job, me, data)
+    own, rows = checked_data(job, me, data), row_ids.of_party(job, me, data)
+    return chosen, own, programs.compile_job(job, chosen), rows
 
 
 def checked_data(job: Job, me: str, data) -> dict[str, np.ndarray]:

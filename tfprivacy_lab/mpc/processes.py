@@ -6,6 +6,7 @@ of them, is killed, nothing of anybody's data is left in a folder, and the parti
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -208,13 +209,22 @@ def _end_with_starter() -> None:
     # Not through the stream's lock, which would be held when the interpreter ends.
     while os.read(0, 1 << 16):
         pass
+    _end(3)
+
+
+def _end(code: int) -> None:
+    """End this process at once: the engine's threads do not survive the interpreter, so nothing of it is taken down."""
     relay.remove_folders()
-    os._exit(3)
+    # TensorFlow leaves the functions that it rewrote to the interpreter's end.
+    files_of_modules = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    for path in files_of_modules:
+        if os.path.basename(path).startswith("__autograph_generated_file"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    os._exit(code)
 
 
 if __name__ == "__main__":
     code = _party()
     sys.stderr.flush()
-    relay.remove_folders()
-    # The engine's threads do not survive the interpreter: nothing of it is taken down.
-    os._exit(code)
+    _end(code)

@@ -5,6 +5,9 @@ whose key can be guessed, would count as that party's share. So it listens on a 
 user may enter. For every other party there is a second socket in that folder: what the engine sends there goes over
 the connection to that party, whose certificate was checked, and on to that party's engine. The folder is there only
 while engines connect.
+
+The engine believes the sender's number in a message. So of what comes from a party only whole messages are handed on,
+each of the one kind that engines send, under that party's own number: no party can speak for another.
 """
 
 from __future__ import annotations
@@ -15,17 +18,23 @@ import itertools
 import os
 import shutil
 import socket
+import struct
 import tempfile
 import threading
 import time
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.peers import CLOSE, DATA, OPEN, Peer
+from tfprivacy_lab.mpc.peers import CLOSE, DATA, OPEN, PartyError, Peer
 
 _PIECE = 1 << 18
 # What a Unix socket's address holds on every system.
 _LONGEST_PATH = 100
 _ENGINE_SECONDS = 30.0
+# What a message of the engine begins with: brpc's frame, and in its meta data the one method, uncompressed, and an id.
+_FRAME, _MAGIC = struct.Struct(">4sII"), b"PRPC"
+_PUSH = b"\n0\n(org.interconnection.link.ReceiverService\x12\x04Push\x18\x00 "
+# The engine cuts at a mebibyte.
+_LONGEST_MESSAGE, _MOST_FIELDS = 4 << 20, 16
 _PREFIX, _FOLDERS = "tfprivacy_lab_mpc_", set()
 
 
@@ -44,6 +53,7 @@ class Relay:
                 f"Expected a folder for sockets with a shorter name than {tempfile.gettempdir()}; set TMPDIR."
             )
         self._channels: dict[tuple[str, int], socket.socket] = {}
+        self._messages: dict[tuple[str, int], Messages] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._listeners: list[socket.socket] = []
 
@@ -63,7 +73,11 @@ class Relay:
             threading.Thread(target=self._accept, args=(listener, peer), daemon=True).start()
 
     def take(self, peer: Peer, kind: int, channel: int, data: bytes) -> None:
-        """What a peer sent for this party's engine."""
+        """What a peer sent for this party's engine.
+
+        Raises:
+            PartyError: if it is not what an engine sends, or in another party's name.
+        """
         key = (peer.name, channel)
         if kind == OPEN:
             self._open(peer, channel)
@@ -73,8 +87,12 @@ class Relay:
         if connection is None:
             return
         if kind == CLOSE:
+            self._messages.pop(key, None)
             _close(connection)
             return
+        # On channels that this party opened its engine asks, and takes answers only.
+        if key in self._messages:
+            data = self._messages[key].whole(data)
         with contextlib.suppress(OSError):
             connection.sendall(data)
 
@@ -119,6 +137,7 @@ class Relay:
                 if time.monotonic() > end:
                     break
                 continue
+            self._messages[peer.name, channel] = Messages(peer.name, self._ranks.index(peer.name))
             self._keep(peer, channel, connection)
             threading.Thread(target=self._pump, args=(peer, channel, connection, False), daemon=True).start()
             return
@@ -142,6 +161,71 @@ class Relay:
         with self._lock:
             self._channels.pop((peer.name, channel), None)
         _close(connection)
+
+
+class Messages:
+    """What one party's engine sends on a channel, cut into messages.
+
+    Args:
+        name: The party.
+        rank: Its number, which must stand in each.
+    """
+
+    def __init__(self, name: str, rank: int):
+        self._name, self._rank, self._rest = name, rank, bytearray()
+
+    def whole(self, data: bytes) -> bytes:
+        """The messages that ``data`` completes.
+
+        Raises:
+            PartyError: if one is none, or has another sender.
+        """
+        self._rest += data
+        start, held = 0, bytes(self._rest)
+        while len(held) - start >= _FRAME.size:
+            magic, length, meta = _FRAME.unpack_from(held, start)
+            if magic != _MAGIC or length > _LONGEST_MESSAGE:
+                raise PartyError(f"{self._name} sent for the engine what is no message of an engine.")
+            body = start + _FRAME.size
+            if len(held) < body + length:
+                break
+            if _sender(held[body : body + meta], held[body + meta : body + length]) != self._rank:
+                raise PartyError(f"{self._name} sent for the engine what is no message of an engine, or not its own.")
+            start = body + length
+        del self._rest[:start]
+        return held[:start]
+
+
+def _sender(meta: bytes, push: bytes) -> int | None:
+    """The sender's number in a push, of which it is field 1, or 0 without; None if it is anything else."""
+    rank, at = None, 0
+    try:
+        if not meta.startswith(_PUSH) or _number(meta, len(_PUSH))[1] != len(meta):
+            return None
+        for _ in range(_MOST_FIELDS):
+            if at >= len(push):
+                return None if at > len(push) else rank or 0
+            # Field and type in one byte: a longer form might be read as another field.
+            tag, value, at = push[at], *_number(push, at + 1)
+            if tag >> 3 == 1 and (tag != 8 or rank is not None):
+                return None
+            rank = value if tag == 8 else rank
+            if tag > 127 or tag & 7 not in (0, 2):
+                return None
+            at += value if tag & 7 == 2 else 0
+    except IndexError:
+        pass
+    return None
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """(value, end) of the variable-length number at a place; IndexError if there is none."""
+    value = 0
+    for place in range(10):
+        value |= (data[at + place] & 127) << 7 * place
+        if data[at + place] < 128:
+            return value, at + place + 1
+    raise IndexError
 
 
 def remove_folders(*folders: str | None) -> None:
