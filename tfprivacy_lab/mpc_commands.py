@@ -82,6 +82,7 @@ def _party(options) -> dict:
     from tfprivacy_lab.mpc.certificates import Credentials
 
     job = mpc.Job.load(options.job)
+    files.check_writable(options.out)
     credentials = None if options.certificates is None else Credentials.of_folder(options.certificates)
     data = files.read_all_arrays(options.data, "data")
     job.world.rank(options.me)

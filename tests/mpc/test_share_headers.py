@@ -157,7 +157,7 @@ def test_parties_agree_on_a_runs_name_and_notice_shares_of_another():
         where = addresses(NAMES)
         ends = [Control(name, NAMES, where, None) for name in NAMES]
         assert set(joined(ends).values()) == {None}
-        runs.append({end.run for end in ends})
+        runs.append({end.run_id for end in ends})
         names += list(runs[-1])
         for end in ends:
             end.close()
