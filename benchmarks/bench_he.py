@@ -181,7 +181,7 @@ def slot_rows(kernel, bias, features) -> list[dict]:
             sent = time.perf_counter()
             reply = server.evaluate(query)
             answered = time.perf_counter()
-            logits = client.decrypt(reply)
+            logits = client.decrypt(reply, query)
             times["server"].append(answered - sent)
             times["client"].append(sent - start + time.perf_counter() - answered)
             error = max(error, float(np.abs(logits - sample @ kernel - bias).max()))

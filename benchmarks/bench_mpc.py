@@ -22,7 +22,7 @@ from reproduce_dp import replace_between
 from sklearn.datasets import load_breast_cancer
 
 from tfprivacy_lab import files, he, mpc
-from tfprivacy_lab.mpc.training import shared_head
+from tfprivacy_lab.mpc.computations import shared_head
 from tfprivacy_lab.mpc_commands import _NAMES
 from tfprivacy_lab.provenance import provenance
 

@@ -94,7 +94,7 @@ def batched(case: str, network: Network, scheme: str, test: data.Split) -> dict:
             client_ms += milliseconds
             reply, milliseconds = timed(lambda query=query: server.evaluate(query))
             server_ms += milliseconds
-            logits, milliseconds = timed(lambda reply=reply, images=images: client.decrypt(reply, len(images)))
+            logits, milliseconds = timed(lambda reply=reply, query=query: client.decrypt(reply, query))
             client_ms += milliseconds
             up, down = up + query.nbytes, down + reply.nbytes
             parts.append(logits)
@@ -140,7 +140,7 @@ def single(case: str, network: Network, test: data.Split) -> dict:
     for image in test.images:
         query, encrypting = timed(lambda image=image: client.encrypt(image))
         reply, serving = timed(lambda query=query: server.evaluate(query))
-        logits, decrypting = timed(lambda reply=reply: client.decrypt(reply))
+        logits, decrypting = timed(lambda reply=reply, query=query: client.decrypt(reply, query))
         parts.append(logits)
         server_ms.append(serving)
         client_ms.append(encrypting + decrypting)

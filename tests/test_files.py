@@ -221,3 +221,25 @@ def test_wrong_kind_missing_array_and_damage_are_named(tmp_path):
 def test_json_is_utf8_text(tmp_path):
     files.write_json(tmp_path / "x.json", {"a": 1})
     assert json.loads((tmp_path / "x.json").read_text("utf-8")) == {"a": 1}
+
+
+def test_arrays_are_read_from_regular_files_only_and_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path in (tmp_path / "pipe.npz", "/dev/zero"):
+        for read in (files.read_array, files.read_all_arrays, lambda *given: files.read_arrays(*given, ["x"])):
+            with pytest.raises(InputError, match=f"^Cannot read data {path}: no regular file.$"):
+                read(path, "data")
+    files.write_arrays(tmp_path / "x.npz", x=np.zeros(1))
+    (tmp_path / "link.npz").symlink_to("x.npz")
+    assert list(files.read_all_arrays(tmp_path / "link.npz", "data")) == ["x"]
+
+
+def test_whether_a_path_can_be_written_is_known_beforehand_and_changes_nothing(tmp_path):
+    (tmp_path / "file").write_text("old")
+    files.check_writable(tmp_path / "file")
+    files.check_writable(tmp_path / "new")
+    for path in (tmp_path, tmp_path / "file" / "below", tmp_path / ("n" * 300), tmp_path / "a\0b", "/proc/none/out"):
+        with pytest.raises(InputError, match=r"^Cannot write "):
+            files.check_writable(path)
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"

@@ -103,9 +103,11 @@ def test_a_tensor_knows_its_layer_and_what_that_took():
     x, dense = layers.Input((3,)), layers.Dense(3)
     once = dense(x)
     twice = dense(once)
-    layer, taken = keras_internals.maker_of(twice)
+    layer, taken, options = keras_internals.maker_of(twice)
     assert layer is dense
     assert [one is once for one in taken] == [True]
+    assert not options.get("training")
+    assert keras_internals.maker_of(layers.Dropout(0.5)(x, training=True))[2]["training"] is True
     assert keras_internals.maker_of(x)[1] is None
 
 

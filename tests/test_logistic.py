@@ -11,7 +11,7 @@ def test_fit_is_keras_gradient_descent():
 
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 3)), rng.integers(0, 2, 50)
-    model = keras.Sequential([keras.layers.Dense(1, "sigmoid", input_shape=(3,), kernel_initializer="zeros")])
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, "sigmoid", kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(0.7), "binary_crossentropy")
     model.fit(x, y, batch_size=50, epochs=6, shuffle=False, verbose=0)
     kernel, bias = logistic.fit(x, y, learning_rate=0.7, steps=6)

@@ -113,6 +113,20 @@ def test_one_row_moves_a_gradient_sum_by_no_more_than_claimed():
     assert largest == pytest.approx(gradient_norm(1.0, 1e-3), rel=1e-9)
 
 
+def test_one_row_moves_the_gradients_of_several_outputs_by_no_more_than_claimed():
+    import tensorflow as tf
+
+    x, wrong = np.full((1, 4), 0.5), np.array([[0.0, 1.0, 0.0]])
+    kernel = tf.Variable(np.sign(0.5 - wrong) * np.full((4, 3), 50.0))
+    bias = tf.Variable(np.zeros(3))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(wrong, x @ kernel + bias))
+    gradients = tape.gradient(loss, [kernel, bias])
+    norm = np.sqrt(sum(np.sum(np.square(one)) for one in gradients))
+    assert norm == pytest.approx(gradient_norm(1.0, 0.0, units=3), rel=1e-9)
+    assert norm > 1.7 * gradient_norm(1.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "naming"),
     [

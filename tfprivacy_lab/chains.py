@@ -51,7 +51,11 @@ def _walk(model) -> list[Link]:
     _check_graph(model)
     tensor, links = model.outputs[0], []
     while tensor is not model.inputs[0]:
-        layer, taken = maker_of(tensor)
+        layer, taken, options = maker_of(tensor)
+        if options.get("training"):
+            raise InputError(
+                f"Layer {layer.name!r} is called with training=True, and so at random or by its batch; call it without."
+            )
         if taken is None or len(taken) != 1:
             raise InputError(
                 f"Expected a chain of layers, each of which takes the one before, got layer {layer.name!r} that takes "
@@ -78,6 +82,14 @@ def _check_graph(model) -> None:
             f"Expected a model of one input and one output, got {name!r} with {len(model.inputs)} and "
             f"{len(model.outputs)}; make a model of the output that is wanted alone."
         )
+    if isinstance(model.output, dict):
+        found = f"{name!r} with a dict of {', '.join(map(str, model.output))}"
+        raise InputError(f"Expected a model whose output is a tensor, got {found}; make a model of the tensor.")
+
+
+def is_of_keras(layer) -> bool:
+    """Whether a layer's class is one of Keras' own, not one of the same name or derived from it."""
+    return type(layer).__module__.partition(".")[0] == "keras"
 
 
 def _shape(tensor, layer) -> tuple[int, ...]:

@@ -27,6 +27,10 @@ class PrecisionWarning(UserWarning):
     """Rounding leaves next to nothing of some numbers; the message is one line with the remedy."""
 
 
+class RowOrderWarning(UserWarning):
+    """Nobody compared whether parties hold their rows in the same order; the message is one line with the remedy."""
+
+
 def check_finite_number(name: str, value, *, above=None, at_least=None, below=None, at_most=None) -> float:
     """Return ``value`` as a float if it is finite and inside the named limits.
 
@@ -108,6 +112,19 @@ def check_matrix(name: str, value, *, columns: int | None = None, dtype=np.float
     return array
 
 
+def check_array(name: str, value) -> np.ndarray:
+    """Return ``value`` as an array of whatever shape and type it is.
+
+    Raises:
+        InputError: naming the array, if its rows have different lengths, or if anything is masked.
+    """
+    check_unmasked(name, value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"Expected {name} to be an array, got rows of different lengths.") from error
+
+
 def check_unmasked(name: str, value) -> None:
     """Refuse a masked array of which anything is masked: as an ordinary array it would show what lies under the mask.
 
@@ -125,24 +142,18 @@ def check_unmasked(name: str, value) -> None:
         )
 
 
-def check_vector(name: str, value) -> np.ndarray:
-    """Return ``value`` as finite float64 with one axis.
+def check_numbers(name: str, value) -> np.ndarray:
+    """Return ``value`` as a finite, C-contiguous float64 array of whatever shape it is.
 
     Raises:
-        InputError: if it is not numeric, of another number of axes, not finite, or partly masked.
+        InputError: if it is not numeric, ragged, not finite, or partly masked.
     """
-    check_unmasked(name, value)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"Expected {name} to be a list of numbers, got parts of different lengths.") from error
+    array = check_array(name, value)
     if array.dtype.kind not in "fiub":
         raise InputError(f"Expected {name} to hold real numbers, got dtype {array.dtype}.")
-    if array.ndim != 1:
-        raise InputError(f"Expected {name} to have one axis, got shape {array.shape}.")
     check_all_finite(name, array)
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, np.float64)
+        array = np.asarray(array, np.float64, order="C")
     check_all_finite(name, array)
     return array
 

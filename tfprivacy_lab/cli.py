@@ -20,12 +20,13 @@ from tfprivacy_lab.checks import (
     LargeDeltaWarning,
     ModelReadingWarning,
     PrecisionWarning,
+    RowOrderWarning,
     check_choice,
     check_finite_number,
 )
 
 _DEFAULT_DELTA = 1e-5
-_OUR_WARNINGS = (LargeDeltaWarning, ModelReadingWarning, PrecisionWarning)
+_OUR_WARNINGS = (LargeDeltaWarning, ModelReadingWarning, PrecisionWarning, RowOrderWarning)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,14 +29,7 @@ def replaced_atomically(path, mode: int = 0o644, *, overwrite: bool = True):
     path, umask = Path(path), os.umask(0o077)
     os.umask(umask)
     mode &= ~umask
-    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f"Cannot write {path}: it is there and is no regular file; name another.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{partial_stem(path)}.", suffix=f".partial{suffix}", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    handle, name = _partial(path)
     os.fchmod(handle, mode)
     os.close(handle)
     try:
@@ -55,6 +48,31 @@ def replaced_atomically(path, mode: int = 0o644, *, overwrite: bool = True):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def check_writable(path) -> None:
+    """Refuse, before long work, a path that could not be written after it; what is there stays as it is.
+
+    Raises:
+        InputError: naming the path and the reason.
+    """
+    handle, name = _partial(Path(path))
+    os.close(handle)
+    os.unlink(name)
+
+
+def _partial(path: Path) -> tuple[int, str]:
+    """A new file beside ``path``, open, and its name."""
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"Cannot write {path}: it is there and is no regular file; name another.")
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)  # A name may be too long.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkstemp(prefix=f".{partial_stem(path)}.", suffix=f".partial{suffix}", dir=path.parent)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def partial_stem(path) -> str:
@@ -207,9 +225,14 @@ def _refuse_constant(name):
 
 
 def _load(path, what, kind, suffix):
-    """np.load without pickles, every failure as one line."""
+    """np.load without pickles, every failure as one line; a pipe or a device is never waited for."""
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"Cannot read {what} {path}: no regular file.")
         loaded = np.load(path, allow_pickle=False)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
     except Exception as error:

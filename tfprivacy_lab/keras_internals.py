@@ -56,11 +56,11 @@ def inputs_of(model: keras.Model):
     return keras.tree.map_shape_structure(keras.KerasTensor, shapes[0]) if len(shapes) == 1 else None
 
 
-def maker_of(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list | None]:
-    """The layer whose call made a symbolic tensor, and what that call took; None of a model's input."""
+def maker_of(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list | None, dict]:
+    """The layer whose call made a symbolic tensor, what tensors it took (None of a model's input), and its options."""
     layer, place, _ = tensor._keras_history
     node = layer._inbound_nodes[place]
-    return layer, None if node.is_input else list(node.input_tensors)
+    return layer, None if node.is_input else list(node.input_tensors), dict(node.arguments.kwargs)
 
 
 def seed_states(model: keras.Model) -> list[keras.Variable]:

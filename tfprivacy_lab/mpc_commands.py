@@ -51,8 +51,10 @@ def listing_job(world):
     from tfprivacy_lab import mpc
 
     examples = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], float)
-    data = {"alice": {"x": examples[:, :1], "query": np.array([[0.5]])}}
-    data["bob"] = {"x": examples[:, 1:], "y": np.array([[0], [0], [1], [1]], float), "query": np.array([[0.5]])}
+    # The rows are of one table.
+    ids = {"ids": np.arange(4), "query_ids": np.arange(1)}
+    data = {"alice": {"x": examples[:, :1], "query": np.array([[0.5]]), **ids}}
+    data["bob"] = {"x": examples[:, 1:], "y": np.array([[0], [0], [1], [1]], float), "query": np.array([[0.5]]), **ids}
     job = mpc.Job(
         world=world,
         layers=(mpc.Layer(1),),
@@ -80,6 +82,7 @@ def _party(options) -> dict:
     from tfprivacy_lab.mpc.certificates import Credentials
 
     job = mpc.Job.load(options.job)
+    files.check_writable(options.out)
     credentials = None if options.certificates is None else Credentials.of_folder(options.certificates)
     data = files.read_all_arrays(options.data, "data")
     job.world.rank(options.me)

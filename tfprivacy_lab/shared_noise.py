@@ -21,6 +21,7 @@ from tfprivacy_lab.checks import InputError, check_finite_number, check_positive
 from tfprivacy_lab.dp.discrete import discrete_gaussian
 from tfprivacy_lab.mpc import noise_shares
 from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
+from tfprivacy_lab.mpc.protocols import listed
 
 ADJACENCY = "add or remove one record of a sum; in training, whose number of rows is public, zero out one record"
 
@@ -59,7 +60,7 @@ class SharedGaussian:
     roundings: int = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "parties", tuple(self.parties))
+        object.__setattr__(self, "parties", listed("parties", self.parties, str))
         if not self.parties or len(set(self.parties)) != len(self.parties):
             raise InputError(f"Expected parties to be different names, got {self.parties!r}.")
         check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0, at_most=1e100)
@@ -152,27 +153,29 @@ class SharedGaussian:
         }
 
 
-def gradient_norm(row_norm: float, sigmoid_error: float) -> float:
-    r"""Bound on one row's gradient of the logistic loss, bias included: :math:`(1 + e)\sqrt{\|x\|^2 + 1}`.
+def gradient_norm(row_norm: float, sigmoid_error: float, units: int = 1) -> float:
+    r"""Bound on one row's gradient of the logistic loss, bias included: :math:`\sqrt{k} (1 + e)\sqrt{\|x\|^2 + 1}`.
 
-    The residual σ(z) - y lies in [-1, 1], and e is the largest error of σ on shares: no gradient needs clipping.
+    The residual σ(z) - y of each of the k outputs lies in [-1, 1], and e is the largest error of σ on shares: no
+    gradient needs clipping.
 
     Fixed-point rounding is within this margin, and within Δ's. Of the residual: a job's sigmoid is chosen such that the
     polynomial's error *and* the roundings of its evaluation stay below e together
     (:func:`tfprivacy_lab.mpc.sigmoid.choose_sigmoid`), so a residual on shares never passes 1 + e. Of the features:
-    each is rounded to the grid, by γ/2, which moves a row's gradient by at most (1 + e) γ √d / 2. Of the product: γ a
-    coordinate, in either of two neighbouring sums. The last two are the two ``roundings`` that a training's claim must
-    count at least; their 4 γ √d in Δ are more than (1 + e) γ √d / 2 + 2 γ √d.
+    each is rounded to the grid, by γ/2, which moves a row's gradient by at most (1 + e) γ √d / 2, where d counts the
+    weights of all outputs. Of the product: γ a coordinate, in either of two neighbouring sums. The last two are the two
+    ``roundings`` that a training's claim must count at least; their 4 γ √d in Δ are more than
+    (1 + e) γ √d / 2 + 2 γ √d.
 
     Args:
         row_norm: Bound on the norm of a *whole* row. Where columns are split, every holder bounds its own part: of h
             holders whose parts have norm at most r, a row has √h · r.
         sigmoid_error: e, the job's.
+        units: k, outputs of the layer.
 
     Raises:
         InputError: naming the argument.
     """
     row_norm = check_finite_number("row_norm", row_norm, above=0)
-    return noise_shares.logistic_gradient_norm(
-        row_norm, check_finite_number("sigmoid_error", sigmoid_error, at_least=0)
-    )
+    sigmoid_error = check_finite_number("sigmoid_error", sigmoid_error, at_least=0)
+    return noise_shares.logistic_gradient_norm(row_norm, sigmoid_error, check_positive_int("units", units))

@@ -15,6 +15,12 @@ def resealed(envelope, residues):
     )
 
 
+def answered(client, server, inputs):
+    """What the client decrypts of the server's reply to a query of these."""
+    query = client.encrypt(inputs)
+    return client.decrypt(server.evaluate(query), query)
+
+
 def dense(rng, inputs, outputs):
     """A dense layer whose outputs keep its inputs' size."""
     kernel = rng.normal(size=(inputs, outputs)) / np.sqrt(inputs)

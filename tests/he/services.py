@@ -76,13 +76,13 @@ class Running:
 def serving(folder, head, *options, descriptors=None):
     """A service of this head on a free port, ended with the block; it answers any set unless told otherwise.
 
-    ``descriptors`` is how many it may have open when it starts (its soft limit, which it may raise).
+    ``descriptors`` are the arguments of ``ulimit`` for it alone: ``-S -n 200`` may be raised by it, ``-n 200`` not.
     """
     options = options if "--replies" in options else (*options, "--replies", "any")
     log = folder / "serve.log"
     command = [sys.executable, "-m", "tfprivacy_lab", "he", "serve", "--head", str(head), "--port", "0", "--json"]
     if descriptors is not None:
-        command = ["/bin/sh", "-c", f'ulimit -S -n {descriptors} && exec "$@"', "sh", *command]
+        command = ["/bin/sh", "-c", f'ulimit {descriptors} && exec "$@"', "sh", *command]
     with open(log, "wb") as stream:
         process = subprocess.Popen([*command, *map(str, options)], stdout=subprocess.PIPE, stderr=stream)
     try:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.he.networks import aligned_inputs, dense_network, resealed
+from tests.he.networks import aligned_inputs, answered, dense_network, resealed
 from tests.he.test_network_single import PlainOperations
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
@@ -83,7 +83,7 @@ def test_random_and_adversarial_images(widths, input_range):
     for image, expected in zip(images, network.evaluate(images), strict=True):
         query = client.encrypt(image)
         reply = server.evaluate(query)
-        error = np.abs(client.decrypt(reply) - expected).max()
+        error = np.abs(client.decrypt(reply, query) - expected).max()
         assert error <= plan.public.error_bound
         assert error < 1e-3 * (1 + np.abs(expected).max())
     summary = plan.public.summary()
@@ -99,7 +99,7 @@ def test_convolutions_and_zero_weights():
         network = Network((convolution, second, dense_network(2, 3, 2, 2).layers[0]))
         _, client, _, server = session(network)
         image = rng.random((2, 3))
-        logits = client.decrypt(server.evaluate(client.encrypt(image)))
+        logits = answered(client, server, image)
         np.testing.assert_allclose(logits, network.evaluate(image[np.newaxis])[0], atol=1e-3)
 
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_is_refused():
     above[0, 1, 1, 7] = plan.public.parameters.primes[1]
     for bad in (reply.residues[:, :, :1], above):
         with pytest.raises(InputError, match="reply"):
-            client.decrypt(resealed(reply, bad))
+            client.decrypt(resealed(reply, bad), query)
     with pytest.raises(InputError, match="two squares, got 1"):
         DeepPlan.make(dense_network(1, 4, 3, 2))
     with pytest.raises(InputError, match="no wider than the first"):
@@ -141,6 +141,6 @@ def test_magnitudes_that_fill_the_primes_do_not_wrap(size):
     images = aligned_inputs(network, 0.0, 1.0)
     expected = network.evaluate(images)
     worst = np.argmax(np.abs(expected).max(axis=1))
-    logits = client.decrypt(server.evaluate(client.encrypt(images[worst])))
+    logits = answered(client, server, images[worst])
     assert np.abs(logits - expected[worst]).max() <= 1e-3 * np.abs(expected[worst]).max()
     assert np.abs(expected).max() * plan.public.output_scale * 2 < math.prod(plan.public.parameters.primes[:2])

@@ -1,9 +1,11 @@
 """Networks' messages: another's, a stale plan's, a damaged or a truncated one is one clear refusal, in every plan."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import stat
+import struct
 import subprocess
 import sys
 import textwrap
@@ -11,8 +13,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from tests.he.networks import dense_network, resealed
+from tests.he.networks import answered, dense_network, resealed
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.he import messages
 from tfprivacy_lab.he.deep_image import DeepPlan
 from tfprivacy_lab.he.deep_server import DeepImageServer
 from tfprivacy_lab.he.envelopes import Envelope, plan_digest
@@ -66,11 +69,11 @@ def refused(match, function, *arguments, **more):
 
 def test_another_clients_messages_are_refused(exchange):
     foreign = exchange.other.encrypt(exchange.sample)
-    refused("another client's", exchange.other.decrypt, exchange.reply)
+    refused("another client's", exchange.other.decrypt, exchange.reply, "any")
     if exchange.keys is not None:
         refused("another client's", exchange.server.evaluate, foreign)
     else:  # no evaluation keys: the server answers, and only the other client reads it
-        refused("another client's", exchange.client.decrypt, exchange.server.evaluate(foreign))
+        refused("another client's", exchange.client.decrypt, exchange.server.evaluate(foreign), foreign)
 
 
 def test_a_stale_public_plan_is_refused(exchange):
@@ -78,14 +81,17 @@ def test_a_stale_public_plan_is_refused(exchange):
     assert plan_digest(public) != plan_digest(exchange.plan.public) == plan_digest(KINDS[exchange.kind][0]().public)
     stale = exchange._client(public)
     refused("a stale public plan, or another network", exchange.server.evaluate, stale.encrypt(exchange.sample))
-    refused("a stale public plan", stale.decrypt, exchange.reply)
+    refused("a stale public plan", stale.decrypt, exchange.reply, "any")
     if exchange.keys is not None:
         refused("evaluation keys for this plan", exchange.make_server, stale.evaluation_keys())
     refused("for this public plan", exchange._client.from_bytes, stale.to_bytes(), exchange.plan.public)
 
 
 def test_one_changed_residue_is_noticed(exchange):
-    for sealed, use in ((exchange.query, exchange.server.evaluate), (exchange.reply, exchange.client.decrypt)):
+    def decrypt(reply):
+        return exchange.client.decrypt(reply, exchange.query)
+
+    for sealed, use in ((exchange.query, exchange.server.evaluate), (exchange.reply, decrypt)):
         residues = sealed.residues.copy()
         residues.flat[-1] ^= residues.dtype.type(1)
         refused("as they were sealed: they are damaged", use, dataclasses.replace(sealed, residues=residues))
@@ -99,6 +105,12 @@ def test_replies_to_other_queries_and_numbers_of_samples_are_refused(exchange):
     again = exchange.client.encrypt(exchange.sample)
     refused("the reply to this query, got another query's", exchange.client.decrypt, exchange.reply, query=again)
     exchange.client.decrypt(exchange.reply, query=exchange.query)
+    replayed = exchange.server.evaluate(again)
+    refused("got None; give what encrypt returned, or 'any'", exchange.client.decrypt, replayed, None)
+    refused("Expected query as an Envelope, got str", exchange.client.decrypt, replayed, "other")
+    with pytest.raises(TypeError, match="query"):
+        exchange.client.decrypt(replayed)
+    assert exchange.client.decrypt(replayed, "any").shape == exchange.client.decrypt(exchange.reply, "any").shape
     more = dataclasses.replace(exchange.query, samples=10**6)
     refused("damaged", exchange.server.evaluate, more)
     forged = Envelope.sealed("query", more.plan, more.key_id, more.query_id, 10**6, more.residues)
@@ -112,18 +124,18 @@ def test_bytes_and_files_come_back_as_they_were(exchange, tmp_path):
         back = Envelope.load(tmp_path / kind, kind)
         assert back.to_bytes() == sealed.to_bytes()
         refused("to be a", Envelope.load, tmp_path / kind, "reply" if kind == "query" else "query")
-    logits = exchange.client.decrypt(exchange.reply)
+    logits = exchange.client.decrypt(exchange.reply, "any")
     exchange.client.save(tmp_path / "keys")
     assert stat.S_IMODE(os.stat(tmp_path / "keys").st_mode) == 0o600
     refused("it is there already", exchange.client.save, tmp_path / "keys")
     loaded = exchange._client.load(tmp_path / "keys", exchange.plan.public)
-    np.testing.assert_array_equal(loaded.decrypt(Envelope.load(tmp_path / "reply", "reply")), logits)
+    np.testing.assert_array_equal(loaded.decrypt(Envelope.load(tmp_path / "reply", "reply"), exchange.query), logits)
     server = exchange.server
     if exchange.keys is not None:
         exchange.keys.save(tmp_path / "evaluation")
         assert EvaluationKeys.load(tmp_path / "evaluation") == exchange.keys
         server = exchange.make_server(EvaluationKeys.load(tmp_path / "evaluation"))
-        refused("got a evaluation keys", Envelope.load, tmp_path / "evaluation", "query")
+        refused("got evaluation keys", Envelope.load, tmp_path / "evaluation", "query")
     reply = server.evaluate(Envelope.load(tmp_path / "query"))
     assert np.abs(loaded.decrypt(reply, query=exchange.query) - logits).max() < 1e-3
     refused("keep it secret, never send it", Envelope.load, tmp_path / "keys", "query")
@@ -168,8 +180,8 @@ def test_masked_inputs_and_no_samples(exchange):
     masked = np.ma.masked_equal(np.where(np.arange(4) == 1, 0.25, exchange.sample), 0.25)
     refused("without masked values", exchange.client.encrypt, masked)
     if exchange.kind == "batched":
-        refused("samples", exchange.client.decrypt, exchange.reply, "3")
-        assert exchange.client.decrypt(exchange.reply, None).shape == (3, 2)
+        refused("samples", exchange.client.decrypt, exchange.reply, exchange.query, "3")
+        assert exchange.client.decrypt(exchange.reply, exchange.query).shape == (3, 2)
 
 
 def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
@@ -178,7 +190,7 @@ def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
         textwrap.dedent(
             """
             import numpy as np
-            from tests.he.networks import dense_network
+            from tests.he.networks import answered, dense_network
             from tfprivacy_lab.he.network import BatchedPlan
             from tfprivacy_lab.he.network_client import NetworkClient
             from tfprivacy_lab.he.network_server import NetworkServer
@@ -188,7 +200,7 @@ def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
             plan = BatchedPlan.make(network, "bfv")
             client = NetworkClient(plan.public)
             with NetworkServer(plan, processes=2) as server:
-                logits = client.decrypt(server.evaluate(client.encrypt(np.full((1, 4), 0.5))))
+                logits = answered(client, server, np.full((1, 4), 0.5))
             print(bool(np.abs(logits - network.evaluate(np.full((1, 4), 0.5))).max() <= plan.public.error_bound))
             """
         )
@@ -216,5 +228,98 @@ def test_plans_of_small_weights_are_such_as_seal_accepts(kind, factor):
         client, server = SingleImageClient, SingleImageServer if kind == "single" else DeepImageServer
         expected = network.evaluate(sample[np.newaxis])[0]
     client = client(plan.public)
-    logits = client.decrypt(server(plan, client.evaluation_keys()).evaluate(client.encrypt(sample)))
+    logits = answered(client, server(plan, client.evaluation_keys()), sample)
     assert np.abs(logits - expected).max() <= plan.public.error_bound
+
+
+WRONG_FIELDS = {
+    "samples": (None, "3", -1, 0, True, 2**70, 1.0),
+    "plan": (None, "x", b"", b"x" * 31),
+    "key_id": (None, b"x", 3),
+    "query_id": (None, b"", "x" * 16),
+    "kind": (None, "x", [], "evaluation keys"),
+    "digest": (None, b"", 3),
+    "residues": (None, [1], np.array(3, np.uint32), np.ones((1,) * 6, np.uint32), np.zeros((0, 4), np.uint32)),
+}
+
+
+@pytest.mark.parametrize("field", WRONG_FIELDS)
+def test_fields_of_another_type_are_refused(exchange, field):
+    query, reply = exchange.query, exchange.reply
+
+    def decrypt(given):
+        return exchange.client.decrypt(given, query)
+
+    more = (query.residues.astype(object), query.residues.astype(float)) if field == "residues" else ()
+    names = [one.name for one in dataclasses.fields(query) if one.name != "digest"]
+    for value in (*WRONG_FIELDS[field], *more):
+        for sealed, use in ((query, exchange.server.evaluate), (reply, decrypt)):
+            changed = dataclasses.replace(sealed, **{field: value})
+            refused("Expected", use, changed)
+            if field not in ("digest", "residues"):
+                refused("Expected", Envelope.sealed, *(getattr(changed, name) for name in names))
+
+
+def test_sizes_of_zero_are_refused_before_an_array_is_made(exchange):
+    data = bytearray(exchange.query.to_bytes()[:104])
+    for sizes in ((0, 2**31, 2**31, 2**31, 2**31), (0,) * 5, (0, 2**32 - 1, 1, 1, 1)):
+        data[84:104] = struct.pack("<5I", *sizes)
+        forged = bytes(data) + hashlib.sha256(data).digest()
+        refused("as many residues as its header says", Envelope.from_bytes, forged)
+
+
+def test_views_that_skip_bytes_are_refused(exchange):
+    for data, read in (
+        (exchange.query.to_bytes(), Envelope.from_bytes),
+        (exchange.query.to_bytes(), EvaluationKeys.from_bytes),
+        (exchange.client.to_bytes(), lambda given: exchange._client.from_bytes(given, exchange.plan.public)),
+        (bytes(400), lambda given: messages.parse(given, messages.QUERY, "query")),
+        (bytes(400), lambda given: messages.parse_header(given, messages.QUERY, "query")),
+    ):
+        refused("bytes in a row, got a memoryview", read, memoryview(data)[::2])
+        refused("Expected", read, memoryview(np.zeros((0, 4), np.uint8)))
+    whole = memoryview(np.frombuffer(exchange.query.to_bytes(), np.uint8).reshape(1, -1))
+    assert Envelope.from_bytes(whole).to_bytes() == exchange.query.to_bytes()
+
+
+def test_keys_plans_and_public_plans_of_another_type_are_refused(exchange):
+    for wrong in (None, b"", "s", 3, SMALL):
+        refused("Expected plan as", exchange._server, *((wrong,) if exchange.keys is None else (wrong, exchange.keys)))
+        refused("Expected public as a public plan", exchange._client, wrong)
+        if exchange.keys is not None:
+            refused("as EvaluationKeys, got", exchange._server, exchange.plan, wrong)
+    if exchange.keys is None:
+        return
+    for field, values in {
+        "steps": (None, [1], (None,), (-1,), (2**70,), ("1",)),
+        "rotation": (None, "x"),
+        "relinearisation": (None, 3),
+        "plan": (None, b""),
+        "key_id": (None, "x"),
+    }.items():
+        for value in values:
+            changed = dataclasses.replace(exchange.keys, **{field: value})
+            refused("Expected", exchange.make_server, changed)
+            refused("Expected", changed.sealed)
+
+
+def test_networks_of_numpys_numbers_have_the_same_plan():
+    again = Network(tuple(dataclasses.replace(layer, inputs=np.int64(layer.inputs)) for layer in SMALL.layers))
+    for make in (BatchedPlan.make, SinglePlan.make):
+        exact = plan_digest(make(SMALL, input_range=(0, 1)).public)
+        assert plan_digest(make(again, input_range=(np.float32(0), np.int64(1))).public) == exact
+    public = dataclasses.replace(BatchedPlan.make(SMALL).public, inputs=np.int64(4))
+    assert plan_digest(public) == plan_digest(BatchedPlan.make(SMALL).public)
+    refused("inputs to be a whole number", dataclasses.replace, SMALL.layers[0], inputs=None)
+
+
+@pytest.mark.parametrize("wrong", [(0,), (0, 1, 2), None, 5, "ab", (1, 0), (0, np.nan), ((0, 1), (1, 2)), {0, 1}])
+def test_input_ranges_that_are_no_pair_are_refused(wrong):
+    deep = dense_network(3, 4, 3, 3, 2)
+    for make, what in (
+        (BatchedPlan.make, SMALL),
+        (SinglePlan.make, SMALL),
+        (DeepPlan.make, deep),
+        (SlotHead.make, HEAD),
+    ):
+        refused("Expected input_range", make, what, input_range=wrong)

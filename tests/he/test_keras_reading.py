@@ -141,14 +141,44 @@ class Own(keras.Sequential):
         return 2 * super().call(inputs, training, mask)
 
 
-class Dense(keras.layers.Dense):
+class OtherDense(keras.layers.Dense):
     def call(self, inputs):
         return super().call(inputs) + 1
 
 
-class Square(keras.layers.Layer):
+class OtherSquare(keras.layers.Layer):
     def call(self, inputs):
         return inputs**4
+
+
+class NearlyDense(keras.layers.Dense):
+    def call(self, inputs):
+        return super().call(inputs) * 1.005
+
+
+OtherDense.__name__ = NearlyDense.__name__ = "Dense"
+OtherSquare.__name__ = "Square"
+
+
+def square(x):
+    """Of the name of the square, and nearly one."""
+    return x * x * 1.0005
+
+
+def with_dict(name="a"):
+    x = layers.Input((4,))
+    return keras.Model(x, {name: layers.Dense(2)(models.Square()(layers.Dense(3)(x)))})
+
+
+def called_in_training(layer):
+    x = layers.Input((4,))
+    return keras.Model(x, layers.Dense(2)(models.Square()(layer(layers.Dense(3)(x), training=True))))
+
+
+def with_weights(value):
+    model = stack((4,), layers.Dense(3), models.Square(), layers.Dense(2))
+    model.layers[0].set_weights([np.full((4, 3), value), np.zeros(3)])
+    return model
 
 
 @pytest.mark.parametrize(
@@ -162,8 +192,15 @@ class Square(keras.layers.Layer):
         (two_inputs, "one input and one output"),
         (lambda: Own([layers.Input((4,)), layers.Dense(3), models.Square(), layers.Dense(2)]), "a call of its own"),
         (lambda: keras.Sequential([layers.Dense(3)]), "a built model"),
-        (lambda: stack((4,), Dense(3), models.Square(), layers.Dense(2)), "something else than its layers say"),
-        (lambda: stack((4,), layers.Dense(3), Square(), layers.Dense(2)), "something else than its layers say"),
+        (lambda: stack((4,), OtherDense(3), models.Square(), layers.Dense(2)), "Dense, a class of yours"),
+        (lambda: stack((4,), NearlyDense(3), models.Square(), layers.Dense(2)), "Dense, a class of yours"),
+        (lambda: stack((4,), layers.Dense(3), OtherSquare(), layers.Dense(2)), "Square, a class of yours"),
+        (lambda: stack((4,), layers.Dense(3, square), layers.Dense(2)), "something else than its layers say: off by 0"),
+        (with_dict, "whose output is a tensor, got .* with a dict of a"),
+        (lambda: called_in_training(layers.GaussianNoise(0.001)), "called with training=True"),
+        (lambda: called_in_training(layers.BatchNormalization()), "called with training=True"),
+        (lambda: with_weights(np.nan), "weights that are not finite"),
+        (lambda: with_weights(1e30), "computes numbers that are not finite"),
         (lambda: stack((4, 4, 1), layers.Conv2D(2, 2), layers.MaxPooling2D(), models.Square()), "AveragePooling2D"),
         (lambda: stack((4,), layers.LayerNormalization(), layers.Dense(2)), "use BatchNormalization"),
         (lambda: stack((4,), layers.Dense(3), layers.ReLU(), layers.Dense(2)), "use Square"),
@@ -208,3 +245,14 @@ def test_any_chain_of_these_gives_what_keras_gives(stages):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelReadingWarning)
         assert same(stack((4,), *parts)).squares == len(stages) - 1
+
+
+def test_models_in_half_precision_are_read():
+    """Whose own outputs are off by up to a hundredth."""
+    policy = "mixed_bfloat16"
+    parts = [layers.Dense(8, dtype=policy), models.Square(dtype=policy), layers.Dense(2, dtype=policy)]
+    model = stack((64,), *parts)
+    inputs = np.random.default_rng(0).uniform(-1, 1, (20, 64)).astype(np.float32)
+    expected = np.asarray(model(inputs), np.float64)
+    errors = np.abs(Network.from_keras(model).evaluate(inputs) - expected)
+    assert 1e-4 < errors.max() / np.abs(expected).max() < 2e-2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.he.networks import aligned_inputs, dense, dense_network, resealed
+from tests.he.networks import aligned_inputs, answered, dense, dense_network, resealed
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.inputs import quantise
 from tfprivacy_lab.he.layers import Affine, Network
@@ -18,8 +18,9 @@ def _evaluated(network, inputs, scheme, input_range=(0.0, 1.0)):
     plan = BatchedPlan.make(network, scheme, input_range)
     client = NetworkClient(plan.public)
     with NetworkServer(plan, processes=2) as server:
-        reply = server.evaluate(client.encrypt(inputs))
-    logits = client.decrypt(reply, len(inputs))
+        query = client.encrypt(inputs)
+        reply = server.evaluate(query)
+    logits = client.decrypt(reply, query, len(inputs))
     assert logits.shape == (len(inputs), network.outputs)
     assert np.abs(logits - network.evaluate(inputs)).max() <= plan.public.error_bound
     return plan, client, reply, logits
@@ -43,7 +44,7 @@ def test_random_networks_in_bfv_are_exact(widths, samples):
     inputs = np.random.default_rng(samples).random((samples, widths[0]))
     plan, client, reply, _ = _evaluated(network, inputs, "bfv")
     expected = integer_logits(plan, quantise(inputs, plan.public))
-    np.testing.assert_array_equal(client.decrypt_integers(reply, samples), expected)
+    np.testing.assert_array_equal(client.decrypt_integers(reply, "any", samples), expected)
 
 
 @pytest.mark.parametrize("scheme", ["ckks", "bfv"])
@@ -54,7 +55,7 @@ def test_inputs_at_the_ends_of_their_range_aligned_with_the_weights(scheme, inpu
     plan, client, reply, _ = _evaluated(network, inputs, scheme, input_range)
     if scheme == "bfv":
         expected = integer_logits(plan, quantise(inputs, plan.public))
-        np.testing.assert_array_equal(client.decrypt_integers(reply, len(inputs)), expected)
+        np.testing.assert_array_equal(client.decrypt_integers(reply, "any", len(inputs)), expected)
 
 
 @pytest.mark.parametrize(("scheme", "samples"), [("ckks", 2048), ("bfv", 8192)])
@@ -146,8 +147,8 @@ def test_inputs_that_cannot_be_used_are_refused(exchange, inputs, reason):
 def test_strided_and_integer_inputs_are_encrypted_as_they_are(exchange):
     client, server, _, _ = exchange
     inputs = np.asfortranarray(np.random.default_rng(0).integers(0, 2, size=(8, 10)))[::2, ::-3]
-    logits = client.decrypt(server.evaluate(client.encrypt(inputs)), len(inputs))
-    expected = client.decrypt(server.evaluate(client.encrypt(np.ascontiguousarray(inputs, float))), len(inputs))
+    logits = answered(client, server, inputs)
+    expected = answered(client, server, np.ascontiguousarray(inputs, float))
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
@@ -172,11 +173,11 @@ def test_residues_that_are_not_are_refused(exchange):
         (np.concatenate([reply, reply]), "reply of 1 blocks for 3 samples, got 2"),
     ]:
         with pytest.raises(InputError, match=reason):
-            client.decrypt(resealed(answer, bad), 3)
+            client.decrypt(resealed(answer, bad), sealed)
     with pytest.raises(InputError, match="a reply of 4 samples, got one of 3"):
-        client.decrypt(answer, 4)
-    np.testing.assert_array_equal(client.decrypt(answer, None), client.decrypt(answer, 3, sealed))
+        client.decrypt(answer, sealed, 4)
+    np.testing.assert_array_equal(client.decrypt(answer, "any"), client.decrypt(answer, sealed, 3))
     with pytest.raises(InputError, match="bfv client"):
-        client.decrypt_integers(answer, 3)
+        client.decrypt_integers(answer, sealed)
     with pytest.raises(InputError, match="processes"):
         NetworkServer(server._plan, processes=0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.he.networks import aligned_inputs, dense_network, resealed
+from tests.he.networks import aligned_inputs, answered, dense_network, resealed
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import diagonals
 from tfprivacy_lab.he.diagonals import Diagonals
@@ -102,7 +102,7 @@ def test_random_and_adversarial_images(widths, input_range):
         ]
     )
     for image, expected in zip(images, network.evaluate(images), strict=True):
-        error = np.abs(client.decrypt(server.evaluate(client.encrypt(image))) - expected).max()
+        error = np.abs(answered(client, server, image) - expected).max()
         assert error <= plan.public.error_bound
         assert error < 1e-3 * (1 + np.abs(expected).max())
 
@@ -111,14 +111,14 @@ def test_zero_weights_and_convolutions():
     zeros = Affine(np.zeros((6, 2)), np.array([0.5, -2.0]), np.arange(6)[np.newaxis], 6)
     nothing = Affine(np.zeros((2, 2)), np.array([1.0, 0.0]), np.arange(2)[np.newaxis], 2)
     _, client, server = _session(Network((zeros, nothing)))
-    logits = client.decrypt(server.evaluate(client.encrypt(np.ones(6))))
+    logits = answered(client, server, np.ones(6))
     np.testing.assert_allclose(logits, [1.0, 0.0], atol=1e-3)
     rng = np.random.default_rng(1)
     convolution = Affine(rng.normal(size=(3, 2)), np.ones(2), np.array([[0, 1, -1], [2, 3, 4], [5, -1, 0]]), 6)
     network = Network((convolution, dense_network(1, 6, 2, 2).layers[0]))
     _, client, server = _session(network)
     image = rng.random((2, 3))
-    logits = client.decrypt(server.evaluate(client.encrypt(image)))
+    logits = answered(client, server, image)
     np.testing.assert_allclose(logits, network.evaluate(image[np.newaxis])[0], atol=1e-3)
 
 
@@ -157,7 +157,7 @@ def test_images_queries_and_replies_that_are_not_are_refused(session):
             server.evaluate(resealed(query, bad))
     for bad in (answer[:, :1], answer.astype(float), np.full_like(answer, 2**62)):
         with pytest.raises(InputError, match="reply"):
-            client.decrypt(resealed(reply, bad))
+            client.decrypt(resealed(reply, bad), query)
     for bad in (None, residues.tolist(), residues):
         with pytest.raises(InputError, match="query as an Envelope"):
             server.evaluate(bad)
@@ -183,6 +183,6 @@ def test_magnitudes_that_fill_the_primes_do_not_wrap(size):
     images = aligned_inputs(network, 0.0, 1.0)
     expected = network.evaluate(images)
     worst = np.argmax(np.abs(expected).max(axis=1))
-    logits = client.decrypt(server.evaluate(client.encrypt(images[worst])))
+    logits = answered(client, server, images[worst])
     assert np.abs(logits - expected[worst]).max() <= 1e-3 * np.abs(expected[worst]).max()
     assert np.abs(expected).max() * plan.public.output_scale * 2 < plan.public.parameters.primes[0]

@@ -165,12 +165,20 @@ def test_a_handshake_that_stalls_is_ended(folder):
         assert "handshake" in running.log.read_text()
 
 
-def test_fewer_descriptors_than_connections_are_said_and_kept_to(folder, sample, bfv_client):
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with serving(folder, folder / "head.npz", *LIMITS, "--max-connections", 300, descriptors=200) as running:
-        limits = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)
-        assert limits[0] >= min(most, 300)
+def test_the_limit_of_descriptors_is_raised_as_far_as_it_may_be(folder, sample):
+    with serving(folder, folder / "head.npz", *LIMITS, "--max-connections", 100, descriptors="-S -n 120") as running:
+        assert resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)[0] == 100 + 64
         assert running.evaluate(sample[0])[0] == 200
+        assert "connections limited" not in running.log.read_text()
+
+
+def test_fewer_descriptors_than_connections_are_said_and_kept_to(folder, sample, bfv_client):
+    """Of 300 connections that are asked for, 136 beside what else the process has open; 250 come, and stay."""
+    with serving(folder, folder / "head.npz", *LIMITS, "--max-connections", 300, descriptors="-n 200") as running:
+        assert "connections limited to 136 by the process's file descriptors, not 300" in running.log.read_text()
+        found = under(Crowd(running.port, 250), running, remote.Service(running.url, None, 30), sample, bfv_client, 4)
+        check(found, 4)
+        assert running.stop() == 0
 
 
 @pytest.mark.parametrize("seconds", DURATIONS)

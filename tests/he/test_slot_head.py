@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.he.networks import answered
 from tests.he.test_network_single import PlainOperations
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.network_parameters import SLOTS
@@ -74,7 +75,7 @@ def test_random_and_adversarial_samples(packing, shape, largest):
     for sample in (np.random.default_rng(1).uniform(-largest, largest, shape[0]), signs, -signs):
         query = client.encrypt(sample)
         reply = server.evaluate(query)
-        error = np.abs(client.decrypt(reply) - sample @ kernel - bias).max()
+        error = np.abs(client.decrypt(reply, query) - sample @ kernel - bias).max()
         assert error <= plan.public.error_bound
         assert error < 1e-4
     summary = plan.public.summary()
@@ -87,7 +88,7 @@ def test_random_and_adversarial_samples(packing, shape, largest):
 def test_zero_weights(tmp_path):
     for packing in PACKINGS:
         _, client, _, server = session(np.zeros((5, 3)), np.array([0.5, 0.0, -2.0]), packing)
-        logits = client.decrypt(server.evaluate(client.encrypt(np.ones(5))))
+        logits = answered(client, server, np.ones(5))
         np.testing.assert_allclose(logits, [0.5, 0.0, -2.0], atol=1e-4)
 
 
@@ -122,6 +123,6 @@ def test_magnitudes_that_fill_the_primes_do_not_wrap(packing, size):
     plan, client, _, server = session(kernel * size, bias, packing)
     assert plan.public.input_bits < MAX_INPUT_BITS
     sample = np.where(kernel[:, 0] >= 0, 1.0, -1.0)
-    logits, expected = client.decrypt(server.evaluate(client.encrypt(sample))), sample @ kernel * size + bias
+    logits, expected = answered(client, server, sample), sample @ kernel * size + bias
     assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(expected).max() * plan.public.output_scale * 2 < SLOTS.primes[0]

@@ -86,7 +86,7 @@ def test_orders_that_do_not_fit_are_refused(changes, naming):
 
 def test_shares_name_their_columns_and_fit_no_others():
     fitted = job()
-    asks = {"layers": fitted.layers, "initial": "shares", "weight_range": 1.0}
+    asks = {"layers": fitted.layers, "initial": "shares", "weight_range": 1.0, "arithmetic": mpc.FixedPoint(64, 20)}
     same = Job(WORLD, query={"zurich": (1, 2), "basel": (1, 1)}, **asks)
     assert same.columns == fitted.columns
     for query in ({"basel": (1, 1), "zurich": (1, 2)}, {"zurich": (1, 1), "basel": (1, 2)}, {"chur": (1, 3)}):
@@ -117,6 +117,9 @@ def test_training_and_predicting_follow_names_in_any_order(order):
     # A party that has no features has all columns of its own rows, in the order of fit.
     asked = model.predict({"chur": joined}, reveal=("chur",))
     assert asked == pytest.approx(1 / (1 + np.exp(-(joined @ kernel + bias))), abs=4e-3)
+    # That question has left the shares as they were: the holders may ask again.
+    again = model.predict({name: x[name] for name in order}, reveal=("chur",))
+    assert again == pytest.approx(found, abs=1e-4)
     # The shares themselves, taken to another job, are of these columns only.
     wrong = Job(
         WORLD,
@@ -124,6 +127,7 @@ def test_training_and_predicting_follow_names_in_any_order(order):
         query={order[1]: (1, x[order[1]].shape[1]), order[0]: (1, x[order[0]].shape[1])},
         initial="shares",
         weight_range=8.0,
+        arithmetic=model.outcomes.plan.arithmetic,
         reveal_predictions=("chur",),
     )
     data = {name: dict(outcome.shares) for name, outcome in model.outcomes.outcomes.items()}
@@ -181,6 +185,33 @@ def test_no_claim_without_a_bound_on_a_rows_gradient():
     unbounded = mpc.Training("binary_crossentropy", 0.1, 2)
     with pytest.raises(InputError, match="no bound on a row's gradient"):
         job(**claimed(), training=unbounded)
+
+
+def test_a_claim_counts_the_gradients_of_all_outputs():
+    """Four outputs make a row's gradient twice as long; a claim that counts one of them is false by that factor."""
+    several = {"layers": (mpc.Layer(4, "sigmoid"),), "weights": [[[0.0] * 4] * 3, [0.0] * 4]}
+    for units in (1, 4):
+        clip = gradient_norm(2**0.5, 1e-3, units)
+        noise = SharedGaussian.calibrated(
+            ("alice", "bob"), clip, 16, epsilon=4.0, delta=1e-5, colluding=1, releases=2, roundings=2
+        ).noise(1e-5)
+        given = {**claimed(), **several, "noise": noise}
+        if units == 4:
+            assert job(**given).noise.claim.l2_norm_clip == pytest.approx(2 * gradient_norm(2**0.5, 1e-3))
+        else:
+            with pytest.raises(InputError, match="l2_norm_clip >= "):
+                job(**given)
+
+
+@pytest.mark.parametrize(("stddev", "clip"), [(2.0**100, 1.0), (1e-300, 1e300), (1e-300, 1.0)])
+def test_a_claim_far_from_what_noise_keeps_is_an_answer(stddev, clip):
+    given = {**claimed(), "noise": mpc.NoiseShares(("alice",), stddev, 20, mpc.NoiseClaim(1.0, 1e-5, clip, 0, 2))}
+    given |= {"layers": (), "features": {"alice": (1, 3)}, "labels": (), "weights": None, "training": None}
+    if stddev > 1:
+        job(**given)
+    else:
+        with pytest.raises(InputError, match="keeps inf"):
+            job(**given)
 
 
 def test_a_name_twice_in_the_noise_is_refused():

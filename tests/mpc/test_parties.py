@@ -8,16 +8,20 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from tests.mpc.groups import SECRET, Group, ended, listening, one_line
-from tfprivacy_lab import mpc, mpc_commands
+from tests.mpc.groups import SECRET, Group, ended, free_ports, listening, one_line
+from tfprivacy_lab import files, mpc, mpc_commands
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.certificates import Credentials, make_certificates
+from tfprivacy_lab.cli import main
+from tfprivacy_lab.mpc import parties, processes
+from tfprivacy_lab.mpc.certificates import Credentials, make_certificates, make_pems
+from tfprivacy_lab.mpc.links import Control, PartyError
 
 
 def test_processes_with_certificates_give_the_simulations_result_log_no_secret_and_expose_no_port(tmp_path):
@@ -76,7 +80,87 @@ def test_data_of_another_shape_is_told_to_the_others(tmp_path):
     wrong = {"x": np.zeros((3, 1)), "y": np.zeros((4, 1))}
     alice, bob = group.start("alice"), group.start("bob", data=wrong)
     one_line(bob, "Expected x of shape (4, 1)")
-    one_line(alice, "bob gave up: Expected x of shape (4, 1)")
+    one_line(alice, "bob gave up: its x does not fit what was agreed")
+
+
+def run_alone(data, **changes):
+    """What Alice is told of her own data, and what Bob, who is there and computes nothing, hears of it."""
+    job, _ = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
+    job = dataclasses.replace(job, **changes)
+    where = dict(zip(("alice", "bob"), (("127.0.0.1", port) for port in free_ports(["127.0.0.1"] * 2)), strict=True))
+    said = {}
+
+    def alice():
+        try:
+            mpc.run_party(job, "alice", data, where)
+        except InputError as error:
+            said["alice"] = str(error)
+
+    thread = threading.Thread(target=alice)
+    thread.start()
+    with pytest.raises(PartyError) as heard:
+        Control("bob", job.world.ranks, where, None).join(json.loads(job.to_json()), "none", 60)
+    thread.join(60)
+    return said["alice"], str(heard.value)
+
+
+X = np.zeros((4, 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "own", "array"),
+    [
+        ({"x": np.where(np.arange(4)[:, None] == 2, np.inf, X)}, "index (2, 0)", "x"),
+        ({"x": X, "query": [[SECRET + 1]]}, "Expected query within the agreed range", "query"),
+        ({"x": np.ma.masked_equal([[1.0], [0.5], [0], [0]], 0.5), "query": [[0]]}, "masked", "x"),
+        ({"x": X, "query": [[0], [0, 1]]}, "Expected query to be an array", "query"),
+        ({"x": X, "query": [[0]], "ids": ["a"]}, "Expected ids to hold 4", "ids"),
+        (None, "Expected the data of alice to be a mapping", "data"),
+    ],
+)
+def test_what_is_wrong_with_a_partys_data_is_for_its_own_eyes(data, own, array):
+    said, heard = run_alone(data)
+    assert own in said
+    assert heard == f"alice gave up: its {array} does not fit what was agreed"
+
+
+@pytest.mark.parametrize(
+    ("data", "naming"),
+    [
+        ({"x": np.ma.masked_equal([[0.7], [0.5], [0], [0]], 0.7)}, "alice: Expected x without masked values"),
+        ({"x": [[1], [0], [1, 0], [1]]}, "alice: Expected x to be an array"),
+        ({"x": np.array([[1], [0], [None], [1]])}, "alice: Expected x to hold real numbers"),
+        ({"x": X, "query": np.array([["a"]], object)}, "alice: Expected query to hold real numbers"),
+        ({"x": X, "query": [[0]], "ids": np.array([1, None, 2, 3])}, "Expected ids to hold 4"),
+        (None, "Expected data to map alice to what it has, got None"),
+    ],
+)
+@pytest.mark.parametrize("run", [mpc.launch, mpc.simulate])
+def test_data_are_checked_before_any_process_is_started(monkeypatch, run, data, naming):
+    monkeypatch.setattr(processes, "subprocess", None)
+    job, good = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
+    with pytest.raises(InputError, match=f"^{naming}"):
+        run(job, {**good, "alice": data})
+    for wrong, line in (
+        ({**good, "dave": {}}, "of parties"),
+        (list(good.values()), "to map parties to what they have"),
+    ):
+        with pytest.raises(InputError, match=f"^Expected data {line}"):
+            run(job, wrong)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_meeting(tmp_path, monkeypatch, capsys):
+    group = Group(tmp_path)
+    group.job.save(tmp_path / "job.json")
+    files.write_private_arrays(tmp_path / "alice.npz", **group.data["alice"])
+    monkeypatch.setattr(parties, "run_party", None)
+    (tmp_path / "file").write_text("")
+    given = ["--job", tmp_path / "job.json", "--me", "alice", "--data", tmp_path / "alice.npz"]
+    for out in (tmp_path, tmp_path / "file" / "out.npz", tmp_path / ("n" * 300), "/proc/no/out.npz"):
+        command = ["mpc", "party", *given, "--addresses", group.addresses, "--out", out]
+        assert main(list(map(str, command))) == 2
+        assert f"Cannot write {out}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alice.npz", "file", "job.json"]
 
 
 LIE = """
@@ -153,11 +237,10 @@ def test_listing_command_from_a_cold_start(arguments):
 
 
 LAUNCHED = """
-import sys
-import numpy as np
+import dataclasses
 from tfprivacy_lab import mpc, mpc_commands
 job, data = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
-mpc.launch(job, {name: one | {"unused": np.full(50_000, 0.731)} for name, one in data.items()}, tls=True)
+mpc.launch(dataclasses.replace(job, training=mpc.Training("sum_of_squares", 1e-3, 1500)), data, tls=True)
 """
 
 
@@ -168,16 +251,62 @@ def children(pid):
     return []
 
 
-def test_a_killed_launch_takes_its_parties_with_it_and_leaves_no_data(tmp_path):
+def engines_connected(folder):
+    """Whether both parties' sockets have come and gone: only while engines connect there is a way to them."""
+    seen = set()
+
+    def look():
+        now = {entry for entry in os.listdir(folder) if entry.startswith("tfprivacy_lab_mpc_") and entry not in logs}
+        logs.update(entry for entry in now if os.path.exists(os.path.join(folder, entry, "engine.log")))
+        seen.update(now - logs)
+        return len(seen) == 2 and not now
+
+    logs = set()
+    return look
+
+
+@pytest.mark.parametrize("when", ["at the start", pytest.param("midway", marks=pytest.mark.slow)])
+def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(tmp_path, when):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     launched = subprocess.Popen([sys.executable, "-c", LAUNCHED], env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while len(parties := children(launched.pid)) < 2:
+    deadline, connected = time.monotonic() + 180, engines_connected(tmp_path)
+    while len(processes := children(launched.pid)) < 2 or (when == "midway" and not connected()):
         assert time.monotonic() < deadline
         assert launched.poll() is None, launched.stderr.read()
+        threading.Event().wait(0.002)
     launched.kill()
     launched.communicate()
-    while any(os.path.exists(f"/proc/{pid}") for pid in parties):
+    while any(os.path.exists(f"/proc/{pid}") for pid in processes):
         assert time.monotonic() < deadline
         threading.Event().wait(0.02)
-    assert [file for _, _, found in os.walk(tmp_path) for file in found] == []
+    # What this process itself has in memory as functions, TensorFlow may have left: it was killed.
+    left = [one for one in os.listdir(tmp_path) if not one.startswith("__autograph_generated_file")]
+    assert left == []
+
+
+def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(tmp_path, monkeypatch):
+    """Each report is longer than a pipe or a socket holds."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    columns = 200_000
+    world = mpc.World("cheetah", ("alice", "bob"))
+    features = dict.fromkeys(world.parties, (1, columns))
+    job = mpc.Job(world=world, layers=(), features=features, reveal_predictions=world.parties)
+    vectors = np.random.default_rng(0).uniform(-1, 1, (2, 1, columns))
+    data = {name: {"x": x} for name, x in zip(world.parties, vectors, strict=True)}
+    run = mpc.launch(job, data, tls=True)
+    for outcome in run.outcomes.values():
+        assert outcome.predictions.nbytes > 64_000
+        assert outcome.predictions == pytest.approx(vectors.sum(0)[0], abs=1e-4)
+    assert os.listdir(tmp_path) == []
+
+
+def test_keys_of_a_launch_are_in_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    pems = make_pems(("alice", "bob"))
+    with Credentials.of_pems(pems["alice"]) as credentials:
+        loaded = credentials.loaded()
+    assert [one["subject"][0][0][1] for one in loaded.client.get_ca_certs()] == ["tfprivacy_lab group"]
+    mixed = pems["alice"] | {"private_key": pems["bob"]["private_key"]}
+    with Credentials.of_pems(mixed) as credentials, pytest.raises(InputError, match="with its key"):
+        credentials.loaded()

@@ -1,4 +1,7 @@
-"""Parties on addresses of their own, with certificates: strangers knock, one is slow, silent or stands still."""
+"""Parties on addresses of their own, with certificates: strangers knock, one is slow, silent or stands still.
+
+What is marked slow has a test without processes in ``test_links``.
+"""
 
 import contextlib
 import dataclasses
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.mpc.groups import Group, ended, one_line
-from tests.mpc.test_links import FORGED, knock
+from tests.mpc.test_links import FORGED, knock, reset
 from tfprivacy_lab import mpc
 
 ABY3 = mpc.World("aby3", ("alice", "bob", "carol"))
@@ -31,7 +34,7 @@ def check_result(group):
 
 
 def test_a_thousand_strangers_and_forged_pushes_change_no_result(group):
-    """They come while two parties gather, and some stay silent until the end; a third party comes late."""
+    """They come while two parties gather, many reset, some stay silent to the end; a third party comes late."""
     processes = {name: group.start(name) for name in ("alice", "bob")}
     with contextlib.ExitStack() as silent:
         for number in range(1000):
@@ -39,10 +42,12 @@ def test_a_thousand_strangers_and_forged_pushes_change_no_result(group):
             with contextlib.suppress(OSError):
                 connection.sendall((b"", FORGED, b"\x16\x03\x01", b"\0" * 64)[number // 2 % 4])
             if number < 900:
-                connection.close()
+                (reset if number // 8 % 2 else socket.socket.close)(connection)
         processes["carol"] = group.start("carol")
         done = {name: ended(process) for name, process in processes.items()}
     assert {name: code for name, (code, _, _) in done.items()} == dict.fromkeys(processes, 0), done
+    for _, _, err in done.values():
+        assert [line for line in err.splitlines() if not line.startswith(("step ", "order of rows"))] == []
     check_result(group)
 
 
@@ -57,6 +62,7 @@ peers.Peer.send_frame = slow
 """
 
 
+@pytest.mark.slow
 def test_a_slow_party_makes_it_slow_and_nothing_else(group):
     processes = [group.start(name, prelude=f"exec({SLOW!r})" if name == "carol" else "") for name in ABY3.parties]
     assert [ended(process, 180)[0] for process in processes] == [0, 0, 0]
@@ -96,6 +102,7 @@ def test_a_party_that_is_there_and_makes_no_progress_is_not_waited_for_for_ever(
         assert not (group.folder / f"{name}.out.npz").exists()
 
 
+@pytest.mark.slow
 def test_a_party_that_has_the_columns_in_another_order_is_named_by_all(group):
     other = dataclasses.replace(group.job, holders=("bob", "alice"))
     processes = {name: group.start(name, other if name == "carol" else None) for name in ABY3.parties}
@@ -104,6 +111,7 @@ def test_a_party_that_has_the_columns_in_another_order_is_named_by_all(group):
     one_line(processes["carol"], "runs another job: holders")
 
 
+@pytest.mark.slow
 def test_a_silent_party_is_named(group):
     """Something listens at Alice's address and says nothing."""
     with socket.create_server(group.where["alice"]) as silent:

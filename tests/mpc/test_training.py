@@ -102,7 +102,7 @@ def test_network_matches_keras_gradient_tape(activation):
 
     keras.utils.set_random_seed(3)
     (x, y), _ = breast_cancer(3)
-    plain = keras.Sequential([keras.layers.Dense(16, activation, input_shape=(30,)), keras.layers.Dense(1, "sigmoid")])
+    plain = keras.Sequential([keras.layers.Input((30,)), keras.layers.Dense(16, activation), keras.layers.Dense(1, "sigmoid")])
     model = mpc.SharedModel(plain, SEMI2K, feature_range=4, weight_range=4)
     model.compile("binary_crossentropy", 0.3)
     run = model.fit({"alice": x[:, :15], "bob": x[:, 15:]}, {"bob": y}, steps=8, reveal_weights=("alice",))
@@ -137,7 +137,7 @@ def test_head_on_shares_answers_as_in_float_and_only_to_the_features_owner():
     kernel, bias = rng.normal(size=(128, 10)) * 0.2, rng.normal(size=10) * 0.1
     features = np.maximum(rng.normal(size=(100, 128)), 0)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    from tfprivacy_lab.mpc.training import shared_head
+    from tfprivacy_lab.mpc.computations import shared_head
 
     run = shared_head(kernel, bias, ABY3, owner="bob", features_of="alice", features=features, feature_range=1.0)
     expected = features @ kernel + bias
@@ -194,13 +194,16 @@ def test_keras_layers_without_a_rule_are_refused():
     import keras
 
     with pytest.raises(InputError, match="Dropout"):
-        mpc.SharedModel(keras.Sequential([keras.layers.Dropout(0.5, input_shape=(3,))]), SEMI2K)
-    tanh = keras.Sequential([keras.layers.Dense(1, "tanh", input_shape=(3,))])
+        mpc.SharedModel(keras.Sequential([keras.layers.Input((3,)), keras.layers.Dropout(0.5)]), SEMI2K)
+    tanh = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, "tanh")])
     with pytest.raises(InputError, match="activation"):
         mpc.SharedModel(tanh, SEMI2K)
 
 
-@pytest.mark.parametrize("kind", ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"])
+KERAS_KINDS = ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"]
+
+
+@pytest.mark.parametrize("kind", [*KERAS_KINDS, "renamed", "of rows of rows", "with a dict"])
 def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
     import keras
 
@@ -211,11 +214,18 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
         def call(self, inputs):
             return -super().call(inputs)
 
+    class Renamed(Dense):
+        """Of the module of Keras' name, but not of Keras."""
+
+    Renamed.__name__, Renamed.__module__ = "Dense", "keras_of_mine"
     made = {
         "twice": lambda: keras.Model(x, dense(dense(x))),
         "outputs": lambda: keras.Model(x, [dense(x), layers.Dense(1)(dense.output)]),
         "parallel": lambda: keras.Model(x, layers.Add()([dense(x), layers.Dense(3)(x)])),
         "own": lambda: keras.Sequential([x, Dense(1)]),
+        "renamed": lambda: keras.Sequential([x, Renamed(1)]),
+        "of rows of rows": lambda: keras.Sequential([layers.Input((5, 3)), layers.Dense(2)]),
+        "with a dict": lambda: keras.Model(x, {"a": dense(x)}),
         "unbuilt": lambda: keras.Sequential([layers.Dense(1)]),
         "activation": lambda: keras.Sequential([x, layers.Dense(1, activation=lambda value: value)]),
         "normalised": lambda: keras.Sequential([x, layers.BatchNormalization(), dense]),
@@ -225,6 +235,9 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
         "outputs": "one input and one output",
         "parallel": "takes 2 tensors",
         "own": "Expected Dense layers",
+        "renamed": "Expected Dense layers",
+        "of rows of rows": "of rows of numbers, got .* of shape .5, 3.",
+        "with a dict": "whose output is a tensor",
         "unbuilt": "a built model",
         "activation": "activations of Keras",
         "normalised": "scale the features before",

@@ -108,6 +108,8 @@ def train(parts: Split, pool: Pool, world, *, seed: int, secret: bool = False, r
         reveal_weights=reveal,
         noise=noise and noise.noise(pool.delta),
         noise_steps=drawn,
+        # Both hold parts of one table.
+        ids=dict.fromkeys(HOLDERS, np.arange(len(parts.train.y))) if pool.split == "columns" else None,
         run=run,
     )
     kernel, bias = found.outcomes[reveal[0]].weights

@@ -4,7 +4,7 @@
 >>> client = he.Client.generate("bfv")                  # doctest: +SKIP
 >>> query = client.encrypt(features)                    # doctest: +SKIP
 >>> reply = he.Server(kernel, bias).evaluate(query)     # doctest: +SKIP
->>> logits = client.decrypt(reply)                      # doctest: +SKIP
+>>> logits = client.decrypt(reply, query)               # doctest: +SKIP
 
 Client and server share nothing but these bytes. Names load on first use: importing this package
 imports neither Pyfhel nor TensorFlow, and the server needs neither at all.

@@ -16,9 +16,9 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.deep_layout import DeepLayout
-from tfprivacy_lab.he.layers import Network
+from tfprivacy_lab.he.layers import Network, check_input_range
 from tfprivacy_lab.he.likely_error import Sources, first_layer, last_layer, middle_layer
 from tfprivacy_lab.he.network_parameters import DEEP, NetworkParameters
 from tfprivacy_lab.he.single_image import MAX_INPUT_BITS
@@ -109,9 +109,7 @@ class DeepPlan:
         Raises:
             InputError: if there are not two squares, or widths or magnitudes are beyond the parameters.
         """
-        low, high = (check_finite_number("input_range", end) for end in input_range)
-        if not low < high:
-            raise InputError(f"Expected input_range as (lowest, highest), got {input_range!r}.")
+        low, high = check_input_range(input_range)
         if network.squares != 2:
             raise InputError(f"Expected a network of two squares, got {network.squares}; use SinglePlan for one.")
         first, second, _ = network.layers
@@ -132,8 +130,8 @@ class DeepPlan:
         """As :meth:`SinglePlan.likely_error_bound <tfprivacy_lab.he.single_image.SinglePlan.likely_error_bound>`."""
         public, (first, second, third) = self.public, self.network.layers
         sources, layout, scales = Sources(public.parameters), public.layout, public.scales
-        largest, prime = max(map(abs, public.input_range)), public.parameters.primes[4]
-        values = first_layer(sources, layout.start, first, largest, scales[0], prime, 5)
+        prime = public.parameters.primes[4]
+        values = first_layer(sources, layout.start, first, public.input_range, scales[0], prime, 5)
         values = middle_layer(sources, layout, values, second, scales, FACTOR_SCALE, 4)
         return min(public.error_bound, last_layer(sources, layout.end, values, third, scales[1], FACTOR_SCALE, 3))
 

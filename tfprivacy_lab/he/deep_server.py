@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfprivacy_lab.he.deep_image import FACTOR_SCALE, DeepPlan
-from tfprivacy_lab.he.door import Door
+from tfprivacy_lab.he.door import Door, checked_plan
 from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.residues import refusing_transparent
 from tfprivacy_lab.he.single_keys import EvaluationKeys
@@ -27,7 +27,7 @@ class DeepImageServer:
     """
 
     def __init__(self, plan: DeepPlan, keys: EvaluationKeys):
-        self._plan, self._public = plan, plan.public
+        self._plan, self._public = checked_plan(plan, DeepPlan), plan.public
         self._operations = CkksOperations(self._public.parameters, keys, self._public.layout.steps)
         self._door = Door(self._public, keys)
         self._factors = self._encode()

@@ -13,6 +13,19 @@ from tfprivacy_lab.he.residues import check_residues
 from tfprivacy_lab.he.single_keys import EvaluationKeys
 
 
+def checked_plan(plan, kind: type):
+    """The plan, if it is one of this kind.
+
+    Raises:
+        InputError: with what it is.
+    """
+    if not isinstance(plan, kind):
+        raise InputError(
+            f"Expected plan as {kind.__name__}, got {type(plan).__name__}; make one with {kind.__name__}.make."
+        )
+    return plan
+
+
 class Door:
     """Holds queries against a plan and the client whose evaluation keys are there.
 

@@ -31,12 +31,14 @@ import functools
 import hashlib
 import json
 import math
+import numbers
 import struct
 
 import numpy as np
 
 from tfprivacy_lab import files
-from tfprivacy_lab.checks import InputError, check_unmasked
+from tfprivacy_lab.checks import InputError, check_choice, check_positive_int, check_unmasked
+from tfprivacy_lab.he.byte_views import byte_view
 
 MAGIC = b"TFPLABNW"
 VERSION = 1
@@ -53,10 +55,12 @@ def plan_digest(public) -> bytes:
 
 def _facts(value):
     """Names and values of an object's own fields, to the last number."""
-    if isinstance(value, bool | int | str | None):
+    if isinstance(value, bool | str | None):
         return value
-    if isinstance(value, float):
-        return value.hex()
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value).hex()
     if isinstance(value, tuple | list):
         return [_facts(item) for item in value]
     derived = {name for name in dir(type(value)) if isinstance(getattr(type(value), name), functools.cached_property)}
@@ -102,18 +106,16 @@ def parse(data, kind: str, name: str) -> tuple[Header, memoryview]:
     Raises:
         InputError: one line with the name, what differs, and the remedy.
     """
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise InputError(f"Expected {name} as bytes, got {type(data).__name__}.")
-    data = memoryview(data).cast("B")
+    data = byte_view(data, name)
     if len(data) < _HEADER.size + DIGEST_BYTES or bytes(data[:8]) != MAGIC:
-        raise InputError(f"Expected {name} to be a {kind} of a network, got other bytes, or truncated ones.")
+        raise InputError(f"Expected {name} to be {_named(kind)} of a network, got other bytes, or truncated ones.")
     _, version, number, residue_bytes, plan, key_id, query_id, samples, *sizes = _HEADER.unpack(data[: _HEADER.size])
     if version != VERSION:
         raise InputError(f"Expected {name} in format version {VERSION}, got version {version}; make it again.")
     if not 1 <= number <= len(KINDS) or KINDS[number - 1] != kind:
-        found = KINDS[number - 1] if 1 <= number <= len(KINDS) else f"kind {number}"
-        secret = ": keep it secret, never send it" if found == KINDS[3] else ""
-        raise InputError(f"Expected {name} to be a {kind}, got a {found}{secret}.")
+        found = _named(KINDS[number - 1]) if 1 <= number <= len(KINDS) else f"kind {number}"
+        secret = ": keep it secret, never send it" if number == KINDS.index("private key file") + 1 else ""
+        raise InputError(f"Expected {name} to be {_named(kind)}, got {found}{secret}.")
     if digest_of(data[:-DIGEST_BYTES], b"") != data[-DIGEST_BYTES:]:
         raise InputError(f"Expected {name} to match its SHA-256 digest: it is damaged; make or copy it again.")
     header = Header(kind, plan, key_id, query_id, samples, residue_bytes, tuple(sizes))
@@ -144,9 +146,10 @@ class Envelope:
 
     @classmethod
     def sealed(cls, kind: str, plan: bytes, key_id: bytes, query_id: bytes, samples: int, residues) -> Envelope:
-        """An envelope with its digest."""
-        residues = np.ascontiguousarray(residues)
-        made = cls(kind, plan, key_id, query_id, samples, residues, b"")
+        """An envelope with its digest; Raises: InputError, if something is of another type."""
+        check_unmasked(f"residues of {kind}", residues)
+        made = cls(kind, plan, key_id, query_id, samples, np.ascontiguousarray(residues), b"")
+        made.check_fields()
         return dataclasses.replace(made, digest=made._digest())
 
     @property
@@ -177,10 +180,11 @@ class Envelope:
         """
         name = name or kind
         header, body = parse(data, kind, name)
-        if header.residue_bytes not in (4, 8) or math.prod(header.sizes) * header.residue_bytes != len(body):
+        size = math.prod(header.sizes)
+        if header.residue_bytes not in (4, 8) or size == 0 or size * header.residue_bytes != len(body):
             raise InputError(f"Expected {name} to hold as many residues as its header says; make it again.")
         residues = np.frombuffer(body, f"<u{header.residue_bytes}").reshape(header.sizes)
-        digest = bytes(memoryview(data).cast("B")[-DIGEST_BYTES:])
+        digest = bytes(byte_view(data, name)[-DIGEST_BYTES:])
         return cls(kind, header.plan, header.key_id, header.query_id, header.samples, residues, digest)
 
     def save(self, path) -> None:
@@ -191,6 +195,24 @@ class Envelope:
     def load(cls, path, kind: str = "query") -> Envelope:
         """Read it back; Raises: as :meth:`from_bytes`, naming the file."""
         return cls.from_bytes(files.read_bytes(path, kind), kind, f"{kind} {path}")
+
+    def check_fields(self) -> None:
+        """Refuse what a header has no place for.
+
+        Raises:
+            InputError: naming the field.
+        """
+        check_choice("kind of an envelope", self.kind, KINDS[:2])
+        check_ids(self.kind, plan=self.plan, key_id=self.key_id, query_id=self.query_id)
+        check_positive_int(f"samples of {self.kind}", self.samples, at_most=2**64 - 1)
+        what, residues = f"residues of {self.kind}", self.residues
+        check_unmasked(what, residues)
+        if not isinstance(residues, np.ndarray):
+            raise InputError(f"Expected {what} as an array, got {type(residues).__name__}.")
+        if residues.dtype.kind != "u" or residues.dtype.itemsize not in (4, 8):
+            raise InputError(f"Expected {what} of dtype uint32 or uint64, got dtype {residues.dtype}.")
+        if not 1 <= residues.ndim <= 5 or residues.size == 0:
+            raise InputError(f"Expected {what} of shape (blocks, ...), 1 to 5 sizes, none 0, got {residues.shape}.")
 
     def _header(self) -> Header:
         sizes = (1,) * (5 - self.residues.ndim) + self.residues.shape
@@ -209,11 +231,9 @@ def opened(envelope, kind: str, plan: bytes, key_id: bytes | None = None) -> Env
     """
     if not isinstance(envelope, Envelope):
         raise InputError(f"Expected {kind} as an Envelope, got {type(envelope).__name__}; see Envelope.from_bytes.")
+    envelope.check_fields()
     if envelope.kind != kind:
         raise InputError(f"Expected a {kind}, got a {envelope.kind}.")
-    check_unmasked(f"residues of {kind}", envelope.residues)
-    if not isinstance(envelope.residues, np.ndarray) or not 1 <= envelope.residues.ndim <= 5:
-        raise InputError(f"Expected residues of {kind} as an array, got {type(envelope.residues).__name__}.")
     if envelope.plan != plan:
         raise InputError(
             f"Expected a {kind} for this plan, got one for another: a stale public plan, or another network; take the "
@@ -226,6 +246,22 @@ def opened(envelope, kind: str, plan: bytes, key_id: bytes | None = None) -> Env
     if envelope.digest != envelope._digest():
         raise InputError(f"Expected the residues of {kind} as they were sealed: they are damaged; send it again.")
     return envelope
+
+
+def check_ids(what: str, plan, **ids) -> None:
+    """Refuse a plan digest or ids of another type or length.
+
+    Raises:
+        InputError: naming it.
+    """
+    for name, value, length in [("plan", plan, DIGEST_BYTES), *((name, ids[name], ID_BYTES) for name in ids)]:
+        if not isinstance(value, bytes) or len(value) != length:
+            raise InputError(f"Expected {name} of {what} as {length} bytes, got {value!r:.80}.")
+
+
+def _named(kind: str) -> str:
+    """A kind with its article."""
+    return kind if kind == "evaluation keys" else f"a {kind}"
 
 
 def _view(residues: np.ndarray) -> memoryview:

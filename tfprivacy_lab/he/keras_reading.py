@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 
-from tfprivacy_lab.chains import Link, chain_of
+from tfprivacy_lab.chains import Link, chain_of, is_of_keras
 from tfprivacy_lab.checks import InputError, ModelReadingWarning
 from tfprivacy_lab.he.layers import Affine
 
@@ -88,12 +88,19 @@ def affine_layers(model) -> tuple[Affine, ...]:
 def _read(link: Link) -> list:
     """A Keras layer as what it computes: an Affine, a _Scaling, a square, a _Final, several of these, or nothing."""
     layer, kind = link.layer, type(link.layer).__name__
+    if not is_of_keras(layer) and not _is_square(layer):
+        raise InputError(
+            _refusal(layer.name, f"{kind}, a class of yours", "use layers of Keras, and Square, as they are")
+        )
+    for weights in getattr(layer, "get_weights", list)():  # an operation has none
+        if not np.isfinite(weights).all():
+            raise InputError(f"Layer {layer.name!r} ({kind}) has weights that are not finite; train the model again.")
     config = layer.get_config()
     if kind in _NOTHING:
         return []
     activation = _activation(config)
     after = _after(activation, layer)
-    if kind == "Square":
+    if _is_square(layer):
         return [_SQUARE]
     if kind in ("Activation", "Softmax") and (found := after if kind == "Activation" else _after("softmax", layer)):
         return found
@@ -107,6 +114,14 @@ def _read(link: Link) -> list:
         advice = _INSTEAD.get(kind, "use Dense, Conv2D and Square")
         raise InputError(_refusal(layer.name, f"{kind}, activation {activation!r}", advice))
     return [_affine(layer, kind, config, link.shape), *after]
+
+
+def _is_square(layer) -> bool:
+    """Whether a layer is :class:`tfprivacy_lab.models.Square`, or ``keras.ops.square`` in a functional model."""
+    kind = type(layer)
+    return f"{kind.__module__}.{kind.__qualname__}" == "tfprivacy_lab.models.Square" or (
+        is_of_keras(layer) and kind.__name__ == "Square"
+    )
 
 
 def _refusal(name: str, what: str, advice: str) -> str:
@@ -259,6 +274,7 @@ def _positions(length: int, axis: int, config) -> np.ndarray:
 def _check_reading(layers, dropped: _Final | None, model) -> None:
     """Hold what was read against what the model computes, in its own precision, on random inputs."""
     inputs = np.random.default_rng(0).uniform(-1, 1, (4, *map(int, model.inputs[0].shape[1:])))
+    half = any("16" in str(getattr(link.layer, "compute_dtype", "")) for link in chain_of(model))
     expected = np.asarray(model(inputs.astype(np.float32), training=False), np.float64).reshape(len(inputs), -1)
     values = inputs.astype(np.float32).astype(np.float64).reshape(len(inputs), -1).T
     sizes = np.abs(values)
@@ -267,7 +283,11 @@ def _check_reading(layers, dropped: _Final | None, model) -> None:
         values = layer.apply(values) + layer.full_bias()[:, np.newaxis]
         sizes = layer.apply(sizes, np.abs(layer.kernel)) + np.abs(layer.full_bias())[:, np.newaxis]
     found = _final(values.T, dropped)
-    allowed = 1e-2 * np.abs(expected).max() + (1e-5 if dropped else 1e-6 * sizes.max())
+    if not np.isfinite(expected).all():
+        raise InputError(
+            f"Model {model.name!r} computes numbers that are not finite on inputs within -1..1; rescale it."
+        )
+    allowed = (1e-2 if half else 1e-4) * np.abs(expected).max() + (1e-5 if dropped else 1e-6 * sizes.max())
     if found.shape != expected.shape or not (np.abs(found - expected) <= allowed).all():
         raise InputError(
             f"Model {model.name!r} computes something else than its layers say: off by "

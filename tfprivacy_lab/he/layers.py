@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_all_finite
+from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_positive_int
 from tfprivacy_lab.he.parameters import MAX_FEATURES
 
 MAX_SQUARES = 2
@@ -33,6 +33,9 @@ class Affine:
     bias: np.ndarray
     windows: np.ndarray
     inputs: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "inputs", check_positive_int("inputs", self.inputs))
 
     @property
     def outputs(self) -> int:
@@ -74,6 +77,20 @@ class Affine:
     def full_bias(self) -> np.ndarray:
         """The bias of every output, shape (outputs,)."""
         return np.tile(self.bias, len(self.windows))
+
+
+def check_input_range(input_range) -> tuple[float, float]:
+    """Lowest and highest value of any input, finite.
+
+    Raises:
+        InputError: if it is no pair, or not in this order.
+    """
+    if not isinstance(input_range, tuple | list | np.ndarray) or np.shape(input_range)[:1] != (2,):
+        raise InputError(f"Expected input_range as (lowest, highest), got input_range={input_range!r}.")
+    low, high = (check_finite_number("input_range", end) for end in input_range)
+    if not low < high:
+        raise InputError(f"Expected input_range as (lowest, highest), got input_range={input_range!r}.")
+    return low, high
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

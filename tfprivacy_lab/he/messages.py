@@ -52,6 +52,7 @@ import struct
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.he.byte_views import byte_view
 from tfprivacy_lab.he.compression import compressed, expanded
 from tfprivacy_lab.he.packing import block_count
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, MAX_MESSAGE_BYTES, PACKINGS, PARAMETERS, Parameters
@@ -193,7 +194,7 @@ def parse(data, kind: int, name: str) -> tuple[Header, memoryview]:
         InputError: one line with the name, what differs, and the remedy.
     """
     header = parse_header(data, kind, name)
-    data = memoryview(data).cast("B")
+    data = byte_view(data, name)
     check_length(header, len(data), name)
     if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
         raise InputError(f"Expected {name} to match its SHA-256 digest: it is damaged; make or copy it again.")
@@ -207,9 +208,7 @@ def parse_header(data, kind: int, name: str) -> Header:
 
     Args, Raises: as :func:`parse`.
     """
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise InputError(f"Expected {name} as bytes, got {type(data).__name__}.")
-    data = memoryview(data).cast("B")
+    data = byte_view(data, name)
     _check_magic_and_kind(data, kind, name)
     fields = _HEADER.unpack(data[:HEADER_BYTES])
     packing, stepped, residue_bits, features = fields[14:]

@@ -30,8 +30,8 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
-from tfprivacy_lab.he.layers import Affine, Network
+from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.he.layers import Affine, Network, check_input_range
 from tfprivacy_lab.he.network_parameters import BATCHED, NetworkParameters
 from tfprivacy_lab.he.parameters import LIMB_BITS
 
@@ -127,9 +127,7 @@ class BatchedPlan:
             InputError: if the scheme has no room for the squares, or the network for its magnitudes.
         """
         check_choice("scheme", scheme, ("bfv", "ckks"))
-        low, high = (check_finite_number("input_range", end) for end in input_range)
-        if not low < high:
-            raise InputError(f"Expected input_range as (lowest, highest), got {input_range!r}.")
+        low, high = check_input_range(input_range)
         parameters = BATCHED.get((scheme, network.squares))
         if parameters is None:
             raise InputError(f"Expected a network of one square for {scheme}, got {network.squares}; use ckks.")
@@ -225,12 +223,12 @@ class Bounds:
             low, high = np.floor(low), np.ceil(high)
         for number, layer in enumerate(layers):
             if number:
-                noise = _square_noise(noise, _largest(low, high), parameters)
-                low, high = _square_interval(low, high)
+                noise = _square_noise(noise, largest_of(low, high), parameters)
+                low, high = square_interval(low, high)
             noise = _first_noise(layer, parameters) if noise is None else layer.apply(noise, np.abs(layer.kernel))
             noise = noise + 0.5
             low, high = interval(layer, low, high)
-        magnitude = _largest(low, high) * _SLACK
+        magnitude = largest_of(low, high) * _SLACK
         modulus = parameters.modulus * (1 - 2.0**-20)
         if bfv:
             t = parameters.plaintext_modulus
@@ -246,12 +244,14 @@ def interval(layer: Affine, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarr
     return layer.apply(low, up) + layer.apply(high, down) + bias, layer.apply(high, up) + layer.apply(low, down) + bias
 
 
-def _square_interval(low, high):
+def square_interval(low, high):
+    """What the square makes of values between ``low`` and ``high``."""
     squares = np.square(low), np.square(high)
     return np.where((low < 0) & (high > 0), 0.0, np.minimum(*squares)), np.maximum(*squares)
 
 
-def _largest(low, high) -> np.ndarray:
+def largest_of(low, high) -> np.ndarray:
+    """Bound on the magnitude of values between ``low`` and ``high``."""
     return np.maximum(np.abs(low), np.abs(high))
 
 
@@ -280,12 +280,12 @@ def _deviation(network, layers, scales, input_range, input_bits, bounds) -> floa
     cumulative = math.ldexp(1.0, input_bits)
     for number, (layer, integers, scale) in enumerate(zip(network.layers, layers, scales, strict=True)):
         if number:
-            largest = _largest(low, high)
+            largest = largest_of(low, high)
             deviation = 2 * largest * deviation + np.square(deviation)
-            low, high = _square_interval(low, high)
+            low, high = square_interval(low, high)
         cumulative = cumulative * scale if number == 0 else cumulative**2 * scale
         rounded = integers.kernel / scale
         deviation = layer.apply(deviation, np.abs(rounded)) + 0.5 / cumulative
-        deviation += layer.apply(_largest(low, high), np.abs(rounded - layer.kernel))
+        deviation += layer.apply(largest_of(low, high), np.abs(rounded - layer.kernel))
         low, high = interval(layer, low, high)
     return float((deviation * _SLACK + 2.0**-40 * bounds.magnitude / cumulative).max())

@@ -56,13 +56,13 @@ class NetworkClient(KeyHolder):
                 target[:] = self._encrypt_slots(column)
         return self._seal(len(values), query)
 
-    def decrypt(self, reply: Envelope, samples: int | None = None, query: Envelope | None = None) -> np.ndarray:
+    def decrypt(self, reply: Envelope, query: Envelope | str, samples: int | None = None) -> np.ndarray:
         """The logits in a reply.
 
         Args:
             reply: What :meth:`~tfprivacy_lab.he.network_server.NetworkServer.evaluate` returned.
+            query: The query that it should answer, or "any" for any of these keys: then a replayed reply passes.
             samples: How many samples it should hold, or None.
-            query: The query that it should answer, or None for any of these keys.
 
         Returns:
             float64, shape (samples, outputs).
@@ -70,11 +70,9 @@ class NetworkClient(KeyHolder):
         Raises:
             InputError: if the reply is another plan's, key's or query's, damaged, or of another number of samples.
         """
-        return self._decrypt(reply, samples, query) / self.public.output_scale
+        return self._decrypt(reply, query, samples) / self.public.output_scale
 
-    def decrypt_integers(
-        self, reply: Envelope, samples: int | None = None, query: Envelope | None = None
-    ) -> np.ndarray:
+    def decrypt_integers(self, reply: Envelope, query: Envelope | str, samples: int | None = None) -> np.ndarray:
         """BFV's exact integers, int64 (samples, outputs); logits are these over ``output_scale``.
 
         Raises:
@@ -82,7 +80,7 @@ class NetworkClient(KeyHolder):
         """
         if self.public.parameters.scheme != "bfv":
             raise InputError("Expected a bfv client for exact integers, got scheme='ckks'; use decrypt.")
-        return self._decrypt(reply, samples, query)
+        return self._decrypt(reply, query, samples)
 
     def _encrypt_slots(self, values: np.ndarray) -> np.ndarray:
         """One fresh ciphertext's residues, (2, primes, N)."""
@@ -96,11 +94,11 @@ class NetworkClient(KeyHolder):
         data = library.encryptPtxt(plain).to_bytes("none")
         return np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape(1)[2:])
 
-    def _decrypt(self, reply, samples: int | None, query: Envelope | None) -> np.ndarray:
+    def _decrypt(self, reply, query, samples: int | None) -> np.ndarray:
         """Slots of a checked reply as (samples, outputs)."""
         from Pyfhel import PyCtxt
 
-        envelope, public = self._open(reply, samples, query), self.public
+        envelope, public = self._open(reply, query, samples), self.public
         reply, samples = envelope.residues, check_positive_int("samples", envelope.samples)
         check_residues("reply", reply, public.parameters, public.reply_shape(samples))
         if len(reply) != public.blocks(samples):

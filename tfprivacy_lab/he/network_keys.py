@@ -13,6 +13,9 @@ from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.key_bytes import key_bytes, split_keys
 from tfprivacy_lab.he.seal_context import seal_context
 
+ANY_QUERY = "any"
+"""In place of a query: its reply may be to any."""
+
 
 class KeyHolder:
     """A key pair for the parameters of a public plan.
@@ -22,6 +25,8 @@ class KeyHolder:
     """
 
     def __init__(self, public):
+        if not hasattr(public, "parameters") or not hasattr(public, "input_range"):
+            raise InputError(f"Expected public as a public plan, got {type(public).__name__}; give plan.public.")
         self.public, self.key_id = public, secrets.token_bytes(envelopes.ID_BYTES)
         self._plan, self._library = envelopes.plan_digest(public), seal_context(public.parameters)
         self._library.keyGen()
@@ -74,10 +79,15 @@ class KeyHolder:
             "query", self._plan, self.key_id, secrets.token_bytes(envelopes.ID_BYTES), samples, residues
         )
 
-    def _open(self, reply, samples: int | None, query: Envelope | None) -> Envelope:
-        """A reply to a query of these keys, to this one if it is given."""
+    def _open(self, reply, query, samples: int | None = None) -> Envelope:
+        """A reply to this query of these keys, or to any if that is asked for."""
+        if query is None:
+            raise InputError(
+                "Expected query, the one that the reply should answer, got None; give what encrypt returned, or 'any' "
+                "to take a reply to any query of these keys, a replayed one, too."
+            )
         reply = envelopes.opened(reply, "reply", self._plan, self.key_id)
-        if query is not None:
+        if not (isinstance(query, str) and query == ANY_QUERY):
             sent = envelopes.opened(query, "query", self._plan, self.key_id)
             if (sent.query_id, sent.samples) != (reply.query_id, reply.samples):
                 raise InputError("Expected the reply to this query, got another query's.")

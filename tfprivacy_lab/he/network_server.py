@@ -23,6 +23,7 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.he import bfv_square, envelopes
+from tfprivacy_lab.he.door import checked_plan
 from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.network import BatchedPlan
 from tfprivacy_lab.he.residues import bfv_constants, bfv_layer, check_residues, evaluate_residues
@@ -43,7 +44,7 @@ class NetworkServer:
 
     def __init__(self, plan: BatchedPlan, processes: int | None = None):
         processes = os.cpu_count() or 1 if processes is None else processes
-        self._plan, self._workers = plan, check_positive_int("processes", processes)
+        self._plan, self._workers = checked_plan(plan, BatchedPlan), check_positive_int("processes", processes)
         self._pool, self._digest = None, envelopes.plan_digest(plan.public)
 
     def __enter__(self) -> NetworkServer:

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_matrix, check_vector
+from tfprivacy_lab.checks import InputError, check_finite_number, check_matrix, check_numbers
 from tfprivacy_lab.he import limits
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, Parameters
 
@@ -34,7 +34,7 @@ def check_head(kernel, bias) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"Expected kernel of at most {MAX_FEATURES} inputs and {MAX_CLASSES} outputs, got shape {kernel.shape}."
         )
-    bias = np.zeros(kernel.shape[1]) if bias is None else check_vector("bias", bias)
+    bias = np.zeros(kernel.shape[1]) if bias is None else check_numbers("bias", bias)
     if bias.shape != kernel.shape[1:]:
         raise InputError(f"Expected bias of shape {kernel.shape[1:]} beside kernel {kernel.shape}, got {bias.shape}.")
     return kernel, bias

@@ -60,20 +60,20 @@ class SlotClient(KeyHolder):
         data = self._library.encryptPtxt(plain).to_bytes("none")
         return self._seal(1, np.frombuffer(data[PREFIX_BYTES:], "<u8").reshape(self.public.query_shape))
 
-    def decrypt(self, reply: Envelope, query: Envelope | None = None) -> np.ndarray:
+    def decrypt(self, reply: Envelope, query: Envelope | str) -> np.ndarray:
         """The logits of a reply, float64 (outputs,).
 
         Args:
             reply: What the server's ``evaluate`` returned: residues uint64 below the primes left, of the plan's
                 ``reply_shape``.
-            query: The query that it should answer, or None for any of these keys.
+            query: The query that it should answer, or "any" for any of these keys: then a replayed reply passes.
 
         Raises:
             InputError: if the reply is something else, another plan's, key's or query's, or damaged.
         """
         from Pyfhel import PyCtxt
 
-        public, reply = self.public, self._open(reply, 1, query).residues
+        public, reply = self.public, self._open(reply, query, 1).residues
         reply = reply.reshape(public.reply_shape) if reply.size == math.prod(public.reply_shape) else reply
         if reply.dtype != np.uint64 or reply.shape != public.reply_shape:
             found = f"{reply.dtype} of shape {reply.shape}"

@@ -24,9 +24,9 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.diagonals import Diagonals
-from tfprivacy_lab.he.layers import Network
+from tfprivacy_lab.he.layers import Network, check_input_range
 from tfprivacy_lab.he.likely_error import Sources, first_layer, last_layer
 from tfprivacy_lab.he.network_parameters import SINGLE, NetworkParameters
 
@@ -123,9 +123,7 @@ class SinglePlan:
         Raises:
             InputError: if there are more squares, or widths or magnitudes are beyond the parameters.
         """
-        low, high = (check_finite_number("input_range", end) for end in input_range)
-        if not low < high:
-            raise InputError(f"Expected input_range as (lowest, highest), got {input_range!r}.")
+        low, high = check_input_range(input_range)
         if network.squares != 1:
             raise InputError(
                 f"Expected a network of one square for a single image, got {network.squares}; use a batch."
@@ -148,8 +146,8 @@ class SinglePlan:
         """
         public, (first, second) = self.public, self.network.layers
         sources, scale = Sources(public.parameters), math.ldexp(1.0, public.input_bits)
-        largest, prime = max(map(abs, public.input_range)), public.parameters.primes[2]
-        before = first_layer(sources, public.diagonals, first, largest, scale, prime, 3)
+        prime = public.parameters.primes[2]
+        before = first_layer(sources, public.diagonals, first, public.input_range, scale, prime, 3)
         return min(public.error_bound, last_layer(sources, public.diagonals, before, second, scale, SECOND_SCALE, 2))
 
 

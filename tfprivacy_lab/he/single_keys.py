@@ -6,8 +6,9 @@ import dataclasses
 import struct
 
 from tfprivacy_lab import files
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.he import envelopes
+from tfprivacy_lab.he.byte_views import byte_view
 
 _NUMBER = struct.Struct("<Q")
 
@@ -38,7 +39,8 @@ class EvaluationKeys:
         return len(self.rotation) + len(self.relinearisation)
 
     def sealed(self) -> EvaluationKeys:
-        """The same with its digest."""
+        """The same with its digest; Raises: InputError, if a field is of another type."""
+        self._check_fields()
         return dataclasses.replace(self, digest=envelopes.digest_of(*self._parts()))
 
     def check(self, plan) -> None:
@@ -47,6 +49,7 @@ class EvaluationKeys:
         Raises:
             InputError: naming what differs.
         """
+        self._check_fields()
         if self.plan != plan:
             raise InputError(
                 "Expected evaluation keys for this plan, got another's: a stale public plan, or another network; make "
@@ -77,7 +80,7 @@ class EvaluationKeys:
         rest = bytes(body[place + 8 :])
         if split > len(rest):
             raise InputError(f"Expected {name} to hold rotation keys of {split} bytes, got {len(rest)}.")
-        digest = bytes(memoryview(data).cast("B")[-envelopes.DIGEST_BYTES :])
+        digest = bytes(byte_view(data, name)[-envelopes.DIGEST_BYTES :])
         return cls(tuple(numbers), rest[:split], rest[split:], header.plan, header.key_id, digest)
 
     def save(self, path) -> None:
@@ -89,10 +92,35 @@ class EvaluationKeys:
         """Read them back; Raises: as :meth:`from_bytes`, naming the file."""
         return cls.from_bytes(files.read_bytes(path, "evaluation keys"), f"evaluation keys {path}")
 
+    def _check_fields(self) -> None:
+        if not isinstance(self.steps, tuple):
+            raise InputError(f"Expected steps of evaluation keys as a tuple, got {type(self.steps).__name__}.")
+        for step in self.steps:
+            check_positive_int("steps of evaluation keys", step, at_least=0, at_most=2**63)
+        for name in ("rotation", "relinearisation"):
+            if not isinstance(getattr(self, name), bytes):
+                found = type(getattr(self, name)).__name__
+                raise InputError(f"Expected {name} keys as bytes, got {found}; make evaluation keys again.")
+        envelopes.check_ids("evaluation keys", plan=self.plan, key_id=self.key_id)
+
     def _parts(self):
         head = envelopes.Header("evaluation keys", self.plan, self.key_id).to_bytes()
         numbers = len(self.steps), *self.steps, len(self.rotation)
         return head, b"".join([*map(_NUMBER.pack, numbers), self.rotation, self.relinearisation])
+
+
+def checked_keys(keys) -> EvaluationKeys:
+    """The keys, if they are evaluation keys with fields of the right types.
+
+    Raises:
+        InputError: with what they are.
+    """
+    if not isinstance(keys, EvaluationKeys):
+        raise InputError(
+            f"Expected evaluation keys as EvaluationKeys, got {type(keys).__name__}; see EvaluationKeys.from_bytes."
+        )
+    keys._check_fields()
+    return keys
 
 
 def _number(body, place: int, name: str) -> int:

@@ -16,13 +16,13 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.diagonals import evaluate
-from tfprivacy_lab.he.door import Door
+from tfprivacy_lab.he.door import Door, checked_plan
 from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.evaluation_key_bytes import check_evaluation_keys
 from tfprivacy_lab.he.residues import refusing_transparent
 from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
 from tfprivacy_lab.he.single_image import SECOND_SCALE, SinglePlan
-from tfprivacy_lab.he.single_keys import EvaluationKeys
+from tfprivacy_lab.he.single_keys import EvaluationKeys, checked_keys
 
 
 class SingleImageServer:
@@ -37,7 +37,7 @@ class SingleImageServer:
     """
 
     def __init__(self, plan: SinglePlan, keys: EvaluationKeys):
-        self._plan, self._public = plan, plan.public
+        self._plan, self._public = checked_plan(plan, SinglePlan), plan.public
         self._operations = CkksOperations(self._public.parameters, keys, self._public.diagonals.steps)
         self._door = Door(self._public, keys)
         self._factors = self._encode()
@@ -90,6 +90,7 @@ class CkksOperations:
     """
 
     def __init__(self, parameters, keys: EvaluationKeys, steps, squares: bool = True):
+        checked_keys(keys)
         missing = sorted(set(steps) - set(keys.steps))
         self._rotates, self._squares = bool(steps), squares
         if missing or (squares and not keys.relinearisation):

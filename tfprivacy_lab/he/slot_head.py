@@ -22,8 +22,10 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
+from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he.diagonals import Diagonals, evaluate_layer
+from tfprivacy_lab.he.layers import Affine, check_input_range
+from tfprivacy_lab.he.likely_error import Sources, head_in_blocks, head_in_rows
 from tfprivacy_lab.he.network_parameters import SLOTS, NetworkParameters
 from tfprivacy_lab.he.quantize import check_head
 
@@ -268,9 +270,7 @@ class SlotHead:
         """
         kernel, bias = check_head(kernel, bias)
         layout = LAYOUTS[check_choice("packing", packing, LAYOUTS)](SLOTS.poly_modulus_degree // 2, *kernel.shape)
-        low, high = (check_finite_number("input_range", end) for end in input_range)
-        if not low < high:
-            raise InputError(f"Expected input_range as (lowest, highest), got {input_range!r}.")
+        low, high = check_input_range(input_range)
         for input_bits in range(MAX_INPUT_BITS, MIN_INPUT_BITS - 1, -1):
             load, error = bounds(kernel, bias, layout, max(abs(low), abs(high)), input_bits)
             if load <= 1 and SLOTS.holds_scale(math.ldexp(float(SLOTS.primes[1]), input_bits), 2):
@@ -279,6 +279,19 @@ class SlotHead:
             f"The head could overflow: features within {low:g}..{high:g} can grow beyond the "
             f"{SLOTS.primes[0].bit_length()} bits that are left of ckks; rescale the head or narrow input_range."
         )
+
+    def likely_error_bound(self) -> float:
+        """Bound on any logit's error for features in range, but for a probability of 2**-56 under assumption U.
+
+        Of :mod:`~tfprivacy_lab.he.likely_error`, where the assumption is; never above the worst case.
+        """
+        public, head = (
+            self.public,
+            Affine(self.kernel, self.bias, np.arange(len(self.kernel))[np.newaxis], len(self.kernel)),
+        )
+        bound = head_in_rows if isinstance(public.layout, NaiveRows) else head_in_blocks
+        arguments = head, public.input_range, public.output_scale, public.parameters.primes[1]
+        return min(public.error_bound, bound(Sources(public.parameters), public.layout, *arguments))
 
 
 def bounds(kernel, bias, layout, largest: float, input_bits: int) -> tuple[float, float]:

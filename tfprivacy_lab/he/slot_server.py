@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.he.door import Door
+from tfprivacy_lab.he.door import Door, checked_plan
 from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.residues import refusing_transparent
 from tfprivacy_lab.he.single_keys import EvaluationKeys
@@ -31,7 +31,8 @@ class SlotHeadServer:
     """
 
     def __init__(self, plan: SlotHead, keys: EvaluationKeys):
-        self._public, layout = plan.public, plan.public.layout
+        self._public = checked_plan(plan, SlotHead).public
+        layout = self._public.layout
         self._operations = CkksOperations(self._public.parameters, keys, layout.steps, squares=False)
         self._door = Door(self._public, keys)
         scale, prime = math.ldexp(1.0, self._public.input_bits), float(self._public.parameters.primes[1])

@@ -29,14 +29,25 @@ _EXPORTS = {
     "plan": "ranges",
     "protocol_table": "protocols",
     "run_party": "parties",
-    "shared_sum": "training",
+    "shared_sum": "computations",
     "simulate": "parties",
 }
 _SUBMODULES = frozenset(
     [
-        *("beaver", "certificates", "engine", "entrance", "execution", "fixed_point", "jobs", "links", "models"),
+        *(
+            "beaver",
+            "certificates",
+            "engine",
+            "entrance",
+            "execution",
+            "fixed_point",
+            "job_checks",
+            "jobs",
+            "links",
+            "models",
+        ),
         *("noise_shares", "parties", "peers", "processes", "programs", "protocols", "ranges", "relay", "row_ids"),
-        *("sigmoid", "training"),
+        *("share_headers", "sigmoid", "training"),
     ]
 )
 

@@ -6,13 +6,17 @@ its own folder and nobody else's: certificate, private key (mode 0600), and the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import os
 import ssl
+import tempfile
 from pathlib import Path
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.mpc.protocols import party_names
 
 _NAMES = {"certificate": "certificate.pem", "private_key": "private_key.pem", "authority": "authority.pem"}
 
@@ -37,6 +41,20 @@ class Credentials:
             if not path.is_file():
                 raise InputError(f"No {path.name} in {folder}; 'mpc certificates' makes a folder a party.")
         return cls(**{name: str(path) for name, path in paths.items()})
+
+    @classmethod
+    @contextlib.contextmanager
+    def of_pems(cls, pems: dict[str, bytes]):
+        """Paths of a party's own as :func:`make_pems` returned it, in memory, for as long as the block lasts."""
+        with contextlib.ExitStack() as stack:
+            paths = {}
+            for name in _NAMES:
+                # The library reads files only; these have no name, and are gone with the process.
+                stream = stack.enter_context(_nameless())
+                stream.write(pems[name])
+                stream.flush()
+                paths[name] = f"/dev/fd/{stream.fileno()}"
+            yield cls(**paths)
 
     def context(self, *, server: bool) -> ssl.SSLContext:
         """TLS 1.3 in which both sides must show a certificate of the authority.
@@ -88,28 +106,46 @@ def make_certificates(parties: tuple[str, ...], folder, *, days: int = 30) -> li
     Guarantee: ECDSA on P-256; keys come from the operating system's generator. Not covered: a party that gives its
     key away.
     """
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    days = check_positive_int("days", days, at_most=3650)
-    wrong = [name for name in parties if not (isinstance(name, str) and name.isidentifier())]
-    if wrong or not parties or len(set(parties)) != len(parties):
-        raise InputError(f"Expected parties to be different names (letters and digits), got {parties!r}.")
+    pems = make_pems(parties, days=days)
     folders = [Path(folder) / name for name in parties]
     for one in folders:
         if one.exists():
             raise InputError(f"Cannot write {one}: it is there already; delete it or name another folder.")
+    for name, one in zip(parties, folders, strict=True):
+        for kind, pem in pems[name].items():
+            files.write_bytes(one / _NAMES[kind], pem, 0o600 if kind == "private_key" else 0o644)
+    return [str(one) for one in folders]
+
+
+def make_pems(parties: tuple[str, ...], *, days: int = 30) -> dict[str, dict[str, bytes]]:
+    """What :func:`make_certificates` writes, for each party: ``certificate``, ``private_key`` and ``authority``.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    days = check_positive_int("days", days, at_most=3650)
+    if not party_names(parties):
+        raise InputError("Expected parties to be different names, got none.")
     authority_key = ec.generate_private_key(ec.SECP256R1())
     authority_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tfprivacy_lab group")])
     authority = _signed(authority_name, authority_name, authority_key, authority_key, days, None)
-    for name, one in zip(parties, folders, strict=True):
+    made = {}
+    for name in parties:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         certificate = _signed(subject, authority_name, key, authority_key, days, name)
-        files.write_bytes(one / _NAMES["private_key"], _key_pem(key), 0o600)
-        files.write_bytes(one / _NAMES["certificate"], _pem(certificate))
-        files.write_bytes(one / _NAMES["authority"], _pem(authority))
-    return [str(one) for one in folders]
+        made[name] = {"certificate": _pem(certificate), "private_key": _key_pem(key), "authority": _pem(authority)}
+    return made
+
+
+def _nameless():
+    """A file in memory where the system has such, else one without a name in the folder for temporary files."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("pem"), "wb")
+    return tempfile.TemporaryFile()
 
 
 def _signed(subject, issuer, key, authority_key, days, name):

@@ -8,6 +8,8 @@ for longest is closed. What they were is remembered for the line that says who d
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import ipaddress
 import socket
 import ssl
@@ -15,10 +17,14 @@ import threading
 import time
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.certificates import LoadedCredentials
-from tfprivacy_lab.mpc.peers import LARGEST_FRAME, MAGIC, GoneError, PartyError, Peer, reason_of
+from tfprivacy_lab.mpc.jobs import difference
+from tfprivacy_lab.mpc.peers import LARGEST_FRAME, MAGIC, SHORT, GoneError, PartyError, Peer, reason_of, shut
 
 HELLO_SECONDS = 5.0
+# A job with its public weights, over a slow line.
+_COMPARING_SECONDS = 60.0
 _LARGEST_HELLO = 1 << 16
 _MOST_WAITING = 128
 
@@ -41,7 +47,7 @@ class Entrance:
         self._welcome = welcome
         self._waiting: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
-        self.strangers, self.last_stranger = 0, ""
+        self._strangers, self._last_stranger = 0, ""
         host, port = address
         try:
             # A scope or a name is for the system to resolve.
@@ -51,6 +57,12 @@ class Entrance:
             raise InputError(f"Cannot listen at {shown(address)}: {reason_of(error)}.") from error
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def sent_away(self) -> str:
+        """What came and was no party, for the end of a line."""
+        if not self._strangers:
+            return ""
+        return f"; {self._strangers} others came and were sent away, the last because {self._last_stranger}"
+
     def close(self) -> None:
         """Stop listening, and close who has not been welcomed."""
         with contextlib.suppress(OSError):
@@ -59,7 +71,7 @@ class Entrance:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for connection in waiting:
-            _shut(connection)
+            shut(connection)
 
     def _accept(self) -> None:
         while True:
@@ -71,16 +83,30 @@ class Entrance:
                 # Out of descriptors, or the caller has gone again.
                 threading.Event().wait(0.02)
                 continue
-            threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
+            try:
+                threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
+            except RuntimeError:
+                connection.close()  # No more threads: the caller may come again.
 
     def _hear(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        try:
+            go_on = self._welcomed(connection)
+        except Exception as error:
+            # Whatever a stranger does ends here, without a word on this party's terminal.
+            reason = str(error) if isinstance(error, PartyError) else f"of {reason_of(error)}"
+            with self._lock:
+                self._strangers, self._last_stranger = self._strangers + 1, str(PartyError(reason)).rstrip(".")
+            return
+        go_on()
+
+    def _welcomed(self, connection: socket.socket):
+        """What to call next, once it is known who called; the connection of a stranger is closed."""
+        try:
             connection.settimeout(HELLO_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._context is not None:
-            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        self._keep(connection)
-        try:
+            if self._context is not None:
+                connection = secured(self._context, connection, server_side=True)
+            self._keep(connection)
             if self._context is not None:
                 shake_hands(connection, "someone who called")
             go_on = self._welcome(Peer(connection, "someone who called"))
@@ -89,13 +115,12 @@ class Entrance:
                     raise GoneError("someone who called waited for too long")
                 # From here on it is no stranger, whom this end may send away.
                 del self._waiting[connection]
-        except PartyError as error:
+            return go_on
+        except BaseException:
             with self._lock:
-                self.strangers, self.last_stranger = self.strangers + 1, str(error).rstrip(".")
                 self._waiting.pop(connection, None)
             connection.close()
-            return
-        go_on()
+            raise
 
     def _keep(self, connection: socket.socket) -> None:
         """Remember who waits; the longest silent makes room."""
@@ -105,7 +130,7 @@ class Entrance:
             if oldest is not None:
                 del self._waiting[oldest]
         if oldest is not None:
-            _shut(oldest)
+            shut(oldest)
 
 
 def call(name: str, address: tuple[str, int], credentials: LoadedCredentials | None, until) -> Peer:
@@ -128,17 +153,28 @@ def call(name: str, address: tuple[str, int], credentials: LoadedCredentials | N
             if time.monotonic() > until():
                 raise PartyError(f"{name} did not come to {shown(address)} in time.") from error
             threading.Event().wait(0.05)
-    connection.settimeout(HELLO_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if credentials is None:
-        return Peer(connection, name)
-    connection = credentials.client.wrap_socket(connection, server_hostname=name, do_handshake_on_connect=False)
     try:
-        shake_hands(connection, name)
+        connection.settimeout(HELLO_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if credentials is not None:
+            connection = secured(credentials.client, connection, server_hostname=name)
+            shake_hands(connection, name)
+        return Peer(connection, name)
     except PartyError:
         connection.close()
         raise
-    return Peer(connection, name)
+    except (OSError, ValueError) as error:
+        connection.close()
+        raise GoneError(f"{name} ended the connection: {reason_of(error)}.") from error
+
+
+def secured(context: ssl.SSLContext, connection: socket.socket, **options) -> ssl.SSLSocket:
+    """The connection as one end of TLS, before the handshake; it is closed if the other end has ended it already."""
+    try:
+        return context.wrap_socket(connection, do_handshake_on_connect=False, **options)
+    except (OSError, ValueError):
+        connection.close()
+        raise
 
 
 def hello_of(peer: Peer, mine: dict) -> dict:
@@ -162,7 +198,8 @@ def hear(peer: Peer, seconds: float, largest: int = LARGEST_FRAME) -> dict:
     """
     message = peer.receive(seconds, largest)
     if message.get("refused"):
-        raise PartyError(f"{peer.name} refuses: {str(message['refused'])[:300]}")
+        kind = GoneError if message.get("again") is True else PartyError
+        raise kind(f"{peer.name} refuses: {str(message['refused'])[:SHORT]}")
     return message
 
 
@@ -175,7 +212,54 @@ def tell(peer: Peer, **message) -> None:
     try:
         peer.send(**message)
     except (OSError, ValueError) as error:
-        raise PartyError(f"{peer.name} ended the connection: {reason_of(error)}.") from error
+        raise GoneError(f"{peer.name} ended the connection: {reason_of(error)}.") from error
+
+
+def agree(peer: Peer, mine: dict, theirs: dict, job: dict, rows: dict[str, bytes | None]) -> None:
+    """Compare what both ends are about to do: their hellos, then their jobs, or else whose rows they hold.
+
+    Raises:
+        PartyError: naming what differs, or why either gives up.
+    """
+    name = peer.name
+    # What either has said already decides; both ends see the same, and take the same way.
+    if theirs.get("digest") != mine["digest"]:
+        raise PartyError(f"{name} runs another job: {_difference_of_jobs(peer, job)}.")
+    if theirs.get("refusal"):
+        raise PartyError(f"{name} gave up: {str(theirs['refusal'])[:SHORT]}")
+    if mine["refusal"]:
+        raise PartyError(f"{name} has heard that this party gives up.")
+    if theirs.get("code") != mine["code"]:
+        raise PartyError(f"{name} compiled other programs from the same job; do versions differ?")
+    key = "".join(sorted([mine["nonce"], str(theirs.get("nonce"))])).encode(errors="replace")
+    _compare_rows(peer, mine["me"], rows, key)
+
+
+def _difference_of_jobs(peer: Peer, mine: dict) -> str:
+    """The first field in which a peer's job differs; both send theirs while they read the other's."""
+
+    def send() -> None:
+        with contextlib.suppress(PartyError):
+            tell(peer, job=mine)
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    theirs = hear(peer, _COMPARING_SECONDS).get("job")
+    sending.join(_COMPARING_SECONDS)
+    found = difference(mine, theirs) if isinstance(theirs, dict) else None
+    return found or "its digest is of another"
+
+
+def _compare_rows(peer: Peer, me: str, rows: dict[str, bytes | None], key: bytes) -> None:
+    mine = {what: ids and hmac.new(key, ids, hashlib.sha256).hexdigest() for what, ids in rows.items()}
+    tell(peer, rows=mine)
+    theirs = hear(peer, _COMPARING_SECONDS).get("rows")
+    if not isinstance(theirs, dict):
+        raise PartyError(f"{peer.name} does not speak {MAGIC}.")
+    for what in sorted(mine.keys() & theirs.keys()):
+        complaint = row_ids.difference(what, me, mine[what], peer.name, theirs[what])
+        if complaint:
+            raise PartyError(complaint)
 
 
 def certified(peer: Peer, name: str) -> None:
@@ -218,8 +302,3 @@ def shown(address: tuple[str, int]) -> str:
     """host:port, with brackets around an IPv6 host."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _shut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)

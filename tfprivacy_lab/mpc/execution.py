@@ -7,19 +7,17 @@ is the job's; a party that left it would wait for messages that never come.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_matrix
+from tfprivacy_lab.checks import InputError, check_array, check_matrix
+from tfprivacy_lab.mpc import share_headers
 from tfprivacy_lab.mpc.engine import Engine, Traffic
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.programs import Programs, weight_names
-from tfprivacy_lab.mpc.ranges import Plan
-
-_DIGEST = hashlib.sha256().digest_size
+from tfprivacy_lab.mpc.ranges import Plan, weight_bound
 
 
 @dataclasses.dataclass
@@ -73,12 +71,14 @@ def check_data(job: Job, me: str, data: dict[str, np.ndarray]) -> dict[str, np.n
         checked["noise"] = _noise(job, data)
     if job.layers and job.initial in (me, "shares"):
         for name, shape in zip(weight_names(job), job.weight_shapes, strict=True):
-            checked[name] = _weight(name, data, shape, job)
+            checked[name] = _weight(name, data, shape, job, me)
+        if job.initial == "shares":
+            _check_one_run(checked, weight_names(job))
     return checked
 
 
 def _matrix(name, data, shape, largest) -> np.ndarray:
-    if name not in data:
+    if data.get(name) is None:
         raise InputError(f"Expected an array {name} of shape {tuple(shape)}, got none.")
     array = check_matrix(name, data[name])
     if array.shape != tuple(shape):
@@ -97,7 +97,7 @@ def _check_row_norms(job: Job, x: np.ndarray) -> None:
 
 def _noise(job: Job, data) -> np.ndarray:
     shape = (job.training.steps if job.training else 1, job.parameters)
-    steps = np.asarray(data.get("noise"))
+    steps = check_array("noise", data.get("noise"))
     if steps.dtype.kind not in "iu" or steps.shape != shape:
         raise InputError(f"Expected noise to hold whole numbers, shape {shape}, got {steps.dtype} {steps.shape}.")
     noise = steps * 2.0**-job.noise.fraction_bits
@@ -106,21 +106,13 @@ def _noise(job: Job, data) -> np.ndarray:
     return noise
 
 
-def _weight(name, data, shape, job: Job) -> np.ndarray:
-    if name not in data:
+def _weight(name, data, shape, job: Job, me: str) -> np.ndarray:
+    if data.get(name) is None:
         raise InputError(f"Expected an array {name} for the weights, got none.")
     if job.initial == "shares":
-        share, of = np.asarray(data[name]), _digests(job)
-        if share.dtype != np.uint8 or share.ndim != 1:
-            raise InputError(f"Expected {name} to be a share as training left it, got {share.dtype} {share.shape}.")
-        asked, made_for = of[:_DIGEST], share[: len(of)].tobytes()
-        if asked not in (made_for[:_DIGEST], made_for[_DIGEST:]):
-            raise InputError(
-                f"Expected {name} to be a share of a model of the columns {job.columns}, in this order, and it is of "
-                "another: give the holders, their order and widths as in training."
-            )
-        return share[len(of) :]
-    weight = np.asarray(data[name])
+        share_headers.check(name, data[name], job, me)
+        return np.asarray(data[name])
+    weight = check_array(name, data[name])
     if weight.dtype.kind not in "fiu" or weight.shape != shape or not np.isfinite(weight).all():
         raise InputError(f"Expected {name} finite and of shape {shape}, got {weight.dtype} {weight.shape}.")
     if np.abs(weight).max() > job.weight_range:
@@ -128,12 +120,11 @@ def _weight(name, data, shape, job: Job) -> np.ndarray:
     return weight.astype(np.float64)
 
 
-def _digests(job: Job) -> bytes:
-    """What a share of weights begins with: whose columns, in which order, the weights are for, and how many in all.
-
-    The first is compared with a query of several parties, the second with one of a party that has all columns.
-    """
-    return b"".join(hashlib.sha256(columns.encode()).digest() for columns in (job.columns, job.all_columns))
+def _check_one_run(data, names) -> None:
+    """A party's own shares must be of one run; that the others' are too is compared when they meet."""
+    runs = {share_headers.parsed(name, data[name])[0].run for name in names}
+    if len(runs) > 1:
+        raise InputError(f"Expected {', '.join(names)} to be shares that one run left, got shares of {len(runs)} runs.")
 
 
 def execute(
@@ -142,9 +133,20 @@ def execute(
     programs: Programs,
     engine: Engine,
     data: dict[str, np.ndarray],
+    run: str,
     on_step: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Run a job as one party; ``data`` is what :func:`check_data` returned."""
+    """Run a job as one party.
+
+    Args:
+        job: What was agreed, and
+        plan: what all derived from it, and
+        programs: compiled.
+        engine: Connected to the other parties'.
+        data: What :func:`check_data` returned.
+        run: This run's own name, the same at every party.
+        on_step: Called with the number of each finished training step.
+    """
     start, outcome = time.perf_counter(), Outcome()
     for party, shape in job.features.items():
         engine.share(f"x.{party}", party, data.get("x"), shape)
@@ -156,8 +158,7 @@ def execute(
         names = zip(weight_names(job), job.weight_shapes, strict=True)
         opened = [engine.open(name, job.reveal_weights, shape) for name, shape in names]
         outcome.weights = opened if engine.me in job.reveal_weights else None
-        of = np.frombuffer(_digests(job), np.uint8)
-        outcome.shares = {name: np.concatenate([of, engine.keep_share(name)]) for name in weight_names(job)}
+        outcome.shares = _shares(job, plan, engine, data, run)
     else:
         _share_noise(job, engine, data)
         engine.run(programs.by_name["sum"].executable())
@@ -167,10 +168,19 @@ def execute(
     return outcome
 
 
+def _shares(job, plan, engine, data, run) -> dict[str, np.ndarray]:
+    """This party's shares of the weights; those that came in and were not trained stay what they were."""
+    if job.initial == "shares" and job.training is None:
+        return {name: data[name] for name in weight_names(job)}
+    largest = float(weight_bound(job) if job.weight_range is None else job.weight_range)
+    header = share_headers.of_run(job, plan.arithmetic, engine.me, data, largest, run)
+    return {name: header(name).before(engine.keep_share(name)) for name in weight_names(job)}
+
+
 def _put_weights(job, engine, data) -> None:
     for number, (name, shape) in enumerate(zip(weight_names(job), job.weight_shapes, strict=True)):
         if job.initial == "shares":
-            engine.put_share(name, data[name], shape)
+            engine.put_share(name, share_headers.parsed(name, data[name])[1], shape)
         elif job.initial == "public":
             # Public at the start, secret from the first step on: one party shares what all know.
             first = engine.world.ranks[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_positive_int
 
 # Finest first; 64 bits cost half of the traffic of 128.
 _CHOICES = ((64, 20), (64, 18), (64, 16), (128, 40), (128, 32), (128, 24))
@@ -32,6 +32,8 @@ class FixedPoint:
     fraction_bits: int
 
     def __post_init__(self):
+        for name in ("field_bits", "fraction_bits"):
+            object.__setattr__(self, name, check_positive_int(name, getattr(self, name), at_most=128))
         if self.field_bits not in (64, 128):
             raise InputError(f"Expected field_bits to be 64 or 128, got field_bits={self.field_bits!r}.")
         if not 8 <= self.fraction_bits <= self.field_bits // 2 - 8:
@@ -58,19 +60,25 @@ def candidates(fraction_bits: int | None = None) -> list[FixedPoint]:
     return [FixedPoint(*pair) for pair in pairs]
 
 
-def choose_fixed_point(bound: float, fraction_bits: int | None = None) -> FixedPoint:
-    """The finest arithmetic in which no intermediate value up to ``bound`` can wrap; 64 bits if they suffice.
+def choose_fixed_point(bound: float, among: list[FixedPoint] | None = None) -> FixedPoint:
+    """The first arithmetic in which no intermediate value up to ``bound`` can wrap; 64 bits if they suffice.
+
+    Args:
+        bound: What no value passes.
+        among: What to choose from; all of :func:`candidates` if left out.
 
     Raises:
-        InputError: if not even 128 bits do.
+        InputError: if none of them does.
     """
-    for choice in candidates(fraction_bits):
+    among = among or candidates()
+    for choice in among:
         if math.isfinite(bound) and bound < choice.largest:
             return choice
     size = f"2^{math.ceil(math.log2(bound))}" if math.isfinite(bound) and bound > 0 else "anything"
-    room = round(math.log2(candidates(fraction_bits)[-1].largest))
-    beside = "" if fraction_bits is None else f" beside noise of fraction_bits={fraction_bits}"
+    last = among[-1]
+    agreed = "" if len(among) > 2 else f" of fraction_bits={last.fraction_bits}, as agreed,"
     raise InputError(
-        f"Overflow risk: in the worst case values reach {size}, and 128 bits hold less than 2^{room}{beside}; set "
-        "weight_range (clips the weights every step), or lower learning_rate, steps or feature_range."
+        f"Overflow risk: in the worst case values reach {size}, and {last.field_bits} bits{agreed} hold less than "
+        f"2^{round(math.log2(last.largest))}; set weight_range (clips the weights every step), or lower "
+        "learning_rate, steps or feature_range."
     )

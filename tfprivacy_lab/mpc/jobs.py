@@ -15,15 +15,13 @@ import itertools
 import json
 import math
 
-import numpy as np
-
 from tfprivacy_lab import files
-from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.mpc.models import LARGEST_AXIS, Layer, Training
-from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares, logistic_gradient_norm
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.mpc import job_checks
+from tfprivacy_lab.mpc.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.models import Layer, Training
+from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
 from tfprivacy_lab.mpc.protocols import World
-
-SPLITS = ("columns", "rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Job:
         weight_range: Public bound on weights: clips them every training step, and bounds a party's own.
         sigmoid_error: Wanted bound on the error of the sigmoid's approximation.
         noise: Noise the parties contribute, or None.
+        arithmetic: Field and fraction bits; None for the finest that holds all values. For shares it is theirs, and
+            must be given.
     """
 
     world: World
@@ -70,129 +70,18 @@ class Job:
     sigmoid_error: float = 1e-3
     noise: NoiseShares | None = None
     holders: tuple[str, ...] = ()
+    arithmetic: FixedPoint | None = None
 
     def __post_init__(self):
-        for name in ("layers", "labels", "reveal_weights", "reveal_predictions", "holders"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.holders:
-            object.__setattr__(self, "holders", tuple(self.features or self.query))
-        self._check_names()
-        self._put_in_order()
-        check_choice("split", self.split, SPLITS)
-        check_finite_number("feature_range", self.feature_range, above=0)
-        check_finite_number("label_range", self.label_range, above=0)
-        check_finite_number("sigmoid_error", self.sigmoid_error, at_least=1e-6, at_most=0.1)
-        if self.weight_range is not None:
-            check_finite_number("weight_range", self.weight_range, above=0)
-        self._check_shapes()
+        job_checks.settle(self)
+        job_checks.check_names(self)
+        job_checks.put_in_order(self)
+        job_checks.check_shapes(self)
         if self.layers:
-            self._check_model()
+            job_checks.check_model(self)
+        job_checks.check_arithmetic(self)
         if self.noise is not None and self.noise.claim is not None:
-            self._check_claim()
-
-    def _put_in_order(self):
-        """Whatever order a mapping or a list of parties was given in, it now is that of ``holders``."""
-        place = {party: number for number, party in enumerate(self.holders)}
-        for name in ("features", "query"):
-            given = getattr(self, name)
-            shapes = {party: tuple(given[party]) for party in sorted(given, key=lambda party: place.get(party, 0))}
-            object.__setattr__(self, name, shapes)
-        object.__setattr__(self, "labels", tuple(sorted(self.labels, key=lambda party: place.get(party, 0))))
-
-    def _check_names(self):
-        named = {"features": self.features, "query": self.query, "labels": self.labels}
-        named |= {"reveal_weights": self.reveal_weights, "reveal_predictions": self.reveal_predictions}
-        named["noise"] = self.noise.parties if self.noise else ()
-        if self.initial not in ("public", "shares"):
-            named["initial"] = (self.initial,)
-        for argument, parties in named.items():
-            if len(set(parties)) != len(parties):
-                raise InputError(f"Expected {argument} to name each party once, got {tuple(parties)!r}.")
-            for party in parties:
-                if party not in self.world.parties:
-                    known = ", ".join(self.world.parties)
-                    raise InputError(f"Expected {argument} to name parties ({known}), got {party!r}.")
-        beside = self.features or self.query
-        if sorted(self.holders) != sorted(beside):
-            raise InputError(
-                f"Expected holders to name every party of {'features' if self.features else 'query'} once, in the "
-                f"order of their columns or rows ({', '.join(sorted(beside))}), got {self.holders!r}."
-            )
-
-    def _check_shapes(self):
-        for argument in ("features", "query"):
-            shapes = getattr(self, argument)
-            for shape in shapes.values():
-                if len(shape) != 2:
-                    raise InputError(f"Expected {argument} to hold shapes (rows, columns), got {shape!r}.")
-                for length in shape:
-                    check_positive_int(argument, length, at_most=LARGEST_AXIS)
-            same = 1 if argument == "features" and (self.split == "rows" or not self.layers) else 0
-            if len({shape[same] for shape in shapes.values()}) > 1:
-                axis = ("rows", "columns")[same]
-                raise InputError(f"Expected every party's {argument} to have as many {axis}, got {shapes}.")
-        if not self.layers and (not self.features or any(shape[0] != 1 for shape in self.features.values())):
-            raise InputError("Expected features of shape (1, columns) for a sum of the parties' vectors.")
-
-    def _check_model(self):
-        if self.training is not None:
-            holders = tuple(self.features)
-            right = len(self.labels) == 1 if self.split == "columns" else set(self.labels) == set(holders)
-            if not holders or not right:
-                raise InputError(
-                    "Expected features, and labels from one party (split by columns) or from every holder of "
-                    f"features (split by rows), got labels={self.labels!r}."
-                )
-            rows, batch = self.rows, self.training.batch_size or self.rows
-            if rows % batch:
-                raise InputError(f"Expected batch_size to divide the {rows} rows, got batch_size={batch}.")
-            logistic = self.training.loss == "binary_crossentropy"
-            if logistic != (self.layers[-1].activation == "sigmoid") or self.layers[-1].activation == "relu":
-                raise InputError("Expected binary_crossentropy with a last sigmoid, or squares with a last linear.")
-            if logistic and self.label_range != 1:
-                raise InputError(f"Expected label_range=1 for binary_crossentropy, got {self.label_range:g}.")
-        self._check_query()
-        if self.initial == "public":
-            wanted = self.weight_shapes
-            given = [np.shape(one) for one in self.weights or ()]
-            if given != wanted or not all(np.isfinite(np.asarray(one, float)).all() for one in self.weights):
-                raise InputError(f"Expected public weights, finite, of shapes {wanted}, got {given}.")
-        elif self.weight_range is None:
-            raise InputError("Expected weight_range, the public bound on weights that are secret from the start.")
-
-    def _check_query(self):
-        """A query has the columns of the features, each of the party that has it there, or all of one that has none."""
-        given = {party: columns for party, (_, columns) in self.query.items()}
-        if not given or not self.features:
-            return
-        one_has_all = self.split == "rows" or len(self.features) == 1
-        wanted = {party: columns for party, (_, columns) in self.features.items()}
-        has_all = list(given.values()) == [self.width] and (one_has_all or not set(given) & set(wanted))
-        if not has_all and (one_has_all or given != wanted):
-            whom = f"all {self.width} columns from one party"
-            if not one_has_all:
-                whom = f"{wanted}, or {whom} without features, in the order of {', '.join(self.holders)}"
-            raise InputError(f"Expected a query of the features' columns, {whom}, got {given}.")
-
-    def _check_claim(self):
-        """What is claimed of the noise must follow from the job: the clip from the data's bounds, ε from the stddev."""
-        claim = self.noise.claim
-        if self.layers:
-            bounded = (
-                self.training is not None and self.training.loss == "binary_crossentropy" and len(self.layers) == 1
-            )
-            if not bounded or self.training.row_norm is None:
-                raise InputError(
-                    "Expected a claim of epsilon for a sum, or for one layer trained by binary_crossentropy with "
-                    "row_norm: of other models no bound on a row's gradient is known; leave noise.claim out."
-                )
-            least = logistic_gradient_norm(self.row_norm, self.sigmoid_error)
-            if claim.l2_norm_clip < least * (1 - 1e-9) or claim.roundings < 2:
-                raise InputError(
-                    f"Expected noise.claim of l2_norm_clip >= {least:.6g}, a row's gradient under row_norm, and of "
-                    f"roundings >= 2, got l2_norm_clip={claim.l2_norm_clip:g}, roundings={claim.roundings}."
-                )
-        self.noise.check_worth(self.parameters, self.training.steps if self.training else 1)
+            job_checks.check_claim(self)
 
     @property
     def row_norm(self) -> float:
@@ -204,17 +93,12 @@ class Job:
         return min(ranges, self.training.row_norm * math.sqrt(parts))
 
     @property
-    def columns(self) -> str:
-        """Who holds which columns, in their order, as one line; no names where one party has them all."""
+    def columns(self) -> list[list]:
+        """[party, columns] of who holds which, in their order; one pair without a name where one party has them all."""
         shapes = self.features or self.query
         if len(shapes) == 1 or (self.features and self.split == "rows"):
-            return self.all_columns
-        return json.dumps([[party, shape[1]] for party, shape in shapes.items()])
-
-    @property
-    def all_columns(self) -> str:
-        """The same of a party that has all of them."""
-        return json.dumps([["", self.width]])
+            return [["", self.width]]
+        return [[party, shape[1]] for party, shape in shapes.items()]
 
     @property
     def rows(self) -> int:
@@ -266,9 +150,11 @@ class Job:
         try:
             given = dict(value)
             given["world"] = World(**given["world"])
-            given["layers"] = tuple(Layer(**layer) for layer in given["layers"])
+            given["layers"] = tuple(Layer(**layer) for layer in given.get("layers") or ())
             if given.get("training") is not None:
                 given["training"] = Training(**given["training"])
+            if given.get("arithmetic") is not None:
+                given["arithmetic"] = FixedPoint(**given["arithmetic"])
             if given.get("noise") is not None:
                 claim = given["noise"].get("claim")
                 claim = None if claim is None else NoiseClaim(**claim)

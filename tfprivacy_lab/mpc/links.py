@@ -1,10 +1,10 @@
 """How parties find each other and notice that one is gone: a connection between any two, which carries everything.
 
 Before the engine starts, each tells the other who it is, which job it runs, what it compiled and whose rows it holds;
-whatever differs ends the run there, with a line that names the difference. Afterwards the connection carries the
-engine's bytes (:mod:`tfprivacy_lab.mpc.relay`) and a heartbeat: a process that dies closes it at once, one that hangs
-falls silent, one that gives up says why. The engine, which would wait for long for a message that never comes, is then
-left to itself.
+whatever differs ends the run there, with a line that names the difference. From then on the connection carries a
+heartbeat: a process that dies closes it at once, one that hangs falls silent, one that gives up says why. While parties
+gather, one that is lost may come again; when each knows that all have met all, the connections carry the engine's bytes
+too (:mod:`tfprivacy_lab.mpc.relay`). The engine would wait for long for a party that fails, and is left to itself then.
 
 With credentials the connection is TLS 1.3, both sides show certificates, and the name in the certificate must be the
 name of the party. Without, anyone who reaches the port can pretend to be a party: loopback only.
@@ -14,28 +14,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import json
 import queue
 import secrets
 import threading
 import time
 
-from tfprivacy_lab.mpc import entrance, row_ids
+from tfprivacy_lab.mpc import entrance
 from tfprivacy_lab.mpc.certificates import LoadedCredentials
 from tfprivacy_lab.mpc.entrance import Entrance
-from tfprivacy_lab.mpc.jobs import difference
-from tfprivacy_lab.mpc.peers import CONTROL, MAGIC, GoneError, PartyError, Peer
+from tfprivacy_lab.mpc.peers import CONTROL, MAGIC, SHORT, GoneError, PartyError, Peer, as_party_error
 from tfprivacy_lab.mpc.relay import Relay
 
 __all__ = ["MAGIC", "Control", "PartyError"]
 
 _BEAT_SECONDS, _SILENCE_SECONDS, _GRACE_SECONDS = 1.0, 8.0, 4.0
-# A job with its public weights, over a slow line.
-_JOB_SECONDS = 60.0
 # A party that refuses its own data is ready long before the others have compiled.
 _TELLING_SECONDS = 30.0
-_ATTEMPTS, _SHORT = 5, 300
+# For a line to those who may take none any more.
+_LAST_WORD_SECONDS = 5.0
+_ATTEMPTS = 5
 
 
 class Control:
@@ -48,6 +46,9 @@ class Control:
         credentials: For TLS, or None.
         listen: (host, port) to bind, if not the address at which this party is reached.
         relay: Carries the engine's bytes; None if there is no engine.
+
+    Attributes:
+        run_id: Of this meeting: hexadecimal, made of a random number of each party, the same at all once they have met.
     """
 
     def __init__(
@@ -64,13 +65,16 @@ class Control:
         self._listen = listen or addresses[me]
         rank = ranks.index(me)
         self._before, self._after = tuple(ranks[:rank]), tuple(ranks[rank + 1 :])
-        self._relay = relay
+        self._others = (*self._before, *self._after)
+        self._relay, self.run_id = relay, ""
         self.peers: dict[str, Peer] = {}
         self.failure: PartyError | None = None
-        self.failed, self._closing = threading.Event(), threading.Event()
-        self._met: queue.Queue = queue.Queue()
-        self._finished: queue.Queue = queue.Queue()
+        self.failed, self._closing, self._joined = threading.Event(), threading.Event(), threading.Event()
+        # What threads notice while this party gathers, for the one that gathers: (name, what); and who has finished.
+        self._noticed, self._finished = queue.Queue(), queue.Queue()
+        self._numbers, self._ready = {me: secrets.token_hex(32)}, {}
         self._taken: set[str] = set()
+        self._lost: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def join(
@@ -100,16 +104,13 @@ class Control:
         self._end = time.monotonic() + (min(seconds, _TELLING_SECONDS) if refusal else seconds)
         with contextlib.closing(Entrance(self._listen, self.credentials, self._welcome)) as door:
             for name in self._before:
-                threading.Thread(target=self._call, args=(name,), daemon=True).start()
-            first = self._wait_for_all(door)
+                _start(self._call, name)
+            first = self._gather(door)
         if first is not None or refusal:
             self.give_up(refusal or str(first))
-            raise first or PartyError(refusal)
+            raise PartyError(refusal) if refusal else first
         if self._relay is not None:
             self._relay.start(self.peers)
-        for peer in self.peers.values():
-            threading.Thread(target=self._watch, args=(peer,), daemon=True).start()
-            threading.Thread(target=self._beat, args=(peer,), daemon=True).start()
 
     def finish(self, seconds: float = 30.0) -> None:
         """Tell the others that this party has all it needs, and wait until they have.
@@ -117,19 +118,20 @@ class Control:
         Raises:
             PartyError: if one of them failed meanwhile.
         """
-        self._tell(type="done")
+        self._tell(seconds, type="done")
         waiting, deadline = len(self.peers), time.monotonic() + seconds
         while waiting and not self.failed.is_set() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 self._finished.get(timeout=0.05)
                 waiting -= 1
         if self.failure is not None:
+            self.give_up(str(self.failure))
             raise self.failure
         self.close()
 
     def give_up(self, reason: str) -> None:
         """Tell the others that this party ends, and why; best effort."""
-        self._tell(type="failed", reason=reason[:_SHORT])
+        self._tell(_LAST_WORD_SECONDS, type="failed", reason=reason[:SHORT])
         self.close()
 
     def close(self) -> None:
@@ -140,57 +142,99 @@ class Control:
         for peer in self.peers.values():
             peer.close()
 
-    def _tell(self, **message) -> None:
-        for peer in self.peers.values():
+    def _tell(self, seconds: float, **message) -> None:
+        """A message to all, to each beside the others; who takes it slowly is waited for ``seconds`` at most."""
+
+        def send(peer: Peer) -> None:
             with contextlib.suppress(OSError):
                 peer.send(**message)
 
-    def _wait_for_all(self, door: Entrance) -> PartyError | None:
-        """Collect who was met; the first failure, after the rest have had the time to hear of it."""
-        waiting, first = {*self._before, *self._after}, None
-        while waiting:
-            try:
-                name, met = self._met.get(timeout=max(0.01, self._end - time.monotonic()))
-            except queue.Empty:
-                if self._end - time.monotonic() > 0:
-                    continue
+        sending, end = [_start(send, peer) for peer in self.peers.values()], time.monotonic() + seconds
+        for one in sending:
+            one.join(max(0.0, end - time.monotonic()))
+
+    def _gather(self, door: Entrance) -> PartyError | None:
+        """Wait until all have met all; the first failure, after the rest have had the time to hear of it."""
+        waiting, first, told = {*self._others}, None, None
+        while waiting or (first is None and not self._all_ready()):
+            if not waiting and first is None and told != self.run_id:
+                told = self.run_id
+                self._tell(_LAST_WORD_SECONDS, type="ready", run_id=told)
+            if (left := self._end - time.monotonic()) <= 0:
                 return first or PartyError(self._missing(waiting, door))
-            waiting.discard(name)
-            if isinstance(met, Peer):
-                self.peers[name] = met
-            elif first is None:
-                # The rest must hear of it too, rather than wait for a party that has left.
-                first, self._refusal = met, self._refusal or str(met)
-                self._end = min(self._end, time.monotonic() + _GRACE_SECONDS)
+            try:
+                name, what = self._noticed.get(timeout=left)
+            except queue.Empty:
+                continue
+            if isinstance(what, GoneError) and first is None and not self._refusal:
+                self._await_again(name, what)
+                waiting.add(name)
+                told = None
+            elif isinstance(what, Peer):
+                self._meet(name, what)
+                waiting.discard(name)
+            elif isinstance(what, PartyError):
+                waiting.discard(name)
+                if first is None:
+                    # The rest must hear of it too, rather than wait for a party that has left.
+                    first, self._refusal = what, self._refusal or str(what)
+                    self._end = min(self._end, time.monotonic() + _GRACE_SECONDS)
         return first
 
+    def _meet(self, name: str, peer: Peer) -> None:
+        self.peers[name] = peer
+        numbers = json.dumps(sorted(self._numbers.items()))
+        self.run_id = hashlib.sha256(numbers.encode()).hexdigest()
+        _start(self._watch, peer)
+        _start(self._beat, peer)
+
+    def _await_again(self, name: str, lost: PartyError) -> None:
+        """A party whose connection has ended may have been started again: its name is free, and it is called."""
+        self._lost[name] = str(lost).rstrip(".")
+        self._ready.pop(name, None)
+        if name in self.peers:
+            self.peers.pop(name).close()
+        with self._lock:
+            self._taken.discard(name)
+        if name in self._before and not self._closing.wait(0.05):
+            _start(self._call, name)
+
+    def _all_ready(self) -> bool:
+        """Whether all have met all, this time; from then on a loss is a failure."""
+        with self._lock:
+            if self._noticed.empty() and all(self._ready.get(name) == self.run_id for name in self._others):
+                self._joined.set()
+            return self._joined.is_set()
+
     def _missing(self, waiting: set[str], door: Entrance) -> str:
-        missing = [name for name in (*self._before, *self._after) if name in waiting]
+        if not waiting:
+            late = [name for name in self._others if self._ready.get(name) != self.run_id]
+            return f"{' and '.join(late)} did not meet all others in time."
+        missing = [name for name in self._others if name in waiting]
         line = f"{' and '.join(missing)} did not come in time"
-        if door.strangers:
-            line += f"; {door.strangers} others came and were sent away, the last because {door.last_stranger}"
-        return line + "."
+        line += "".join(f"; {self._lost[name]}, and did not come again" for name in missing if name in self._lost)
+        return f"{line}{door.sent_away()}."
 
     def _call(self, name: str) -> None:
         for attempt in range(_ATTEMPTS):
             try:
                 peer = entrance.call(name, self._addresses[name], self.credentials, lambda: self._end)
-                theirs = entrance.hello_of(peer, self._hello(nonce := secrets.token_hex(32)))
+                theirs = entrance.hello_of(peer, mine := self._hello())
                 if theirs.get("me") != name:
                     raise PartyError(f"{name} says it is {str(theirs.get('me'))[:40]!r}.")
                 entrance.certified(peer, name)
-            except PartyError as error:
+            except Exception as error:
                 # An entrance full of strangers may close whoever came first.
                 if isinstance(error, GoneError) and attempt < _ATTEMPTS - 1 and not self._closing.wait(0.2):
                     continue
-                self._met.put((name, error))
+                self._noticed.put((name, PartyError(str(as_party_error(name, error)))))
                 return
-            self._agree(peer, name, nonce, theirs)
+            self._agree(peer, name, mine, theirs)
             return
 
     def _welcome(self, peer: Peer):
         """Hear someone who called; a stranger is told why it is sent away, if it listens."""
-        theirs = entrance.hello_of(peer, self._hello(nonce := secrets.token_hex(32)))
+        theirs = entrance.hello_of(peer, mine := self._hello())
         name = theirs.get("me")
         try:
             if name not in self._after:
@@ -200,68 +244,35 @@ class Control:
             with contextlib.suppress(PartyError):
                 entrance.tell(peer, refused=str(error))
             raise
-        return lambda: self._agree_once(peer, name, nonce, theirs)
+        return lambda: self._agree_once(peer, name, mine, theirs)
 
-    def _agree_once(self, peer: Peer, name: str, nonce: str, theirs: dict) -> None:
-        """A second caller with the name of one who is here is sent away."""
+    def _agree_once(self, peer: Peer, name: str, mine: dict, theirs: dict) -> None:
+        """A second caller with the name of one who is here is sent away; it may come again."""
         with self._lock:
             first = name not in self._taken
             self._taken.add(name)
         if first:
-            self._agree(peer, name, nonce, theirs)
+            self._agree(peer, name, mine, theirs)
             return
         with contextlib.suppress(PartyError):
-            entrance.tell(peer, refused=f"{name} is here already")
+            entrance.tell(peer, refused=f"{name} is here already", again=True)
         peer.close()
 
-    def _hello(self, nonce: str) -> dict:
-        refusal = self._refusal and self._refusal[:_SHORT]
-        return {"me": self.me, "digest": self._digest, "code": self._code, "nonce": nonce, "refusal": refusal}
+    def _hello(self) -> dict:
+        hello = {"me": self.me, "digest": self._digest, "code": self._code, "nonce": secrets.token_hex(32)}
+        return hello | {"number": self._numbers[self.me], "refusal": self._refusal and self._refusal[:SHORT]}
 
-    def _agree(self, peer: Peer, name: str, nonce: str, theirs: dict) -> None:
+    def _agree(self, peer: Peer, name: str, mine: dict, theirs: dict) -> None:
         """Compare what both are about to do; the result is what :meth:`join` waits for."""
         peer.name = name
         try:
-            # What either has said already decides; both ends see the same, and take the same way.
-            if theirs.get("digest") != self._digest:
-                raise PartyError(f"{name} runs another job: {self._difference(peer)}.")
-            if theirs.get("refusal"):
-                raise PartyError(f"{name} gave up: {str(theirs['refusal'])[:_SHORT]}")
-            if theirs.get("code") != self._code and not self._refusal:
-                raise PartyError(f"{name} compiled other programs from the same job; do versions differ?")
-            self._compare_rows(peer, "".join(sorted([nonce, str(theirs.get("nonce"))])).encode())
-        except PartyError as error:
+            entrance.agree(peer, mine, theirs, self._job, self._rows)
+            self._numbers[name] = str(theirs.get("number"))
+        except Exception as error:
             peer.close()
-            self._met.put((name, error))
+            self._noticed.put((name, as_party_error(name, error)))
             return
-        self._met.put((name, peer))
-
-    def _difference(self, peer: Peer) -> str:
-        """The first field in which a peer's job differs; both send theirs while they read the other's."""
-        sending = threading.Thread(target=self._send_job, args=(peer,), daemon=True)
-        sending.start()
-        theirs = entrance.hear(peer, _JOB_SECONDS).get("job")
-        sending.join(_JOB_SECONDS)
-        found = difference(self._job, theirs) if isinstance(theirs, dict) else None
-        return found or "its digest is of another"
-
-    def _send_job(self, peer: Peer) -> None:
-        with contextlib.suppress(PartyError):
-            entrance.tell(peer, job=self._job)
-
-    def _compare_rows(self, peer: Peer, key: bytes) -> None:
-        mine = {
-            what: ids if ids is None else hmac.new(key, ids, hashlib.sha256).hexdigest()
-            for what, ids in self._rows.items()
-        }
-        entrance.tell(peer, rows=mine)
-        theirs = entrance.hear(peer, _JOB_SECONDS).get("rows")
-        if not isinstance(theirs, dict):
-            raise PartyError(f"{peer.name} does not speak {MAGIC}.")
-        for what in sorted(mine.keys() & theirs.keys()):
-            complaint = row_ids.difference(what, self.me, mine[what], peer.name, theirs[what])
-            if complaint:
-                raise PartyError(complaint)
+        self._noticed.put((name, peer))
 
     def _watch(self, peer: Peer) -> None:
         """Read what a peer says, and hand the engine's bytes on, until it fails or all have finished."""
@@ -275,18 +286,34 @@ class Control:
                     continue
                 message = peer.parse(body)
                 if message.get("type") == "failed":
-                    raise PartyError(f"{peer.name} gave up: {str(message.get('reason'))[:_SHORT]}")
+                    raise PartyError(f"{peer.name} gave up: {str(message.get('reason'))[:SHORT]}")
+                if message.get("type") == "ready":
+                    self._ready[peer.name] = message.get("run_id")
+                    self._noticed.put((peer.name, None))
                 if message.get("type") == "done" and not finished:
                     finished = True
                     self._finished.put(peer.name)
-            except PartyError as error:
+            except Exception as error:
                 # Who has finished may leave.
                 if not self._closing.is_set() and not finished:
-                    self.failure = self.failure or error
-                    self.failed.set()
+                    self._fail(peer, as_party_error(peer.name, error))
                 return
 
+    def _fail(self, peer: Peer, error: PartyError) -> None:
+        with self._lock:
+            if not self._joined.is_set():
+                self._noticed.put((peer.name, error))
+                return
+        self.failure = self.failure or error
+        self.failed.set()
+
     def _beat(self, peer: Peer) -> None:
-        while not self._closing.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            while not self._closing.wait(_BEAT_SECONDS):
                 peer.send(type="beat")
+
+
+def _start(target, *arguments) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread

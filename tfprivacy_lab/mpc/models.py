@@ -19,7 +19,7 @@ class Layer:
     activation: str = "linear"
 
     def __post_init__(self):
-        check_positive_int("units", self.units, at_most=LARGEST_AXIS)
+        object.__setattr__(self, "units", check_positive_int("units", self.units, at_most=LARGEST_AXIS))
         check_choice("activation", self.activation, ACTIVATIONS)
 
 
@@ -43,9 +43,9 @@ class Training:
 
     def __post_init__(self):
         check_choice("loss", self.loss, LOSSES)
-        check_finite_number("learning_rate", self.learning_rate, above=0)
-        check_positive_int("steps", self.steps, at_most=_LARGEST_STEPS)
+        object.__setattr__(self, "learning_rate", check_finite_number("learning_rate", self.learning_rate, above=0))
+        object.__setattr__(self, "steps", check_positive_int("steps", self.steps, at_most=_LARGEST_STEPS))
         if self.batch_size is not None:
-            check_positive_int("batch_size", self.batch_size)
+            object.__setattr__(self, "batch_size", check_positive_int("batch_size", self.batch_size))
         if self.row_norm is not None:
-            check_finite_number("row_norm", self.row_norm, above=0)
+            object.__setattr__(self, "row_norm", check_finite_number("row_norm", self.row_norm, above=0))

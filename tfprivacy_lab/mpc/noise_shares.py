@@ -11,12 +11,16 @@ import dataclasses
 import math
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.mpc.protocols import listed
 from tfprivacy_lab.zcdp import zcdp_epsilon
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseClaim:
-    """(ε, δ) of everything a job reveals, add or remove one record, and what it rests on.
+    """(ε, δ) of everything a job reveals, and what it rests on.
+
+    Adjacency: of a sum of vectors, one record added or removed. Of training, whose number of rows is public and divides
+    the gradients, one record zeroed out: its terms become zero, the number of rows stays.
 
     Attributes:
         epsilon: The claimed ε, against whoever knows ``colluding`` contributions.
@@ -36,11 +40,13 @@ class NoiseClaim:
     roundings: int
 
     def __post_init__(self):
-        check_finite_number("noise.claim.epsilon", self.epsilon, above=0)
-        check_finite_number("noise.claim.delta", self.delta, at_least=1e-300, below=1)
-        check_finite_number("noise.claim.l2_norm_clip", self.l2_norm_clip, above=0)
-        check_positive_int("noise.claim.colluding", self.colluding, at_least=0)
-        check_positive_int("noise.claim.roundings", self.roundings)
+        numbers = {"epsilon": {"above": 0}, "delta": {"at_least": 1e-300, "below": 1}, "l2_norm_clip": {"above": 0}}
+        for name, limits in numbers.items():
+            value = check_finite_number(f"noise.claim.{name}", getattr(self, name), **limits)
+            object.__setattr__(self, name, value)
+        for name, least in {"colluding": 0, "roundings": 1}.items():
+            value = check_positive_int(f"noise.claim.{name}", getattr(self, name), at_least=least, at_most=10**9)
+            object.__setattr__(self, name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +69,18 @@ class NoiseShares:
     claim: NoiseClaim | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "parties", tuple(self.parties))
+        object.__setattr__(self, "parties", listed("noise.parties", self.parties, str))
         if not self.parties or len(set(self.parties)) != len(self.parties):
             raise InputError(
                 f"Expected noise.parties to be different names, got {self.parties!r}: a name that counts twice "
                 "would contribute once."
             )
-        check_finite_number("stddev", self.stddev, above=0)
-        check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
+        stddev = check_finite_number("stddev", self.stddev, above=0, at_most=2.0**110)
+        object.__setattr__(self, "stddev", stddev)
+        bits = check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
+        object.__setattr__(self, "fraction_bits", bits)
+        if self.claim is not None and not isinstance(self.claim, NoiseClaim):
+            raise InputError(f"Expected noise.claim to be a NoiseClaim or None, got {self.claim!r:.80}.")
         if self.claim is not None and self.claim.colluding >= len(self.parties):
             raise InputError(
                 f"Expected noise.claim.colluding below the {len(self.parties)} contributors, "
@@ -125,11 +135,18 @@ def summed_epsilon(sigma: float, count: int, ratio: float, dimension: int, relea
     this exceeds or equals whenever it is used: the larger of both is taken.
     """
     ratio /= math.sqrt(count)
+    # A larger σ makes no smaller term: it is zero already. A ratio as large keeps nothing.
+    sigma = min(sigma, 1e6)
+    if ratio > 1e100:
+        return math.inf
     tau = 10 * sum(math.exp(-2 * math.pi**2 * sigma**2 * k / (k + 1)) for k in range(1, count))
     root = max(math.sqrt(ratio**2 + tau * dimension / 2), ratio + tau * dimension)
     return zcdp_epsilon(releases * root**2 / 2, delta)
 
 
-def logistic_gradient_norm(row_norm: float, sigmoid_error: float) -> float:
-    r"""Bound on one row's gradient of the logistic loss on shares: :math:`(1 + e)\sqrt{\|x\|^2 + 1}`."""
-    return (1 + sigmoid_error) * math.hypot(row_norm, 1)
+def logistic_gradient_norm(row_norm: float, sigmoid_error: float, units: int = 1) -> float:
+    r"""Bound on one row's gradient of the logistic loss on shares: :math:`\sqrt{k} (1 + e)\sqrt{\|x\|^2 + 1}`.
+
+    Each of k outputs has a residual of its own, of at most 1 + e, in its own column of the kernel.
+    """
+    return math.sqrt(units) * (1 + sigmoid_error) * math.hypot(row_norm, 1)

@@ -12,11 +12,13 @@ import contextlib
 import dataclasses
 import json
 import re
+import secrets
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, check_unmasked
 from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials
 from tfprivacy_lab.mpc.entrance import is_loopback
@@ -31,6 +33,9 @@ WAIT_SECONDS = 600.0
 _SIMULATING = threading.Lock()
 # How the engine says that a message of a rank to another did not come.
 _LATE = re.compile(r"Get data timeout, key=\S*:(\d+)->\d+")
+
+# The names of a party's arrays, as the checks of its data call them.
+_ARRAY = re.compile(r"\b(x|y|query_ids|query|noise|ids|(kernel|bias)_\d+)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
     chosen = plan(job)
     from tfprivacy_lab.mpc import engine, execution, programs
 
-    own = {name: _checked(execution, job, name, data.get(name, {})) for name in job.world.parties}
+    own = checked_of_all(job, data)
     row_ids.compare(job, data)
     compiled = programs.compile_job(job, chosen)
     with _SIMULATING:
@@ -76,13 +81,13 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
             log.size(),
             _description(job, {name: f"memory:{name}" for name in job.world.parties}, WAIT_SECONDS),
         )
-        outcomes, errors = {}, []
+        outcomes, errors, run = {}, [], secrets.token_hex(32)
 
         def party(name: str) -> None:
             try:
                 link = engine.libspu.link.create_mem(description, job.world.rank(name))
                 mine = engine.Engine(job.world, name, chosen.arithmetic, link)
-                outcomes[name] = execution.execute(job, chosen, compiled, mine, own[name])
+                outcomes[name] = execution.execute(job, chosen, compiled, mine, own[name], run)
             except Exception as error:
                 errors.append(error)
 
@@ -97,13 +102,6 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
             raise errors[0]
         spent = log.traffic_since(start, len(job.world.parties))
     return run_of(job, chosen, outcomes, spent)
-
-
-def _checked(execution, job: Job, name: str, data) -> dict[str, np.ndarray]:
-    try:
-        return execution.check_data(job, name, data)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def run_of(job: Job, chosen: Plan, outcomes: dict, spent) -> Run:
@@ -181,11 +179,13 @@ def run_party(
     control = Control(me, job.world.ranks, addresses, credentials, listen=listen, relay=relay)
     agreed = json.loads(job.to_json())
     try:
-        chosen, own, compiled = _prepared(job, me, data)
-        rows = row_ids.of_party(job, me, data)
+        chosen, own, compiled, rows = _prepared(job, me, data)
     except InputError as error:
+        # What is wrong with its data is for this party alone: others hear which array it is, and no more.
+        array = _ARRAY.search(str(error))
+        refusal = f"its {array[0] if array else 'data'} does not fit what was agreed"
         with contextlib.suppress(PartyError):
-            control.join(agreed, "none", join_seconds, refusal=str(error))
+            control.join(agreed, "none", join_seconds, refusal=refusal)
         raise
     control.join(agreed, compiled.digest, join_seconds, rows=rows)
     box = {}
@@ -193,7 +193,8 @@ def run_party(
     def work() -> None:
         try:
             description = _description(job, relay.addresses(), wait_seconds)
-            outcome, link = _compute(job, me, own, chosen, compiled, description, on_step)
+            run = control.run_id
+            outcome, link = _compute(job, me, own, chosen, compiled, description, run, on_step, relay.connected)
             box["outcome"] = outcome
             # A link that goes away while others still acknowledge would end their processes: it goes with this one.
             _keep(link)
@@ -218,21 +219,58 @@ def _keep(link) -> None:
 
 
 def _prepared(job: Job, me: str, data):
-    """All that needs no other party: the plan, this party's data checked, the programs compiled."""
+    """All that needs no other party: the plan, this party's data checked, the programs compiled, its rows' ids."""
     chosen = plan(job)
-    from tfprivacy_lab.mpc import execution, programs
+    from tfprivacy_lab.mpc import programs
 
-    return chosen, execution.check_data(job, me, data), programs.compile_job(job, chosen)
+    own, rows = checked_data(job, me, data), row_ids.of_party(job, me, data)
+    return chosen, own, programs.compile_job(job, chosen), rows
 
 
-def _compute(job, me, own, chosen, compiled, description, on_step):
+def checked_data(job: Job, me: str, data) -> dict[str, np.ndarray]:
+    """What :func:`tfprivacy_lab.mpc.execution.check_data` returns of a party's arrays, whatever they were given as.
+
+    Raises:
+        InputError: naming the array.
+    """
+    from tfprivacy_lab.mpc import execution
+
+    if not isinstance(data, Mapping):
+        raise InputError(f"Expected the data of {me} to be a mapping of names to arrays, got {type(data).__name__}.")
+    for name, value in data.items():
+        check_unmasked(str(name), value)
+        try:
+            np.asarray(value)
+        except ValueError as error:
+            raise InputError(f"Expected {name} to be an array, got rows of different lengths.") from error
+    return execution.check_data(job, me, data)
+
+
+def checked_of_all(job: Job, data) -> dict[str, dict[str, np.ndarray]]:
+    """Every party's own, as :func:`checked_data` returns it.
+
+    Raises:
+        InputError: naming the party and the array.
+    """
+    row_ids.check_given(job, data)
+    own = {}
+    for name in job.world.parties:
+        try:
+            own[name] = checked_data(job, name, data.get(name, {}))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    return own
+
+
+def _compute(job, me, own, chosen, compiled, description, run, on_step, on_connected):
     """Connect the engine, and run the job on it."""
     from tfprivacy_lab.mpc import engine, execution
 
     log = engine.ProfileLog.of_process()
     start, link = log.size(), engine.libspu.link.create_brpc(description, job.world.rank(me))
+    on_connected()
     mine = engine.Engine(job.world, me, chosen.arithmetic, link)
-    outcome = execution.execute(job, chosen, compiled, mine, own, on_step)
+    outcome = execution.execute(job, chosen, compiled, mine, own, run, on_step)
     outcome.traffic += log.traffic_since(start)
     return outcome, link
 
@@ -241,24 +279,32 @@ def _explained(control: Control, error: Exception | None, ranks: tuple[str, ...]
     """Why this party cannot go on: what the control connection heard, or else what the engine said."""
     # A peer's end breaks the engine's connection first, and is understood a moment later.
     if control.failed.wait(0.0 if error is None else 2.0):
-        control.close()
+        # A third party may not have noticed yet, and must not take this one's end for the cause.
+        control.give_up(str(control.failure))
         return control.failure
     lines = str(error).strip().splitlines() or [type(error).__name__]
     late = _LATE.search(str(error))
+    told = None
     if late:
         reason = f"{ranks[int(late[1])]} is there and sent nothing within the {wait_seconds:g} s of wait_seconds."
     elif type(error).__name__ == "ShareError":
         reason = lines[0]
     else:
-        reason = f"the engine stopped: {' '.join(lines[:2])[:200]}"
-    control.give_up(reason)
+        # What else stopped it may tell of this party's machine or data.
+        reason, told = f"the engine stopped: {' '.join(lines[:2])[:200]}", "its engine stopped"
+    control.give_up(told or reason)
     return PartyError(reason)
 
 
 def _check_addresses(job: Job, addresses, listen, credentials) -> None:
+    if not isinstance(addresses, Mapping):
+        raise InputError(f"Expected addresses to map parties to (host, port), got a {type(addresses).__name__}.")
     missing = [name for name in job.world.parties if name not in addresses]
     if missing:
         raise InputError(f"Expected an address of every party, got none of {missing[0]}.")
-    for name, (host, _) in [*addresses.items(), *([] if listen is None else [("the port to listen at", listen)])]:
+    for name, address in [*addresses.items(), *([] if listen is None else [("the port to listen at", listen)])]:
+        if not isinstance(address, tuple | list) or len(address) != 2 or not isinstance(address[0], str):
+            raise InputError(f"Expected (host, port) as the address of {name}, got {address!r:.80}.")
+        host, _ = address[0], check_positive_int(f"the port of {name}", address[1], at_most=65535)
         if credentials is None and not is_loopback(host):
             raise InputError(f"Expected certificates, because {name} at {host} is not on this machine.")

@@ -17,16 +17,24 @@ import time
 
 from tfprivacy_lab.checks import InputError
 
-MAGIC = "tfprivacy_lab.mpc/2"
+MAGIC = "tfprivacy_lab.mpc/3"
 CONTROL, OPEN, DATA, CLOSE = range(4)
 _HEADER = struct.Struct("<IBI")
 LARGEST_FRAME, _PIECE = 64 << 20, 1 << 16
+# Of what another party sent, so many letters may stand in a line.
+SHORT = 300
 # A party whose socket takes nothing for so long is gone, whatever its heartbeat would say.
 _STUCK_SECONDS = 60.0
 
 
 class PartyError(InputError):
-    """Another party is not there, not who or what was agreed, or gave up; the message is one line."""
+    """Another party is not there, not who or what was agreed, or gave up; the message is one line.
+
+    What others sent may stand in it, so whatever a terminal would obey is replaced.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("".join(letter if letter.isprintable() else "?" for letter in message))
 
 
 class GoneError(PartyError):
@@ -70,6 +78,10 @@ class Peer:
             while view:
                 piece = view[:_PIECE]
                 view = view[self._when_ready(self.connection.send, piece, select.POLLOUT, _STUCK_SECONDS) :]
+        except TimeoutError:
+            # Half a frame is sent: nothing can follow it.
+            shut(self.connection)
+            raise
         finally:
             self._sending.release()
 
@@ -128,9 +140,8 @@ class Peer:
             raise GoneError(f"{self.name} is gone: {reason_of(error)}.") from error
 
     def close(self) -> None:
-        """Close the connection."""
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
+        """Close the connection; what another thread is sending goes nowhere."""
+        shut(self.connection)
         self.connection.close()
 
     def _exactly(self, count: int, seconds: float, end: float | None) -> bytes:
@@ -156,10 +167,32 @@ class Peer:
                 wants = select.POLLOUT
             except BlockingIOError:
                 pass
+            except ValueError as error:
+                raise ConnectionAbortedError("this end has closed the connection") from error
             waiting = select.poll()
-            waiting.register(self.connection, wants)
+            try:
+                waiting.register(self.connection, wants)
+            except ValueError as error:
+                raise ConnectionAbortedError("this end has closed the connection") from error
             if not waiting.poll(1000 * seconds):
                 raise TimeoutError
+
+
+def shut(connection: socket.socket) -> None:
+    """End a connection, so that threads that wait for it go on.
+
+    Not by the method of a TLS socket, which would make it a plain one a moment before: another thread's message would
+    go out unencrypted.
+    """
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def as_party_error(name: str, error: Exception) -> PartyError:
+    """What a thread that talks to a party ended by, as the line for whoever waits for it."""
+    if isinstance(error, PartyError):
+        return error
+    return PartyError(f"{name} cannot be talked to: {type(error).__name__} {error}.")
 
 
 def reason_of(error: Exception) -> str:

@@ -6,6 +6,7 @@ of them, is killed, nothing of anybody's data is left in a folder, and the parti
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -16,20 +17,19 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials, make_certificates
+from tfprivacy_lab.mpc import relay, row_ids
+from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials, make_pems
 from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.parties import Run, run_of, run_party
+from tfprivacy_lab.mpc.parties import Run, checked_of_all, run_of, run_party
 from tfprivacy_lab.mpc.peers import PartyError
 from tfprivacy_lab.mpc.ranges import plan
 
 _LENGTH = struct.Struct("<Q")
-_PEMS = ("certificate", "private_key", "authority")
 
 
 def launch(
@@ -53,11 +53,14 @@ def launch(
         What :func:`simulate` returns, from the processes' reports.
 
     Raises:
-        InputError: if the job is refused.
+        InputError: if the job is refused, or naming the party and the array.
         PartyError: with the first party's line, if one fails.
     """
     chosen, names = plan(job), job.world.parties
-    keys = _keys(names, days) if tls else {name: {} for name in names}
+    checked = checked_of_all(job, data)
+    row_ids.compare(job, data)
+    own = {name: _asked_for(job, name, data.get(name, {}), checked[name]) for name in names}
+    keys = make_pems(names, days=days) if tls else {name: {} for name in names}
     addresses = {name: ("127.0.0.1", free_port("127.0.0.1")) for name in names}
     processes, said = {}, {}
     try:
@@ -70,9 +73,9 @@ def launch(
                 stderr=said[name][1],
             )
         for name, process in processes.items():
-            own = {f"data.{key}": np.asarray(value) for key, value in data.get(name, {}).items()}
-            asked = {"job": job.to_json(), "me": name, "addresses": json.dumps(addresses), **keys[name]}
-            _ask(process, _packed({**own, **{key: np.array(value) for key, value in asked.items()}}))
+            asked = {"job": job.to_json(), "me": name, "addresses": json.dumps(addresses)}
+            asked |= {pem: text.decode() for pem, text in keys[name].items()}
+            _ask(process, _packed({**own[name], **{key: np.array(value) for key, value in asked.items()}}))
         order = _wait(processes, seconds)
         outcomes = {name: _outcome(job, name, processes[name], *said[name]) for name in order}
     finally:
@@ -108,23 +111,20 @@ def write_outcome(path, outcome) -> None:
     files.write_private_arrays(path, **outcome_arrays(outcome))
 
 
-def _keys(names: tuple[str, ...], days: int) -> dict[str, dict[str, str]]:
-    """Each party's certificate, key and authority as text."""
-    with tempfile.TemporaryDirectory(prefix="tfprivacy_lab_mpc_") as folder:
-        make_certificates(names, Path(folder), days=days)
-        of = {name: Credentials.of_folder(Path(folder) / name) for name in names}
-        return {name: {pem: Path(getattr(one, pem)).read_text() for pem in _PEMS} for name, one in of.items()}
-
-
 def _loaded(asked: dict[str, np.ndarray]) -> LoadedCredentials | None:
-    """Credentials from texts; the library reads keys from files, which are there for that moment."""
-    if _PEMS[0] not in asked:
+    """Credentials from texts."""
+    if "certificate" not in asked:
         return None
-    with tempfile.TemporaryDirectory(prefix="tfprivacy_lab_mpc_") as folder:
-        paths = {pem: Path(folder) / f"{pem}.pem" for pem in _PEMS}
-        for pem, path in paths.items():
-            files.write_bytes(path, str(asked[pem]).encode(), 0o600)
-        return Credentials(**{pem: str(path) for pem, path in paths.items()}).loaded()
+    pems = ("certificate", "private_key", "authority")
+    with Credentials.of_pems({pem: str(asked[pem]).encode() for pem in pems}) as paths:
+        return paths.loaded()
+
+
+def _asked_for(job: Job, name: str, data, checked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of a party's data what the job needs: nothing else is sent to its process."""
+    row_ids.of_party(job, name, data)
+    needed = [key for key in data if key in checked or key in ("ids", "query_ids")]
+    return {f"data.{key}": np.asarray(data[key]) for key in needed}
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:
@@ -210,11 +210,22 @@ def _end_with_starter() -> None:
     # Not through the stream's lock, which would be held when the interpreter ends.
     while os.read(0, 1 << 16):
         pass
-    os._exit(3)
+    _end(3)
+
+
+def _end(code: int) -> None:
+    """End this process at once: the engine's threads do not survive the interpreter, so nothing of it is taken down."""
+    relay.remove_folders()
+    # TensorFlow leaves the functions that it rewrote to the interpreter's end.
+    files_of_modules = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    for path in files_of_modules:
+        if os.path.basename(path).startswith("__autograph_generated_file"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    os._exit(code)
 
 
 if __name__ == "__main__":
     code = _party()
     sys.stderr.flush()
-    # The engine's threads do not survive the interpreter: nothing of it is taken down.
-    os._exit(code)
+    _end(code)

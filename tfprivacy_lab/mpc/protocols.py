@@ -75,6 +75,35 @@ def protocol_table() -> list[dict]:
     return [dataclasses.asdict(protocol) for protocol in PROTOCOLS.values()]
 
 
+def listed(name: str, value, kind: type) -> tuple:
+    """``value`` as a tuple, if it is a list or tuple of objects of ``kind``.
+
+    Raises:
+        InputError: naming the argument; a set or a mapping, whose order means nothing, is none.
+    """
+    if not isinstance(value, list | tuple) or not all(isinstance(one, kind) for one in value):
+        of = "names" if kind is str else f"{kind.__name__} objects"
+        raise InputError(f"Expected {name} to be a list or tuple of {of}, in their order, got {name}={value!r:.80}.")
+    return tuple(value)
+
+
+def party_names(value) -> tuple[str, ...]:
+    """``value`` as a tuple, if it can name parties: in jobs, in certificates and in addresses.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    names = listed("parties", value, str)
+    if not all(name.isascii() and name.isidentifier() and len(name) <= 63 for name in names):
+        raise InputError(
+            "Expected parties to be different names of ASCII letters, digits and _, no digit first, of at most 63 "
+            f"characters, got {names!r:.200}."
+        )
+    if len(set(names)) != len(names):
+        raise InputError(f"Expected parties to be different names, got {names!r:.200}.")
+    return names
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """Who computes, and by which protocol.
@@ -98,10 +127,7 @@ class World:
 
     def __post_init__(self):
         check_choice("protocol", self.protocol, tuple(PROTOCOLS))
-        object.__setattr__(self, "parties", tuple(self.parties))
-        named = all(isinstance(name, str) and name.isidentifier() for name in self.parties)
-        if not named or len(set(self.parties)) != len(self.parties):
-            raise InputError(f"Expected parties to be different names (letters and digits), got {self.parties!r}.")
+        object.__setattr__(self, "parties", party_names(self.parties))
         least, most = self.kind.sizes
         if not least <= len(self.parties) <= most:
             count = f"{least}" if least == most else f"{least} to {most}"
@@ -147,3 +173,16 @@ class World:
             f"{self.dealer} deals the triples and holds no data: the others are safe from each other as long as "
             f"{self.dealer} does not look and tells nobody."
         )
+
+
+def check_world(value) -> World:
+    """``value`` if it is a :class:`World`.
+
+    Raises:
+        InputError: with how to make one.
+    """
+    if not isinstance(value, World):
+        raise InputError(
+            f"Expected world to be a World, as World('aby3', ('alice', 'bob', 'carol')), got {value!r:.80}."
+        )
+    return value

@@ -59,7 +59,7 @@ def plan(job: Job) -> Plan:
     if not job.layers:
         noise = job.noise.largest * len(job.noise.parties) if job.noise else 0.0
         largest = (job.feature_range + _unit(job)) * len(job.features) + noise
-        arithmetic = choose_fixed_point(largest, _fraction_bits(job))
+        arithmetic = choose_fixed_point(largest, _arithmetics(job))
         return Plan(arithmetic, (), largest, 0, 1.0, None, len(job.features) * arithmetic.resolution)
     bounds = _all_steps(job)
     arithmetic, sigmoids = _fitting(job, bounds)
@@ -79,8 +79,8 @@ def weight_bound(job: Job) -> float:
 
 def _fitting(job: Job, bounds: _Bounds) -> tuple[FixedPoint, tuple[Sigmoid | None, ...]]:
     """The first arithmetic that holds all values and is fine enough for the sigmoids."""
-    choose_fixed_point(bounds.largest, _fraction_bits(job))
-    fits = [one for one in candidates(_fraction_bits(job)) if bounds.largest < one.largest]
+    choose_fixed_point(bounds.largest, _arithmetics(job))
+    fits = [one for one in _arithmetics(job) if bounds.largest < one.largest]
     for arithmetic in fits:
         try:
             sigmoids = tuple(
@@ -95,7 +95,7 @@ def _fitting(job: Job, bounds: _Bounds) -> tuple[FixedPoint, tuple[Sigmoid | Non
             continue
         if all(8.0 * len(one.coefficients) ** 2 < arithmetic.largest for one in sigmoids if one):
             return arithmetic, sigmoids
-    raise InputError(f"Overflow risk: the sigmoid does not fit fraction_bits={_fraction_bits(job)}; lower it.")
+    raise InputError(f"Overflow risk: the sigmoid does not fit fraction_bits={fits[-1].fraction_bits}; lower it.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +127,16 @@ def _all_steps(job: Job) -> _Bounds:
     return found
 
 
-def _fraction_bits(job: Job) -> int | None:
-    return None if job.noise is None else job.noise.fraction_bits
+def _arithmetics(job: Job) -> list[FixedPoint]:
+    """What may be chosen: the one that the job names, those of its noise's grid, or any."""
+    if job.arithmetic is not None:
+        return [job.arithmetic]
+    return candidates(None if job.noise is None else job.noise.fraction_bits)
 
 
 def _unit(job: Job) -> float:
     """No arithmetic that may be chosen has a coarser resolution."""
-    return max(one.resolution for one in candidates(_fraction_bits(job)))
+    return max(one.resolution for one in _arithmetics(job))
 
 
 def _stored(job: Job, bound: float) -> float:
@@ -214,13 +217,13 @@ def _rate(job: Job, arithmetic: FixedPoint | None = None) -> tuple[int, float]:
     shift = max(0, -math.frexp(step)[1])
     if arithmetic is not None:
         shift = min(shift, arithmetic.fraction_bits)
-        if step * 2.0**shift < _LEAST_RATE:
+        if math.ldexp(step, shift) < _LEAST_RATE:
             raise InputError(
                 f"Expected a step (learning_rate, over the rows for a mean) of at least "
                 f"{_LEAST_RATE * arithmetic.resolution:.3g}, the finest that this arithmetic takes, got {step:.3g}; "
                 "raise learning_rate, or lower the batch size or the ranges, for finer arithmetic."
             )
-    return shift, step * 2.0**shift
+    return shift, math.ldexp(step, shift)
 
 
 def _weight_error(job: Job, draft: Plan, weights: list[float]) -> float | None:

@@ -13,12 +13,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.chains import chain_of
-from tfprivacy_lab.checks import InputError, check_matrix
+from tfprivacy_lab.chains import chain_of, is_of_keras
+from tfprivacy_lab.checks import InputError, check_array, check_matrix
+from tfprivacy_lab.mpc import row_ids
+from tfprivacy_lab.mpc.fixed_point import FixedPoint
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.models import Layer, Training
 from tfprivacy_lab.mpc.noise_shares import NoiseShares
-from tfprivacy_lab.mpc.protocols import World
+from tfprivacy_lab.mpc.protocols import World, check_world, listed
 
 _INSTEAD = {
     "Dense": "leave use_bias as it is",
@@ -30,6 +32,8 @@ _INSTEAD = {
     "Activation": "name the activation in the Dense layer before",
     "ReLU": "name the activation in the Dense layer before",
 }
+_TRAINED_BY_KERAS = tuple(f"{what}_{kind}" for kind in ("constraint", "regularizer") for what in ("kernel", "bias"))
+_TRAINED_BY_KERAS += ("activity_regularizer",)
 
 
 class SharedModel:
@@ -61,14 +65,18 @@ class SharedModel:
         sigmoid_error: float = 1e-3,
         seed: int = 0,
     ):
-        self.world, self._seed = world, seed
-        self.layers, self._start = _layers_of(layers)
+        self.world, self._seed = check_world(world), seed
+        found, self._start = _layers_of(layers)
+        self.layers = listed("layers", found, Layer)
+        if not self.layers:
+            raise InputError("Expected layers to hold at least one layer, got none.")
         self._ranges = {"feature_range": feature_range, "label_range": label_range}
         self._ranges |= {"weight_range": weight_range, "sigmoid_error": sigmoid_error}
         self._compiled: dict | None = None
         self._shares: dict[str, dict[str, np.ndarray]] | None = None
         self.job: Job | None = None
         self._fitted: Job | None = None
+        self._arithmetic: FixedPoint | None = None
         self.outcomes = None
 
     def compile(
@@ -108,8 +116,9 @@ class SharedModel:
             noise: Noise for every gradient sum, with
             noise_steps: party to whole numbers (steps, parameters), drawn by the caller, see
                 :mod:`tfprivacy_lab.shared_noise`.
-            ids: Party to the ids of its rows, texts or whole numbers, where columns are split: whether they are the
-                same, in the same order, is compared before anything is shared.
+            ids: Party to the ids of its rows, texts or whole numbers, each once, where columns are split: whether they
+                are the same, in the same order, is compared before anything is shared. Without, a
+                :class:`~tfprivacy_lab.checks.RowOrderWarning` says that it was not.
             run: :func:`~tfprivacy_lab.mpc.parties.simulate` (default) or
                 :func:`~tfprivacy_lab.mpc.processes.launch`.
 
@@ -121,15 +130,13 @@ class SharedModel:
         """
         if self._compiled is None:
             raise InputError("Call compile before fit.")
-        if not x:
+        if not self._of_parties("x", x):
             raise InputError("Expected x to hold the features of at least one party, got none.")
         data = {party: {"x": check_matrix("x", value)} for party, value in x.items()}
-        for party, value in y.items():
+        for party, value in self._of_parties("y", y).items():
             data.setdefault(party, {})["y"] = _column(value)
-        for party, value in (noise_steps or {}).items():
-            data.setdefault(party, {})["noise"] = np.asarray(value)
-        for party, value in (ids or {}).items():
-            data.setdefault(party, {})["ids"] = np.asarray(value)
+        for party, value in self._of_parties("noise_steps", noise_steps or {}).items():
+            data.setdefault(party, {})["noise"] = check_array("noise_steps", value)
         features = {party: data[party]["x"].shape for party in x}
         width = next(iter(features.values()))[1] if split == "rows" else sum(c for _, c in features.values())
         self.job = Job(
@@ -144,8 +151,11 @@ class SharedModel:
             noise=noise,
             **self._ranges,
         )
+        for party, value in row_ids.of_parties("ids", ids or {}, row_ids.holders_of_training_rows(self.job)).items():
+            data[party]["ids"] = check_array("ids", value)
         found = self._run(self.job, data, run)
-        self._fitted = self.job
+        self._fitted, self._arithmetic = self.job, found.plan.arithmetic
+        self._shares = {party: outcome.shares for party, outcome in found.outcomes.items()}
         return found
 
     def predict(
@@ -174,23 +184,26 @@ class SharedModel:
         """
         if self._shares is None:
             raise InputError("Call fit before predict.")
+        if not self._of_parties("query", query):
+            raise InputError("Expected query to hold columns of at least one party, got none.")
         query = self._in_order({party: check_matrix("query", value) for party, value in query.items()})
         data = {party: dict(shares) for party, shares in self._shares.items()}
         for party, value in query.items():
             data[party]["query"] = value
-        for party, value in (ids or {}).items():
-            data.setdefault(party, {})["query_ids"] = np.asarray(value)
+        for party, value in row_ids.of_parties("ids", ids or {}, tuple(query) if len(query) > 1 else ()).items():
+            data[party]["query_ids"] = check_array("ids", value)
         ranges = dict(self._ranges)
         if ranges["weight_range"] is None:
             from tfprivacy_lab.mpc.ranges import weight_bound
 
-            ranges["weight_range"] = weight_bound(self.job)
+            ranges["weight_range"] = weight_bound(self._fitted)
         job = Job(
             world=self.world,
             layers=self.layers,
             query={party: value.shape for party, value in query.items()},
             holders=tuple(query),
             initial="shares",
+            arithmetic=self._arithmetic,
             reveal_predictions=reveal,
             **ranges,
         )
@@ -205,92 +218,14 @@ class SharedModel:
         job = dataclasses.replace(self._fitted, query={party: value.shape for party, value in query.items()})
         return {party: query[party] for party in job.query}
 
+    def _of_parties(self, argument: str, given) -> dict:
+        return row_ids.of_parties(argument, given, self.world.parties)
+
     def _run(self, job: Job, data, run):
         if run is None:
             from tfprivacy_lab.mpc.parties import simulate as run
         self.outcomes = run(job, data)
-        self._shares = {party: outcome.shares for party, outcome in self.outcomes.outcomes.items()}
         return self.outcomes
-
-
-def shared_head(
-    kernel, bias, world: World, *, owner: str, features_of: str, features: np.ndarray, feature_range, run=None
-):
-    """Predict by one party's frozen dense head on another's features; logits go to the features' owner alone.
-
-    Args:
-        kernel: (d, c) of ``owner``.
-        bias: (c,) of ``owner``.
-        world: Who computes.
-        owner: Who holds the weights.
-        features_of: Who holds the features and receives the logits.
-        features: (samples, d).
-        feature_range: Public bound on the features.
-        run: As in :meth:`SharedModel.fit`.
-
-    Returns:
-        A :class:`~tfprivacy_lab.mpc.parties.Run`; the logits are ``run.outcomes[features_of].predictions``.
-        ``weight_range`` is the next power of two above the head's largest weight, and public.
-
-    Raises:
-        InputError: naming what does not fit.
-    """
-    kernel, features = check_matrix("kernel", kernel), check_matrix("features", features)
-    bias = np.asarray(bias, np.float64)
-    largest = max(float(np.abs(kernel).max()), float(np.abs(bias).max()), 2.0**-8)
-    job = Job(
-        world=world,
-        layers=(Layer(kernel.shape[1]),),
-        query={features_of: features.shape},
-        initial=owner,
-        reveal_predictions=(features_of,),
-        feature_range=feature_range,
-        weight_range=2.0 ** np.ceil(np.log2(largest)),
-    )
-    data = {owner: {"kernel_0": kernel, "bias_0": bias}}
-    data.setdefault(features_of, {})["query"] = features
-    if run is None:
-        from tfprivacy_lab.mpc.parties import simulate as run
-    return run(job, data)
-
-
-def shared_sum(
-    vectors: dict[str, np.ndarray],
-    world: World,
-    *,
-    reveal: tuple[str, ...],
-    value_range: float,
-    noise: NoiseShares | None = None,
-    noise_steps: dict[str, np.ndarray] | None = None,
-    run: Callable | None = None,
-):
-    """The sum of the parties' vectors, with their noise if there is any, opened to ``reveal`` only.
-
-    Args:
-        vectors: Party to its vector, all of one length.
-        world: Who computes.
-        reveal: Who learns the sum.
-        value_range: Public bound on the magnitude of every entry.
-        noise: The noise that is agreed on, and
-        noise_steps: party to whole numbers, as long as a vector, in steps of the grid.
-        run: As in :meth:`SharedModel.fit`.
-
-    Raises:
-        InputError: naming what does not fit.
-    """
-    data = {party: {"x": check_matrix("vectors", np.atleast_2d(value))} for party, value in vectors.items()}
-    for party, value in (noise_steps or {}).items():
-        data.setdefault(party, {})["noise"] = np.atleast_2d(np.asarray(value))
-    job = Job(
-        world=world,
-        features={party: one["x"].shape for party, one in data.items() if "x" in one},
-        reveal_predictions=reveal,
-        feature_range=value_range,
-        noise=noise,
-    )
-    if run is None:
-        from tfprivacy_lab.mpc.parties import simulate as run
-    return run(job, data)
 
 
 def _layers_of(layers) -> tuple[tuple[Layer, ...], list | None]:
@@ -302,12 +237,22 @@ def _layers_of(layers) -> tuple[tuple[Layer, ...], list | None]:
             "Expected a built model, whose weights are the start: call model.build((None, columns)) first."
         )
     found, start = [], []
-    for layer, _ in chain_of(layers):
+    for layer, shape in chain_of(layers):
         kind, activation = type(layer).__name__, getattr(layer, "activation", None)
-        keras = type(layer).__module__.startswith("keras")
-        if kind != "Dense" or not keras or not layer.use_bias:
+        if kind != "Dense" or not is_of_keras(layer) or not layer.use_bias:
             advice = _INSTEAD.get(kind, "use Dense layers, one after the other")
             raise InputError(f"Expected Dense layers with a bias, got {kind} {layer.name!r}; {advice}.")
+        if len(shape) != 1:
+            raise InputError(
+                f"Expected layers of rows of numbers, got {layer.name!r} of shape {shape}, where Dense works along the "
+                "last axis; give features as rows of numbers."
+            )
+        bound = [name for name in _TRAINED_BY_KERAS if getattr(layer, name, None) is not None]
+        if bound:
+            raise InputError(
+                f"Expected Dense layers without {' and '.join(bound)}, which training on shares would leave out, got "
+                f"layer {layer.name!r}; build the model without (weight_range clips weights)."
+            )
         if not activation.__module__.startswith(("keras", "tensorflow")):
             raise InputError(f"Expected activations of Keras, got a function of yours in layer {layer.name!r}.")
         found.append(Layer(layer.units, activation.__name__))
@@ -326,5 +271,5 @@ def _glorot(width: int, layers: tuple[Layer, ...], seed: int) -> list:
 
 
 def _column(value) -> np.ndarray:
-    array = np.asarray(value)
+    array = check_array("y", value)
     return check_matrix("y", array[:, None] if array.ndim == 1 else array)
