@@ -102,7 +102,9 @@ def test_network_matches_keras_gradient_tape(activation):
 
     keras.utils.set_random_seed(3)
     (x, y), _ = breast_cancer(3)
-    plain = keras.Sequential([keras.layers.Input((30,)), keras.layers.Dense(16, activation), keras.layers.Dense(1, "sigmoid")])
+    plain = keras.Sequential(
+        [keras.layers.Input((30,)), keras.layers.Dense(16, activation), keras.layers.Dense(1, "sigmoid")]
+    )
     model = mpc.SharedModel(plain, SEMI2K, feature_range=4, weight_range=4)
     model.compile("binary_crossentropy", 0.3)
     run = model.fit({"alice": x[:, :15], "bob": x[:, 15:]}, {"bob": y}, steps=8, reveal_weights=("alice",))
