@@ -45,15 +45,17 @@ class Contestant(NamedTuple):
         return self.script.startswith("peers/")
 
 
-_KERAS, _OPACUS, _JAX = "dp_paths.py", "peers/opacus_paths.py", "peers/jax_privacy_paths.py"
+_KERAS, _TF_KERAS = "dp_paths.py", "tfp_paths.py"
+_OPACUS, _JAX = "peers/opacus_paths.py", "peers/jax_privacy_paths.py"
 CONTESTANTS = (
     Contestant("keras", "keras", _KERAS, ("--alone",)),
     Contestant("fast", "keras", _KERAS, ("--rounds", "15", "--budget", "75")),
     Contestant("fast, TensorFlow's operations", "keras", _KERAS),
-    Contestant("DPModel + registry", "keras", _KERAS),
-    Contestant("DPModel", "keras", _KERAS),
-    Contestant("VectorizedDPKerasSGDOptimizer", "keras", _KERAS),
-    Contestant("DPKerasSGDOptimizer", "keras", _KERAS, ("--first", "1")),
+    Contestant("tf_keras", "tf_keras", _TF_KERAS, ("--alone",)),
+    Contestant("DPModel + registry", "tf_keras", _TF_KERAS),
+    Contestant("DPModel", "tf_keras", _TF_KERAS),
+    Contestant("VectorizedDPKerasSGDOptimizer", "tf_keras", _TF_KERAS),
+    Contestant("DPKerasSGDOptimizer", "tf_keras", _TF_KERAS, ("--first", "1")),
     Contestant("pytorch", "pytorch", _OPACUS, ("--alone",)),
     Contestant("Opacus hooks", "pytorch", _OPACUS),
     Contestant("Opacus ghost", "pytorch", _OPACUS),

@@ -1,4 +1,4 @@
-"""The paths of the DP benchmark that run in TensorFlow: plain Keras, ours, and TF Privacy's four.
+"""The paths of the DP benchmark that run on Keras 3: plain, and ours.
 
 ``python benchmarks/dp_paths.py PATH MODEL BATCH`` measures one in this process, against Keras in the same one.
 """
@@ -48,10 +48,12 @@ class KerasPath:
         self.weights = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
         self._function = self._batches = None
 
+    clock = EpochClock
+
     def fit(self, steps: int) -> tuple[int, float]:
         epochs = max(1, round(steps * self.batch / len(self.examples)))
         steps = min(steps, len(self.examples) // self.batch)
-        clock = EpochClock()
+        clock = self.clock()
         self.model.fit(
             self.examples, self.labels, batch_size=self.batch, epochs=epochs, steps_per_epoch=steps, verbose=0,
             callbacks=[clock],
@@ -115,66 +117,26 @@ def plain(name: str, batch: int, arrays) -> KerasPath:
     return KerasPath(keras_model(name), *arrays, batch)
 
 
-def tfp_optimizer(name: str, batch: int, arrays) -> KerasPath:
-    """TF Privacy's first optimizer, one microbatch an example."""
-    from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras import DPKerasSGDOptimizer
-
-    optimizer = DPKerasSGDOptimizer(**_PRIVACY, num_microbatches=batch, learning_rate=LEARNING_RATE)
-    return KerasPath(keras_model(name, optimizer, "none"), *arrays, batch)
-
-
-def tfp_vectorized(name: str, batch: int, arrays) -> KerasPath:
-    """TF Privacy's vectorised optimizer, one microbatch an example."""
-    from tensorflow_privacy.privacy.optimizers.dp_optimizer_keras_vectorized import VectorizedDPKerasSGDOptimizer
-
-    optimizer = VectorizedDPKerasSGDOptimizer(**_PRIVACY, num_microbatches=batch, learning_rate=LEARNING_RATE)
-    return KerasPath(keras_model(name, optimizer, "none"), *arrays, batch)
-
-
-def tfp_model(name: str, batch: int, arrays, layer_registry=None) -> KerasPath:
-    """TF Privacy's model class, without XLA: with it, it is slower on a processor."""
-    from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPSequential
-
-    # Without its input among the layers, a Sequential has no graph yet, and the registry is silently not used.
-    layers = [keras.Input(models.IMAGE_SHAPE), *getattr(models, name)().layers]
-    model = DPSequential(**_PRIVACY, use_xla=False, layer_registry=layer_registry, layers=layers)
-    note = None
-    if layer_registry is not None and not model._enable_fast_peg_computation:
-        note = "the registry has no convolution: falls back to the path without it"
-    return KerasPath(compiled(model), *arrays, batch, note=note)
-
-
-def tfp_registry(name: str, batch: int, arrays) -> KerasPath:
-    """TF Privacy's model class with its registry of layers whose norms need no per-example gradients."""
-    from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
-
-    return tfp_model(name, batch, arrays, layer_registry.make_default_layer_registry())
-
-
 PATHS = {
     "keras": plain,
     "fast": fast,
     "fast, TensorFlow's operations": fast_on_tensorflow,
-    "DPKerasSGDOptimizer": tfp_optimizer,
-    "VectorizedDPKerasSGDOptimizer": tfp_vectorized,
-    "DPModel": tfp_model,
-    "DPModel + registry": tfp_registry,
 }
 
 
-def main() -> None:
-    """Measure the path that the command line names."""
-    arguments = measurement.parse_arguments(PATHS)
+def main(paths, baseline: str) -> None:
+    """Measure the path that the command line names, beside a baseline of the same framework."""
+    arguments = measurement.parse_arguments(paths)
     arrays = random_examples()
     name, batch = arguments.model, arguments.batch
 
-    alone = arguments.alone or arguments.path == "keras"
+    alone = arguments.alone or arguments.path == baseline
     measurement.measure(
-        lambda: PATHS[arguments.path](name, batch, arrays),
-        None if alone else lambda: plain(name, batch, arrays),
+        lambda: paths[arguments.path](name, batch, arrays),
+        None if alone else lambda: paths[baseline](name, batch, arrays),
         arguments,
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(PATHS, "keras")

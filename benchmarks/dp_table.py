@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from tfprivacy_lab.figures import CONTROL, DP, DPI
 
 _TITLES = {"document_mlp": "MLP 784-128-10", "tutorial_cnn": "tutorial CNN"}
-_BASELINES = {"keras": "Keras", "pytorch": "PyTorch", "jax": "JAX"}
+_BASELINES = {"keras": "Keras 3", "tf_keras": "Keras 2", "pytorch": "PyTorch", "jax": "JAX"}
 _LABELS = {
     "fast": "tfprivacy_lab",
     "fast, TensorFlow's operations": "tfprivacy_lab, TensorFlow's operations",
