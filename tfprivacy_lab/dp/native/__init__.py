@@ -1,8 +1,9 @@
 """Operations compiled for this machine's processor, for what TensorFlow's own are slow at.
 
-``python -m tfprivacy_lab.dp.native`` compiles them with the system's C++ compiler against TensorFlow's headers, in
-seconds, into the Python environment; ``make setup`` does. What they compute, TensorFlow's operations compute too,
-to rounding: no guarantee depends on which, and where they are missing DP training is merely slower.
+They are compiled at their first use, or by ``python -m tfprivacy_lab.dp.native`` (``make setup``), with the system's
+C++ compiler against TensorFlow's headers, in seconds, into the Python environment. What they compute, TensorFlow's
+operations compute too, to rounding: no guarantee depends on which, and where they are missing DP training is merely
+slower.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import warnings
@@ -25,20 +27,29 @@ SWITCH = "TFPRIVACY_LAB_NO_NATIVE"
 
 @functools.cache
 def operations():
-    """The compiled operations as a module, or None where there are none.
+    """The compiled operations as a module, compiled now if they are not yet; None where they cannot be.
 
     They are for processors alone: where TensorFlow sees a GPU, its own operations are used. A library that was
     compiled from other sources, for another TensorFlow or on another kind of processor is not loaded.
     """
     import tensorflow as tf
 
-    if os.environ.get(SWITCH) or not library().is_file() or tf.config.list_physical_devices("GPU"):
+    if os.environ.get(SWITCH) or tf.config.list_physical_devices("GPU"):
         return None
     try:
-        return tf.load_op_library(str(library()))
+        return tf.load_op_library(str(compile_operations()))
+    except subprocess.CalledProcessError as error:
+        lost = f"No operations were compiled: {failure(error)}"
     except (tf.errors.OpError, OSError) as error:
-        warnings.warn(f"{library()} cannot be loaded ({error}); remove it and run `make setup`. {SLOWER}", stacklevel=2)
-        return None
+        lost = f"{library()} cannot be " + (f"loaded ({error}); remove it." if library().is_file() else f"made ({error}).")
+    warnings.warn(f"{lost} {SLOWER} {SWITCH}=1 leaves them out without a word.", stacklevel=2)
+    return None
+
+
+def failure(error: subprocess.CalledProcessError) -> str:
+    """Why the compiler failed, in a line."""
+    said = [line for line in (error.stderr or "").splitlines() if "error" in line]
+    return f"{error.cmd[0]} ended with {error.returncode}{''.join(f': {line}' for line in said[:1])}."
 
 
 def library() -> Path:
@@ -63,6 +74,7 @@ def compile_operations() -> Path:
     target = library()
     if target.is_file():
         return target
+    sys.stderr.write(f"tfprivacy_lab: compiling operations for this processor, once, into {target.parent}\n")
     target.parent.mkdir(exist_ok=True)
     # TensorFlow's headers are no matter of ours to warn about.
     include = [flag.replace("-I", "-isystem", 1) for flag in tf.sysconfig.get_compile_flags()]
