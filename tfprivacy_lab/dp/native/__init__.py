@@ -41,7 +41,8 @@ def operations():
     except subprocess.CalledProcessError as error:
         lost = f"No operations were compiled: {failure(error)}"
     except (tf.errors.OpError, OSError) as error:
-        lost = f"{library()} cannot be " + (f"loaded ({error}); remove it." if library().is_file() else f"made ({error}).")
+        broken = f"loaded ({error}); remove it." if library().is_file() else f"made ({error})."
+        lost = f"{library()} cannot be {broken}"
     warnings.warn(f"{lost} {SLOWER} {SWITCH}=1 leaves them out without a word.", stacklevel=2)
     return None
 
