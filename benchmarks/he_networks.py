@@ -65,7 +65,7 @@ def train(make, private: data.PrivateData, seed: int = 0) -> keras.Model:
     examples = examples.shuffle(len(private.train), seed=seed).batch(32).map(shifted).rebatch(BATCH_SIZE).prefetch(2)
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, EPOCHS * -(-len(private.train) // BATCH_SIZE))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss, ["accuracy"])
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
     validation = (private.validation.images, private.validation.labels)
     model.fit(examples, epochs=EPOCHS, verbose=2, validation_data=validation)
     return model

@@ -43,7 +43,7 @@ class Target:
 def attack(model: keras.Model, target: Target, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
     """Membership inference on one model; see :func:`tfprivacy_lab.audit.membership_inference`."""
     member, nonmember = (
-        audit.Scores(model.predict(inputs, batch_size=2048, verbose=0), labels)
+        audit.Scores(models.outputs(model, inputs), labels)
         for inputs, labels in (
             (target.member_inputs, target.member_labels),
             (target.nonmember_inputs, target.nonmember_labels),

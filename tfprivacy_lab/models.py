@@ -249,6 +249,23 @@ def check_images(images) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
+def outputs(model: keras.Model, inputs, batch_size: int = 2048) -> np.ndarray:
+    """What a model gives for inputs, in inference, batch by batch, (n, ...).
+
+    Keras' own ``predict`` makes a graph for every model and size of batch, and warns of them where there are many.
+
+    Args:
+        model: The model.
+        inputs: (n, ...), n at least 1.
+    """
+    return np.concatenate(
+        [
+            np.asarray(model(inputs[start : start + batch_size], training=False))
+            for start in range(0, len(inputs), batch_size)
+        ]
+    )
+
+
 def embed(extractor: keras.Model, images, batch_size: int = 1000) -> np.ndarray:
     """Features of ``images``, computed chunk by chunk in inference mode.
 

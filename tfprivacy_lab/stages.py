@@ -163,7 +163,7 @@ def encrypt(work: Work) -> dict:
     test = data.load_test(settings.dataset, work.data_dir).take(slice(settings.test_limit))
     backbone = runs.load_model(work.out / "backbone.keras")
     features = models.embed(backbone, test.images)
-    plain = work.head(work.out / "head.npz").predict(features, batch_size=2048, verbose=0)
+    plain = models.outputs(work.head(work.out / "head.npz"), features)
     head = files.read_arrays(work.out / "head.npz", "head", ("kernel", "bias"))
     found, measured, logits = {}, {}, {"plain": plain, "labels": test.labels}
     for scheme in ("bfv", "ckks"):
@@ -232,7 +232,7 @@ def _write_reconstructions(path: Path, model: keras.Model, images: np.ndarray) -
     original = images.astype(np.float32) / 255
     noise = np.random.default_rng(0).normal(0, 0.3, original.shape)
     noisy = np.clip(original + noise, 0, 1).astype(np.float32)
-    rebuilt = model.predict(noisy[..., np.newaxis], verbose=0)[..., 0]
+    rebuilt = models.outputs(model, noisy[..., np.newaxis])[..., 0]
     files.write_arrays(path, original=original, noisy=noisy, reconstructed=rebuilt)
 
 

@@ -70,6 +70,7 @@ def control(parts: Split, *, delta: float, seed: int = 0, rows: int = 200) -> di
     import keras
 
     from tfprivacy_lab.leakage import train_without_dp
+    from tfprivacy_lab.models import outputs
 
     rng = np.random.default_rng(seed)
     drawn = [dataclasses.replace(part, y=rng.integers(0, 2, len(part.y))) for part in (parts.train, parts.test)]
@@ -78,4 +79,4 @@ def control(parts: Split, *, delta: float, seed: int = 0, rows: int = 200) -> di
     width = keras.layers.Input((few.train.x.shape[1],))
     network = keras.Sequential([width, *hidden, keras.layers.Dense(2)])
     train_without_dp(network, few.train.x.astype(np.float32), few.train.y, epochs=300, seed=seed, learning_rate=3e-3)
-    return attack(lambda x: network.predict(x, verbose=0), few, delta=delta, seed=seed)
+    return attack(lambda x: outputs(network, x), few, delta=delta, seed=seed)

@@ -30,7 +30,7 @@ CARD = cases.Card(
     target="approved",
     positives=1728,
     groups=("black", "hispan", "male"),
-    sha256="90a41c0c91f22284456ce7876d09c454010c65c1c43148302787f629dd5a2fe4",
+    sha256="9c975405b971854750a4bbb674848dbbbb68a2194b71206b13b1bc15056a0142",
     caution="label 1 is what lenders decided, not who paid back: a model repeats their decisions, whatever moved them; "
     "collected because they were suspected of discrimination",
 )

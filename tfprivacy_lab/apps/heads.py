@@ -78,4 +78,6 @@ def train(parts: cases.Split, epsilon: float | None, delta: float, seed: int, se
 
 def positive(head, x) -> np.ndarray:
     """The head's probabilities of label 1, (n,)."""
-    return softmax(head.predict(x, verbose=0).astype(np.float64), axis=1)[:, 1]
+    from tfprivacy_lab.models import outputs
+
+    return softmax(outputs(head, x).astype(np.float64), axis=1)[:, 1]

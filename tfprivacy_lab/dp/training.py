@@ -22,6 +22,7 @@ from tfprivacy_lab.dp.reference_checks import check_jacobian
 from tfprivacy_lab.dp.sampling import PoissonBatches
 from tfprivacy_lab.dp.spending import Phase
 from tfprivacy_lab.dp.trial_rows import rows_to_try
+from tfprivacy_lab.models import outputs
 
 
 def train(
@@ -141,7 +142,7 @@ ENGINES = {"reference": _reference, "fast": _fast}
 
 def evaluate_accuracy(model: keras.Model, examples: np.ndarray, labels: np.ndarray) -> float:
     """Fraction of examples whose largest logit is at the label."""
-    logits = model.predict(examples, batch_size=2048, verbose=0)
+    logits = outputs(model, examples)
     return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
