@@ -71,6 +71,8 @@ def _walk(model) -> list[Link]:
 
 def _check_graph(model) -> None:
     """That there is a graph of one input and one output, and that calling the model runs it."""
+    from tfprivacy_lab.keras_internals import output_of
+
     name = getattr(model, "name", type(model).__name__)
     owner = next((kind for kind in type(model).__mro__ if "call" in vars(kind)), None)
     if owner is None or not owner.__module__.startswith("keras"):
@@ -82,8 +84,8 @@ def _check_graph(model) -> None:
             f"Expected a model of one input and one output, got {name!r} with {len(model.inputs)} and "
             f"{len(model.outputs)}; make a model of the output that is wanted alone."
         )
-    if isinstance(model.output, dict):
-        found = f"{name!r} with a dict of {', '.join(map(str, model.output))}"
+    if isinstance(output := output_of(model), dict):
+        found = f"{name!r} with a dict of {', '.join(map(str, output))}"
         raise InputError(f"Expected a model whose output is a tensor, got {found}; make a model of the tensor.")
 
 

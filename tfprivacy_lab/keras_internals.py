@@ -56,6 +56,11 @@ def inputs_of(model: keras.Model):
     return keras.tree.map_shape_structure(keras.KerasTensor, shapes[0]) if len(shapes) == 1 else None
 
 
+def output_of(model: keras.Model):
+    """What a built model gives, as symbolic tensors in its structure."""
+    return model.output if isinstance(model, Functional) else model.outputs[0]
+
+
 def maker_of(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list | None, dict]:
     """The layer whose call made a symbolic tensor, what tensors it took (None of a model's input), and its options."""
     layer, place, _ = tensor._keras_history
