@@ -63,9 +63,9 @@ def test_wrapping_a_fitted_model_goes_on_from_its_epsilon():
 SHARED = {
     "nested": (lambda model: keras.Sequential([layers.Input((WIDTH,)), model, layers.Dense(3)]), True),
     "its layer": (lambda model: keras.Sequential([layers.Input((WIDTH,)), model.layers[0]]), True),
-    "functional": (lambda model: keras.Model(model.input, layers.Dense(2)(model.output)), True),
+    "functional": (lambda model: keras.Model(model.inputs, layers.Dense(2)(model.outputs[0])), True),
     "a copy": (keras.models.clone_model, False),
-    "its input alone": (lambda model: keras.Model(model.input, layers.Dense(2)(model.input)), False),
+    "its input alone": (lambda model: keras.Model(model.inputs, layers.Dense(2)(model.inputs[0])), False),
 }
 
 
