@@ -265,11 +265,19 @@ def engines_connected(folder):
     return look
 
 
+@pytest.fixture
+def folder(monkeypatch):
+    """Where temporary files go: a name that leaves room for a socket's, which those of pytest's folders may not."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield folder
+
+
 @pytest.mark.parametrize("when", ["at the start", pytest.param("midway", marks=pytest.mark.slow)])
-def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(tmp_path, when):
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    launched = subprocess.Popen([sys.executable, "-c", LAUNCHED], env=environment, stderr=subprocess.PIPE)
-    deadline, connected = time.monotonic() + 180, engines_connected(tmp_path)
+def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(folder, when):
+    launched = subprocess.Popen([sys.executable, "-c", LAUNCHED], stderr=subprocess.PIPE)
+    deadline, connected = time.monotonic() + 180, engines_connected(folder)
     while len(processes := children(launched.pid)) < 2 or (when == "midway" and not connected()):
         assert time.monotonic() < deadline
         assert launched.poll() is None, launched.stderr.read()
@@ -280,14 +288,12 @@ def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(tmp_path, 
         assert time.monotonic() < deadline
         threading.Event().wait(0.02)
     # What this process itself has in memory as functions, TensorFlow may have left: it was killed.
-    left = [one for one in os.listdir(tmp_path) if not one.startswith("__autograph_generated_file")]
+    left = [one for one in os.listdir(folder) if not one.startswith("__autograph_generated_file")]
     assert left == []
 
 
-def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(tmp_path, monkeypatch):
+def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(folder):
     """Each report is longer than a pipe or a socket holds."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     columns = 200_000
     world = mpc.World("cheetah", ("alice", "bob"))
     features = dict.fromkeys(world.parties, (1, columns))
@@ -298,7 +304,7 @@ def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(tmp_path, 
     for outcome in run.outcomes.values():
         assert outcome.predictions.nbytes > 64_000
         assert outcome.predictions == pytest.approx(vectors.sum(0)[0], abs=1e-4)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(folder) == []
 
 
 def test_keys_of_a_launch_are_in_no_folder(tmp_path, monkeypatch):
