@@ -54,7 +54,7 @@ def test_interval_bounds_hold_on_the_worst_case_data():
     """Every feature at its bound: the largest value that training meets stays under the bound, and is not far below."""
     training = mpc.Training("sum_of_squares", 0.1, 4)
     features = {"alice": (4, 1), "bob": (4, 1)}
-    planned = mpc.plan(job(training=training, features=features, query={}))
+    planned = mpc.plan(job(training=training, features=features, query={}, reveal_predictions=()))
     weights, bias, met = np.array([0.3, -0.2]), 0.1, 0.0
     x, y = np.array([[1.0, -1.0]] * 4), np.full(4, -1.0)
     for _ in range(4):
@@ -82,6 +82,8 @@ def test_overflow_is_refused_and_weight_range_is_the_remedy():
         (("spdz", ("alice", "bob")), "protocol"),
         (("cheetah", ("alice", "alice")), "different names"),
         (("cheetah", ("alice", "b b")), "different names"),
+        (("cheetah", ("alice", "public")), "not to be named public or shares"),
+        (("cheetah", ("shares", "bob")), "not to be named public or shares"),
     ],
 )
 def test_worlds_that_do_not_fit_are_refused(arguments, naming):
