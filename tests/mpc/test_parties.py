@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -305,6 +306,24 @@ def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(folder):
         assert outcome.predictions.nbytes > 64_000
         assert outcome.predictions == pytest.approx(vectors.sum(0)[0], abs=1e-4)
     assert os.listdir(folder) == []
+
+
+def test_a_child_that_ends_before_it_reads_is_named_and_the_others_are_taken_down(monkeypatch):
+    """What it is asked stays in this process, in a buffer that closing would write once more."""
+    started = []
+
+    def start(_, **streams):
+        started.append(subprocess.Popen(["sleep", "60"] if started else ["false"], **streams))
+        if len(started) == 1:
+            started[0].wait()
+        return started[-1]
+
+    monkeypatch.setattr(processes, "subprocess", types.SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(processes, "_wait", lambda children, seconds: list(children))
+    job, data = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
+    with pytest.raises(PartyError, match="alice: its process ended with code 1"):
+        mpc.launch(job, data)
+    assert [one.returncode for one in started] == [1, -signal.SIGKILL]
 
 
 def test_keys_of_a_launch_are_in_no_folder(tmp_path, monkeypatch):
