@@ -535,6 +535,20 @@ def test_a_third_party_hears_what_differs_between_two():
     assert joined(ends, bob={"refusal": "no data"})["alice"] == "bob gave up: no data"
 
 
+def test_a_party_that_refuses_its_own_data_waits_for_those_who_compile_longer(impatient):
+    where = addresses(NAMES)
+    alice, bob, carol = (Control(name, NAMES, where, None) for name in NAMES)
+    threads, errors = join([alice, bob], alice={"refusal": "no data"})
+    threads[1].join(20)
+    # Longer than the others, who leave when the first has heard them.
+    time.sleep(2 * links._GRACE_SECONDS)
+    errors |= joined([carol])
+    threads[0].join(20)
+    assert errors["alice"] == "no data"
+    assert errors["bob"] == "alice gave up: no data"
+    assert errors["carol"] == "alice gave up: no data"
+
+
 def test_a_port_may_be_bound_elsewhere_than_where_it_is_reached_and_on_ipv6():
     where = addresses(host="::1")
     ends = [Control("alice", NAMES[:2], where, None, listen=("::", where["alice"][1]))]
