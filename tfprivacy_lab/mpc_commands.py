@@ -84,7 +84,7 @@ def _party(options) -> dict:
     job = mpc.Job.load(options.job)
     files.check_writable(options.out)
     credentials = None if options.certificates is None else Credentials.of_folder(options.certificates)
-    data = files.read_all_arrays(options.data, "data")
+    data = files.read_arrays(options.data, "data")
     job.world.rank(options.me)
     try:
         without = [what for what, ids in row_ids.of_party(job, options.me, data).items() if ids is None]
