@@ -51,7 +51,7 @@ def test_arithmetic_is_the_finest_that_holds():
 
 
 def test_interval_bounds_hold_on_the_worst_case_data():
-    """Every feature at its bound: the largest value that training meets stays under the bound, and is not far below."""
+    """Every feature at its bound: what training meets stays under the bound, within a factor of 20."""
     training = mpc.Training("sum_of_squares", 0.1, 4)
     features = {"alice": (4, 1), "bob": (4, 1)}
     planned = mpc.plan(job(training=training, features=features, query={}, reveal_predictions=()))
@@ -61,7 +61,7 @@ def test_interval_bounds_hold_on_the_worst_case_data():
         residual = 2 * (x @ weights + bias - y)
         met = max(met, np.abs(x.T @ residual).max(), np.abs(residual).max())
         weights, bias = weights - 0.1 * x.T @ residual, bias - 0.1 * residual.sum()
-    assert met <= planned.largest
+    assert met <= planned.largest <= 20 * met
 
 
 def test_overflow_is_refused_and_weight_range_is_the_remedy():
