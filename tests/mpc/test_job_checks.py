@@ -71,6 +71,7 @@ def test_a_job_of_numpys_types_is_the_same_job():
         ({"features": {"alice": (4, (1, 2))}}, "features to be a whole number"),
         ({"features": {"alice": np.array(4)}}, "features to hold shapes"),
         ({"noise": mpc.NoiseShares(("alice",), 1.0, 20), **UNTRAINED}, "noise beside training, or in a sum"),
+        ({**UNTRAINED, "labels": ("alice",)}, "labels beside training"),
         ({"reveal_predictions": ("alice",)}, "a query with reveal_predictions"),
         ({**UNTRAINED, "weight_range": 0.25}, "public weights within weight_range=0.25, got one of magnitude 0.5"),
         ({"features": ["alice"]}, "features to map parties"),

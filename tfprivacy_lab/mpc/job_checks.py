@@ -144,6 +144,11 @@ def check_model(job) -> None:
             "Expected noise beside training, or in a sum, got noise for a model that is not trained, to which nothing "
             "adds it; give training, or leave noise out."
         )
+    if job.labels and job.training is None:
+        raise InputError(
+            f"Expected labels beside training, got labels={job.labels!r:.80} for a model that is not trained; give "
+            "training, or leave labels out."
+        )
     _check_query(job)
     if job.reveal_predictions and not job.query:
         raise InputError(

@@ -30,8 +30,6 @@ from tfprivacy_lab.mpc.peers import PartyError
 from tfprivacy_lab.mpc.ranges import plan
 
 _LENGTH = struct.Struct("<Q")
-# After which everything is ended.
-_SECONDS = 600.0
 
 
 def launch(
@@ -39,6 +37,7 @@ def launch(
     data: dict[str, dict[str, np.ndarray]],
     *,
     tls: bool = False,
+    seconds: float = 600.0,
 ) -> Run:
     """One process a party on this machine, over loopback, each with its own data.
 
@@ -46,6 +45,7 @@ def launch(
         job: What to compute.
         data: Party to its arrays; each process is given its own, and nobody else's.
         tls: Make certificates and use TLS between the processes.
+        seconds: After which everything is ended.
 
     Returns:
         What :func:`simulate` returns, from the processes' reports.
@@ -74,7 +74,7 @@ def launch(
             asked = {"job": job.to_json(), "me": name, "addresses": json.dumps(addresses)}
             asked |= {pem: text.decode() for pem, text in keys[name].items()}
             _ask(process, _packed({**own[name], **{key: np.array(value) for key, value in asked.items()}}))
-        order = _wait(processes, _SECONDS)
+        order = _wait(processes, seconds)
         outcomes = {name: _outcome(job, name, processes[name], *said[name]) for name in order}
     finally:
         for process in processes.values():
