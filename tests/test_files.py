@@ -191,6 +191,7 @@ def test_objects_are_not_written(tmp_path):
     for write in (
         lambda: files.write_array(tmp_path / "x.npy", np.array([{}], object)),
         lambda: files.write_arrays(tmp_path / "x.npz", kernel=np.zeros(2), bias=np.array([{}], object)),
+        lambda: files.write_private_arrays(tmp_path / "x.npz", kernel=np.zeros(2), bias=[{}]),
     ):
         with pytest.raises(ValueError, match=r"[Oo]bject"):
             write()
@@ -226,12 +227,12 @@ def test_json_is_utf8_text(tmp_path):
 def test_arrays_are_read_from_regular_files_only_and_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     for path in (tmp_path / "pipe.npz", "/dev/zero"):
-        for read in (files.read_array, files.read_all_arrays, lambda *given: files.read_arrays(*given, ["x"])):
+        for read in (files.read_array, files.read_arrays, lambda *given: files.read_arrays(*given, ["x"])):
             with pytest.raises(InputError, match=f"^Cannot read data {path}: no regular file.$"):
                 read(path, "data")
     files.write_arrays(tmp_path / "x.npz", x=np.zeros(1))
     (tmp_path / "link.npz").symlink_to("x.npz")
-    assert list(files.read_all_arrays(tmp_path / "link.npz", "data")) == ["x"]
+    assert list(files.read_arrays(tmp_path / "link.npz", "data")) == ["x"]
 
 
 def test_whether_a_path_can_be_written_is_known_beforehand_and_changes_nothing(tmp_path):

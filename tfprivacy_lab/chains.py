@@ -75,7 +75,7 @@ def _check_graph(model) -> None:
 
     name = getattr(model, "name", type(model).__name__)
     owner = next((kind for kind in type(model).__mro__ if "call" in vars(kind)), None)
-    if owner is None or not owner.__module__.startswith("keras"):
+    if owner is None or not is_from(owner, "keras"):
         raise InputError(f"Expected a Sequential or functional Keras model, got {name!r} with a call of its own.")
     if not getattr(model, "inputs", None):
         raise InputError(f"Expected a built model, got {name!r} without shapes; begin it with Input(shape).")
@@ -91,7 +91,12 @@ def _check_graph(model) -> None:
 
 def is_of_keras(layer) -> bool:
     """Whether a layer's class is one of Keras' own, not one of the same name or derived from it."""
-    return type(layer).__module__.partition(".")[0] == "keras"
+    return is_from(type(layer), "keras")
+
+
+def is_from(thing, *packages: str) -> bool:
+    """Whether a class or function is of one of these packages, not of a module whose name only begins as theirs."""
+    return thing.__module__.partition(".")[0] in packages
 
 
 def _shape(tensor, layer) -> tuple[int, ...]:

@@ -102,17 +102,21 @@ def write_array(path, array: np.ndarray, mode: int = 0o644) -> None:
 
 def write_arrays(path, **arrays: np.ndarray) -> None:
     """Write named arrays as ``.npz`` (no pickled objects), atomically."""
-    for name, array in arrays.items():
-        if np.asarray(array).dtype.hasobject:
-            raise ValueError(f"Expected {name} to hold no Python objects, got dtype {np.asarray(array).dtype}.")
-    with replaced_atomically(path) as partial, open(partial, "wb") as stream:
-        np.savez(stream, **arrays)
+    _write_arrays(path, 0o644, arrays)
 
 
 def write_private_arrays(path, **arrays: np.ndarray) -> None:
-    """Write named arrays as ``.npz`` that only its owner may read."""
-    with replaced_atomically(path, 0o600) as partial, open(partial, "wb") as stream:
-        np.savez(stream, **{name: np.asarray(array) for name, array in arrays.items()})
+    """Write named arrays as ``.npz`` (no pickled objects) that only its owner may read, atomically."""
+    _write_arrays(path, 0o600, arrays)
+
+
+def _write_arrays(path, mode: int, arrays) -> None:
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"Expected {name} to hold no Python objects, got dtype {array.dtype}.")
+    with replaced_atomically(path, mode) as partial, open(partial, "wb") as stream:
+        np.savez(stream, **arrays)
 
 
 def read_bytes(path, what: str) -> bytes:
@@ -189,32 +193,20 @@ def read_array(path, what: str) -> np.ndarray:
     return _load(path, what, np.ndarray, ".npy")
 
 
-def read_arrays(path, what: str, names) -> dict[str, np.ndarray]:
-    """Named arrays from an ``.npz`` file the user named; pickled objects are refused.
+def read_arrays(path, what: str, names=None) -> dict[str, np.ndarray]:
+    """Named arrays, all if none are named, from an ``.npz`` file the user named; pickled objects are refused.
 
     Raises:
         InputError: if it cannot be read, or an array is missing.
     """
     loaded = _load(path, what, np.lib.npyio.NpzFile, ".npz")
     with loaded:
+        names = loaded.files if names is None else names
         missing = [name for name in names if name not in loaded.files]
         if missing:
             raise InputError(f"Cannot read {what} {path}: no array {missing[0]!r}, it holds {loaded.files}.")
         try:
             return {name: loaded[name] for name in names}
-        except Exception as error:
-            raise InputError(f"Cannot read {what} {path}: damaged ({error}).") from error
-
-
-def read_all_arrays(path, what: str) -> dict[str, np.ndarray]:
-    """All named arrays of an ``.npz`` file the user named; pickled objects are refused.
-
-    Raises:
-        InputError: if it cannot be read.
-    """
-    with _load(path, what, np.lib.npyio.NpzFile, ".npz") as loaded:
-        try:
-            return {name: loaded[name] for name in loaded.files}
         except Exception as error:
             raise InputError(f"Cannot read {what} {path}: damaged ({error}).") from error
 

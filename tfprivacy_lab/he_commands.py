@@ -139,6 +139,12 @@ def _score(options) -> dict:
 
 
 def _explain(options) -> dict:
+    if options.likely and (options.network is None or options.max_error is None):
+        from tfprivacy_lab.checks import InputError
+
+        raise InputError(
+            "--likely says by which bound --max-error of a --network is decided; give both, or leave it out."
+        )
     return _explain_head(options) if options.network is None else _explain_network(options)
 
 

@@ -84,9 +84,12 @@ def _party(options) -> dict:
     job = mpc.Job.load(options.job)
     files.check_writable(options.out)
     credentials = None if options.certificates is None else Credentials.of_folder(options.certificates)
-    data = files.read_all_arrays(options.data, "data")
+    data = files.read_arrays(options.data, "data")
     job.world.rank(options.me)
-    without = [what for what, ids in row_ids.of_party(job, options.me, data).items() if ids is None]
+    try:
+        without = [what for what, ids in row_ids.of_party(job, options.me, data).items() if ids is None]
+    except InputError:
+        without = []  # The party refuses them too, and the others hear of it.
     unmatched = f"not compared: no ids of the {' and '.join(without)}; give ids (query_ids) to have it done"
     if without and not options.json:
         options.note(f"order of rows {unmatched}")

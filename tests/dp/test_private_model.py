@@ -360,7 +360,7 @@ def test_keras_habits(tmp_path):
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "epsilon", "learning_rate"}
     assert history["learning_rate"] == pytest.approx([0.25, 0.125, 0.0625])
     # Figures of training examples are shown, and leave in no file.
-    assert (tmp_path / "log.csv").read_text().startswith("epoch,epsilon,lr,val_accuracy,val_loss\n")
+    assert (tmp_path / "log.csv").read_text().startswith("epoch,epsilon,learning_rate,val_accuracy,val_loss\n")
     plain.set_weights(model.get_weights())
     plain.compile(loss=LOSS, metrics=["accuracy"])
     assert wrapped.evaluate(x, y, verbose=0) == pytest.approx(plain.evaluate(x, y, verbose=0), rel=1e-5)

@@ -107,9 +107,9 @@ def test_what_cannot_be_is_refused():
     network = dense_network(3, 20, 8, 5, 3)
     plan, client, keys, server = session(network)
     with pytest.raises(InputError, match=r"none for rotation by \[1024\]"):
-        DeepImageServer(plan, dataclasses.replace(keys, steps=tuple(s for s in keys.steps if s != 1024)))
+        DeepImageServer(plan, dataclasses.replace(keys, steps=tuple(s for s in keys.steps if s != 1024)).sealed())
     with pytest.raises(InputError, match="relinearisation keys are not"):
-        DeepImageServer(plan, dataclasses.replace(keys, relinearisation=keys.relinearisation[:-8]))
+        DeepImageServer(plan, dataclasses.replace(keys, relinearisation=keys.relinearisation[:-8]).sealed())
     query = client.encrypt(np.ones(20))
     reply = server.evaluate(query)
     for bad in (query.residues[:1], np.full_like(query.residues, 2**62)):

@@ -105,12 +105,13 @@ def test_an_outlier_does_not_spoil_the_others_in_silence(name, where):
         feature_steps(features, pinned, [2, 2, 2], pinned.packings[0])
 
 
-def test_rows_of_the_kernel_that_round_away_are_told_of(bfv_client):
+def test_rows_of_the_kernel_that_round_away_are_told_of_each_time(bfv_client):
     with pytest.warns(PrecisionWarning, match="features would be rounded"):
         query = bfv_client.encrypt(SIZES, 1e6)
     server = he.Server(KERNEL, BIAS)
-    with pytest.warns(PrecisionWarning, match="1 of 2 rows of the kernel round to nothing beside the others"):
-        reply = server.evaluate(query)
+    for _ in range(2):
+        with pytest.warns(PrecisionWarning, match="1 of 2 rows of the kernel round to nothing beside the others"):
+            reply = server.evaluate(query)
     assert server.head_for(query).error_bound().max() > 1
     for refuse in (
         lambda: server.evaluate(query, max_error=0.1),
@@ -119,6 +120,40 @@ def test_rows_of_the_kernel_that_round_away_are_told_of(bfv_client):
         with pytest.raises(InputError, match=r"max_error=0\.1, but a logit may be off by .* as narrow as each column"):
             refuse()
     assert bfv_client.decrypt(reply, query, max_error=1e5).shape == (2, 1)
+
+
+def test_a_server_is_frozen_whatever_its_arrays_become(bfv_client):
+    kernel, bias = np.ones((3, 2)), np.zeros(2)
+    server = he.Server(kernel, bias)
+    kernel += 5
+    bias += 5
+    for feature_range in (1.0, 4.0):
+        query = bfv_client.encrypt(np.ones((1, 3)), feature_range)
+        assert bfv_client.decrypt(server.evaluate(query), query) == pytest.approx(np.full((1, 2), 3.0), abs=0.01)
+
+
+def test_a_range_that_the_server_does_not_take_is_refused_by_all_it_has(bfv_client):
+    server = he.Server(np.ones((3, 2)), feature_range=1.0000001)
+    query = bfv_client.encrypt(np.ones((1, 3)), 1.0)
+    size = messages.HEADER_BYTES
+    for refuse in (
+        lambda: server.evaluate(query),
+        lambda: server.head_for(query),
+        lambda: server.key(query),
+        lambda: server.cost(query[:size], len(query)),
+    ):
+        with pytest.raises(InputError, match=r"encrypt with its feature_range=1\.0000001"):
+            refuse()
+    right = bfv_client.encrypt(np.ones((1, 3)), 1.0000001)
+    assert server.cost(right[:size], len(right)).samples == 1
+    assert server.head_for(right).error_bound().max() < 0.01
+    several = he.Server(np.ones((3, 2)), feature_range=[1, 1, 0.1])
+    right = bfv_client.encrypt(np.full((1, 3), 0.1), [1, 1, 0.1])
+    assert several.cost(right[:size], len(right)).samples == 1
+    with pytest.raises(InputError, match="one bound a column"):
+        several.cost(query[:size], len(query))
+    with pytest.raises(InputError, match="feature_range=1"):
+        server.cost(right[:size], len(right))
 
 
 def test_automatic_packing_of_ckks_weighs_errors(ckks_client, bfv_client):
@@ -276,7 +311,7 @@ def test_no_batch_of_columns_of_unlike_size_is_wrong_in_silence(scheme, rows):
             wrong = (logits > 0) != (features @ kernel + bias > 0)
             assert wrong.sum() <= doubtful
         told += [str(one.message) for one in caught]
-    assert told if scheme.startswith("bfv") else True
+    assert told or scheme.startswith("ckks")
 
 
 @pytest.mark.parametrize(("logits", "doubtful"), [([[1.0], [-3.0], [0.5]], 2), ([[1, 4, 3.0], [9, 1, 1]], 1)])

@@ -165,6 +165,14 @@ def square(x):
     return x * x * 1.0005
 
 
+def cube(x):
+    """What the layers of a wide network would hide, were rounding not followed through them."""
+    return x**3
+
+
+cube.__name__ = "square"
+
+
 def with_dict(name="a"):
     x = layers.Input((4,))
     return keras.Model(x, {name: layers.Dense(2)(models.Square()(layers.Dense(3)(x)))})
@@ -196,6 +204,10 @@ def with_weights(value):
         (lambda: stack((4,), NearlyDense(3), models.Square(), layers.Dense(2)), "Dense, a class of yours"),
         (lambda: stack((4,), layers.Dense(3), OtherSquare(), layers.Dense(2)), "Square, a class of yours"),
         (lambda: stack((4,), layers.Dense(3, square), layers.Dense(2)), "something else than its layers say: off by 0"),
+        (
+            lambda: stack((784,), layers.Dense(720, cube), layers.Dense(100, cube), layers.Dense(10)),
+            "than its layers say",
+        ),
         (with_dict, "whose output is a tensor, got .* with a dict of a"),
         (lambda: called_in_training(layers.GaussianNoise(0.001)), "called with training=True"),
         (lambda: called_in_training(layers.BatchNormalization()), "called with training=True"),
@@ -225,6 +237,10 @@ def test_functional_and_nested_chains_are_read_as_they_run():
     shared = layers.Dense(3)
     keras.Sequential([layers.Input((4,)), shared])
     same(keras.Sequential([layers.Input((4,)), shared, models.Square(), layers.Dense(2)]))
+
+
+def test_a_convolution_of_one_position_that_leaves_inputs_out_is_no_dense_layer():
+    same(stack((4, 4, 1), layers.Conv2D(3, 3, strides=2), layers.Flatten(), models.Square(), layers.Dense(2)))
 
 
 LINEAR = [

@@ -109,7 +109,7 @@ def test_the_lemma_on_sums_over_slots():
     weights = np.where(rng.random(degree // 2) < 0.01, rng.normal(size=degree // 2), 0.0)
     sums = [(weights * ckks_slots(rng.uniform(-0.5, 0.5, degree), SINGLE)).sum().real for _ in range(400)]
     ratio = np.var(sums) / (degree / 24 * np.square(weights).sum())
-    assert 0.75 < ratio < 1.3  # five standard deviations of a variance of 400 draws: 0.35
+    assert 0.75 < ratio < 1.3  # by 3.5 standard deviations of a variance of 400 draws
 
 
 def test_digits_of_a_key_switching_are_within_their_bound_by_slot():

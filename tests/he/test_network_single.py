@@ -132,15 +132,15 @@ def session():
 def test_missing_keys_are_refused_before_any_query(session):
     plan, client, keys = session
     with pytest.raises(InputError, match=r"none for rotation by \[1024\]"):
-        SingleImageServer(plan, dataclasses.replace(keys, steps=tuple(s for s in keys.steps if s != 1024)))
+        SingleImageServer(plan, dataclasses.replace(keys, steps=tuple(s for s in keys.steps if s != 1024)).sealed())
     with pytest.raises(InputError, match="relinearisation"):
-        SingleImageServer(plan, dataclasses.replace(keys, relinearisation=b""))
+        SingleImageServer(plan, dataclasses.replace(keys, relinearisation=b"").sealed())
     client._library.rotateKeyGen(rot_steps=[1, 2])
-    fewer = dataclasses.replace(keys, rotation=client._library.to_bytes_rotate_key("none"))
+    fewer = dataclasses.replace(keys, rotation=client._library.to_bytes_rotate_key("none")).sealed()
     with pytest.raises(InputError, match="evaluation keys of these parameters"):
         SingleImageServer(plan, fewer)
     with pytest.raises(InputError, match="evaluation keys of these parameters"):
-        SingleImageServer(plan, dataclasses.replace(keys, rotation=b"nothing of the sort" * 9))
+        SingleImageServer(plan, dataclasses.replace(keys, rotation=b"nothing of the sort" * 9).sealed())
 
 
 def test_images_queries_and_replies_that_are_not_are_refused(session):

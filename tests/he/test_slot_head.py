@@ -13,7 +13,6 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.network_parameters import SLOTS
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS
 from tfprivacy_lab.he.single_client import SlotHeadClient
-from tfprivacy_lab.he.single_keys import EvaluationKeys
 from tfprivacy_lab.he.slot_head import LAYOUTS, MAX_INPUT_BITS, SlotHead
 from tfprivacy_lab.he.slot_server import SlotHeadServer
 
@@ -96,12 +95,14 @@ def test_missing_and_foreign_keys_are_refused_before_any_query():
     kernel, bias = made_head(0, 20, 3)
     plan, client, keys, _ = session(kernel, bias, "naive")
     with pytest.raises(InputError, match=r"none for rotation by \[8\]"):
-        SlotHeadServer(plan, dataclasses.replace(keys, steps=(1, 2, 4, 16)))
+        SlotHeadServer(plan, dataclasses.replace(keys, steps=(1, 2, 4, 16)).sealed())
     with pytest.raises(InputError, match="evaluation keys of these parameters"):
-        SlotHeadServer(plan, EvaluationKeys(keys.steps, b"", b""))
+        SlotHeadServer(plan, dataclasses.replace(keys, rotation=b"", relinearisation=b"").sealed())
+    with pytest.raises(InputError, match="evaluation keys for this plan"):
+        SlotHeadServer(SlotHead.make(kernel, bias, "diagonal"), keys)
     client._library.rotateKeyGen(rot_steps=[1, 2])
     with pytest.raises(InputError, match="evaluation keys of these parameters"):
-        SlotHeadServer(plan, dataclasses.replace(keys, rotation=client._library.to_bytes_rotate_key("none")))
+        SlotHeadServer(plan, dataclasses.replace(keys, rotation=client._library.to_bytes_rotate_key("none")).sealed())
 
 
 def test_heads_and_ranges_that_cannot_be_are_refused():

@@ -23,6 +23,7 @@ GIVEN = {
     "training": mpc.Training("sum_of_squares", 0.125, 2, 2, 1.0),
     "weight_range": 4.0,
 }
+UNTRAINED = {"features": {}, "labels": (), "training": None, "query": {"alice": (1, 2)}}
 
 
 def test_a_job_of_numpys_types_is_the_same_job():
@@ -67,6 +68,12 @@ def test_a_job_of_numpys_types_is_the_same_job():
         ({"features": {"alice": (4, 1, 1)}}, "features to hold shapes"),
         ({"features": {"alice": (4, 1.5)}}, "features to be a whole number"),
         ({"features": {"alice": "41"}}, "features to hold shapes"),
+        ({"features": {"alice": (4, (1, 2))}}, "features to be a whole number"),
+        ({"features": {"alice": np.array(4)}}, "features to hold shapes"),
+        ({"noise": mpc.NoiseShares(("alice",), 1.0, 20), **UNTRAINED}, "noise beside training, or in a sum"),
+        ({**UNTRAINED, "labels": ("alice",)}, "labels beside training"),
+        ({"reveal_predictions": ("alice",)}, "a query with reveal_predictions"),
+        ({**UNTRAINED, "weight_range": 0.25}, "public weights within weight_range=0.25, got one of magnitude 0.5"),
         ({"features": ["alice"]}, "features to map parties"),
         ({"query": 3}, "query to map parties"),
         ({"initial": ["alice"]}, "initial to be"),
@@ -82,6 +89,33 @@ def test_a_job_of_numpys_types_is_the_same_job():
 def test_what_is_no_job_is_refused_by_name(changes, naming):
     with pytest.raises(InputError, match=naming):
         Job(**{**GIVEN, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"training": GIVEN["training"], "labels": ("bob",)}, "labels"),
+        ({"training": GIVEN["training"]}, "training"),
+        ({"labels": ("bob",)}, "labels"),
+        ({"query": {"alice": (1, 2)}}, "query"),
+        ({"weights": [[[0.0], [0.0]], [0.0]]}, "weights"),
+        ({"initial": "alice"}, "initial"),
+        ({"reveal_weights": ("alice",)}, "reveal_weights"),
+        ({"weight_range": 1.0}, "weight_range"),
+        ({"split": "rows"}, "split"),
+        ({"label_range": 2.0}, "label_range"),
+    ],
+)
+def test_a_sum_refuses_what_only_a_model_has(changes, name):
+    given = {"world": ABY3, "features": {"alice": (1, 2), "bob": (1, 2)}, "reveal_predictions": ("alice",)}
+    Job(**given)
+    with pytest.raises(InputError, match=f"Expected {name} to be left out of a job without layers"):
+        Job(**{**given, **changes})
+
+
+def test_public_weights_that_training_clips_may_pass_the_range():
+    Job(**{**GIVEN, "weight_range": 0.25})
+    Job(**{**GIVEN, **UNTRAINED, "weight_range": 0.5})
 
 
 def test_a_set_of_parties_has_no_order():

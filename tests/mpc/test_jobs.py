@@ -187,6 +187,17 @@ def test_no_claim_without_a_bound_on_a_rows_gradient():
         job(**claimed(), training=unbounded)
 
 
+def test_no_claim_on_weights_that_were_trained_before():
+    """One noised step from shares of an un-noised training would open that training under the claim."""
+    for initial in ("shares", "basel"):
+        given = {"weights": None, "weight_range": 8.0, "initial": initial, "arithmetic": mpc.FixedPoint(128, 24)}
+        given["world"] = ABY3 if initial == "shares" else mpc.World("aby3", ("alice", "bob", "basel"))
+        noise = dataclasses.replace(claimed()["noise"], fraction_bits=24)
+        with pytest.raises(InputError, match=f"initial=public with a claim of epsilon, got initial='{initial}'"):
+            job(**{**claimed(), **given, "noise": noise})
+        job(**{**claimed(), **given, "noise": dataclasses.replace(noise, claim=None)})
+
+
 def test_a_claim_counts_the_gradients_of_all_outputs():
     """Four outputs make a row's gradient twice as long; a claim that counts one of them is false by that factor."""
     several = {"layers": (mpc.Layer(4, "sigmoid"),), "weights": [[[0.0] * 4] * 3, [0.0] * 4]}

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import struct
+import tempfile
 import threading
 import time
 import warnings
@@ -533,6 +534,30 @@ def test_a_third_party_hears_what_differs_between_two():
     where = addresses()
     ends = [Control(name, NAMES[:2], where, None) for name in NAMES[:2]]
     assert joined(ends, bob={"refusal": "no data"})["alice"] == "bob gave up: no data"
+
+
+def test_a_party_that_refuses_its_own_data_waits_for_those_who_compile_longer(impatient):
+    where = addresses(NAMES)
+    alice, bob, carol = (Control(name, NAMES, where, None) for name in NAMES)
+    threads, errors = join([alice, bob], alice={"refusal": "no data"})
+    threads[1].join(20)
+    # Longer than the others, who leave when the first has heard them.
+    time.sleep(2 * links._GRACE_SECONDS)
+    errors |= joined([carol])
+    threads[0].join(20)
+    assert errors["alice"] == "no data"
+    assert errors["bob"] == "alice gave up: no data"
+    assert errors["carol"] == "alice gave up: no data"
+
+
+def test_a_sockets_folder_is_measured_in_bytes(monkeypatch):
+    for folder, fits in (("/" + "u" * 60, True), ("/" + "ü" * 60, False)):
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        if fits:
+            Relay(NAMES, "alice")
+        else:
+            with pytest.raises(InputError, match="a shorter name than /ü"):
+                Relay(NAMES, "alice")
 
 
 def test_a_port_may_be_bound_elsewhere_than_where_it_is_reached_and_on_ipv6():

@@ -5,12 +5,14 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -32,6 +34,9 @@ def test_processes_with_certificates_give_the_simulations_result_log_no_secret_a
             break
     # Both engines run: a push under another's name reaches neither, as there is no port to send it to.
     assert {name: listening(process) for name, process in processes.items()} == {"alice": [], "bob": []}
+    # This process has a port, and is seen to have it.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert f"0100007F:{server.getsockname()[1]:04X}" in listening(types.SimpleNamespace(pid=os.getpid()))
     done = {name: ended(process) for name, process in processes.items()}
     assert {code for code, _, _ in done.values()} == {0}, done
     simulated = mpc.simulate(group.job, group.data)
@@ -104,6 +109,33 @@ def run_alone(data, **changes):
     return said["alice"], str(heard.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "array", "line"),
+    [
+        ({}, "ids", "Expected ids to hold 4 texts or whole numbers"),
+        ({"initial": "shares", "weights": None, "weight_range": 8.0}, "kernel_0", "Expected kernel_0 to be a share"),
+    ],
+)
+def test_others_hear_what_the_command_refuses(tmp_path, capsys, changes, array, line):
+    """Ids that are not one for each row, and a damaged share."""
+    job, _ = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
+    job = dataclasses.replace(job, **changes, arithmetic=mpc.FixedPoint(64, 20))
+    job.save(tmp_path / "job.json")
+    arrays = {"x": X, "query": np.zeros((1, 1)), "ids": np.arange(3), "kernel_0": np.zeros(9, np.uint8)}
+    files.write_private_arrays(tmp_path / "alice.npz", **arrays)
+    where = dict(zip(("alice", "bob"), (("127.0.0.1", port) for port in free_ports(["127.0.0.1"] * 2)), strict=True))
+    addresses = ",".join(f"{name}={host}:{port}" for name, (host, port) in where.items())
+    command = ["mpc", "party", "--job", tmp_path / "job.json", "--me", "alice", "--data", tmp_path / "alice.npz"]
+    command, codes = [*command, "--addresses", addresses, "--out", tmp_path / "out.npz"], []
+    thread = threading.Thread(target=lambda: codes.append(main(list(map(str, command)))))
+    thread.start()
+    with pytest.raises(PartyError, match=f"^alice gave up: its {array} does not fit what was agreed$"):
+        Control("bob", job.world.ranks, where, None).join(json.loads(job.to_json()), "none", 20)
+    thread.join(60)
+    assert codes == [2]
+    assert line in capsys.readouterr().err
+
+
 X = np.zeros((4, 1))
 
 
@@ -147,6 +179,36 @@ def test_data_are_checked_before_any_process_is_started(monkeypatch, run, data, 
     ):
         with pytest.raises(InputError, match=f"^Expected data {line}"):
             run(job, wrong)
+
+
+def test_addresses_are_read_or_refused():
+    assert mpc_commands._addresses("alice=h:1, bob=[2001:db8::7]:65535,c=[::1]:9") == {
+        "alice": ("h", 1),
+        "bob": ("2001:db8::7", 65535),
+        "c": ("::1", 9),
+    }
+    assert mpc_commands._address("listen", " 0.0.0.0:9000 ") == ("0.0.0.0", 9000)
+
+
+@pytest.mark.parametrize(
+    ("text", "echoed"),
+    [
+        ("alice=h:1,alice=h:2", "'alice=h:2'"),
+        ("=h:1", "'=h:1'"),
+        ("alice=h:1,", "''"),
+        ("alice", "''"),
+        ("alice=h", "'h'"),
+        ("alice=:1", "':1'"),
+        ("alice=h:0", "'h:0'"),
+        ("alice=h:65536", "'h:65536'"),
+        ("alice=h:-1", "'h:-1'"),
+        ("alice=h:\u0661", "'h:\u0661'"),
+        ("alice=[]:1", r"'\[\]:1'"),
+    ],
+)
+def test_what_is_no_address_of_the_command_is_refused(text, echoed):
+    with pytest.raises(InputError, match=f"Expected addresses .*, got {echoed}"):
+        mpc_commands._addresses(text)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_meeting(tmp_path, monkeypatch, capsys):
@@ -265,11 +327,19 @@ def engines_connected(folder):
     return look
 
 
+@pytest.fixture
+def folder(monkeypatch):
+    """Where temporary files go: a name that leaves room for a socket's, which those of pytest's folders may not."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield folder
+
+
 @pytest.mark.parametrize("when", ["at the start", pytest.param("midway", marks=pytest.mark.slow)])
-def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(tmp_path, when):
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    launched = subprocess.Popen([sys.executable, "-c", LAUNCHED], env=environment, stderr=subprocess.PIPE)
-    deadline, connected = time.monotonic() + 180, engines_connected(tmp_path)
+def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(folder, when):
+    launched = subprocess.Popen([sys.executable, "-c", LAUNCHED], stderr=subprocess.PIPE)
+    deadline, connected = time.monotonic() + 180, engines_connected(folder)
     while len(processes := children(launched.pid)) < 2 or (when == "midway" and not connected()):
         assert time.monotonic() < deadline
         assert launched.poll() is None, launched.stderr.read()
@@ -280,14 +350,12 @@ def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(tmp_path, 
         assert time.monotonic() < deadline
         threading.Event().wait(0.02)
     # What this process itself has in memory as functions, TensorFlow may have left: it was killed.
-    left = [one for one in os.listdir(tmp_path) if not one.startswith("__autograph_generated_file")]
+    left = [one for one in os.listdir(folder) if not one.startswith("__autograph_generated_file")]
     assert left == []
 
 
-def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(tmp_path, monkeypatch):
+def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(folder):
     """Each report is longer than a pipe or a socket holds."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     columns = 200_000
     world = mpc.World("cheetah", ("alice", "bob"))
     features = dict.fromkeys(world.parties, (1, columns))
@@ -298,7 +366,25 @@ def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(tmp_path, 
     for outcome in run.outcomes.values():
         assert outcome.predictions.nbytes > 64_000
         assert outcome.predictions == pytest.approx(vectors.sum(0)[0], abs=1e-4)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(folder) == []
+
+
+def test_a_child_that_ends_before_it_reads_is_named_and_the_others_are_taken_down(monkeypatch):
+    """What it is asked stays in this process, in a buffer that closing would write once more."""
+    started = []
+
+    def start(_, **streams):
+        started.append(subprocess.Popen(["sleep", "60"] if started else ["false"], **streams))
+        if len(started) == 1:
+            started[0].wait()
+        return started[-1]
+
+    monkeypatch.setattr(processes, "subprocess", types.SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(processes, "_wait", lambda children, seconds: list(children))
+    job = mpc.Job(world=mpc.World("cheetah", ("alice", "bob")), features={"alice": (1, 1)})
+    with pytest.raises(PartyError, match="alice: its process ended with code 1"):
+        mpc.launch(job, {"alice": {"x": [[1.0]]}})
+    assert [one.returncode for one in started] == [1, -signal.SIGKILL]
 
 
 def test_keys_of_a_launch_are_in_no_folder(tmp_path, monkeypatch):

@@ -51,17 +51,17 @@ def test_arithmetic_is_the_finest_that_holds():
 
 
 def test_interval_bounds_hold_on_the_worst_case_data():
-    """Every feature at its bound: the largest value that training meets stays under the bound, and is not far below."""
+    """Every feature at its bound: what training meets stays under the bound, within a factor of 20."""
     training = mpc.Training("sum_of_squares", 0.1, 4)
     features = {"alice": (4, 1), "bob": (4, 1)}
-    planned = mpc.plan(job(training=training, features=features, query={}))
+    planned = mpc.plan(job(training=training, features=features, query={}, reveal_predictions=()))
     weights, bias, met = np.array([0.3, -0.2]), 0.1, 0.0
     x, y = np.array([[1.0, -1.0]] * 4), np.full(4, -1.0)
     for _ in range(4):
         residual = 2 * (x @ weights + bias - y)
         met = max(met, np.abs(x.T @ residual).max(), np.abs(residual).max())
         weights, bias = weights - 0.1 * x.T @ residual, bias - 0.1 * residual.sum()
-    assert met <= planned.largest
+    assert met <= planned.largest <= 20 * met
 
 
 def test_overflow_is_refused_and_weight_range_is_the_remedy():
@@ -82,6 +82,8 @@ def test_overflow_is_refused_and_weight_range_is_the_remedy():
         (("spdz", ("alice", "bob")), "protocol"),
         (("cheetah", ("alice", "alice")), "different names"),
         (("cheetah", ("alice", "b b")), "different names"),
+        (("cheetah", ("alice", "public")), "not to be named public or shares"),
+        (("cheetah", ("shares", "bob")), "not to be named public or shares"),
     ],
 )
 def test_worlds_that_do_not_fit_are_refused(arguments, naming):

@@ -150,6 +150,15 @@ def test_head_on_shares_answers_as_in_float_and_only_to_the_features_owner():
     assert run.outcomes["carol"].predictions is None
 
 
+@pytest.mark.parametrize("bias", [np.zeros((2, 10)), np.zeros((1, 10)), np.zeros(9), 0.0])
+def test_a_heads_bias_of_another_shape_is_refused(bias):
+    from tfprivacy_lab.mpc.computations import shared_head
+
+    given = {"owner": "bob", "features_of": "alice", "features": np.zeros((1, 4)), "feature_range": 1.0}
+    with pytest.raises(InputError, match=r"Expected bias of shape \(10,\) beside kernel \(4, 10\), got "):
+        shared_head(np.zeros((4, 10)), bias, ABY3, **given)
+
+
 @pytest.mark.slow
 def test_vertical_logistic_regression_over_five_seeds():
     differences = []
@@ -202,7 +211,7 @@ def test_keras_layers_without_a_rule_are_refused():
         mpc.SharedModel(tanh, SEMI2K)
 
 
-KERAS_KINDS = ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised"]
+KERAS_KINDS = ["twice", "outputs", "parallel", "own", "unbuilt", "activation", "normalised", "a call", "relu", "ReLU"]
 
 
 @pytest.mark.parametrize("kind", [*KERAS_KINDS, "renamed", "of rows of rows", "with a dict"])
@@ -219,7 +228,16 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
     class Renamed(Dense):
         """Of the module of Keras' name, but not of Keras."""
 
+    class Called(keras.Sequential):
+        def call(self, inputs):
+            return -super().call(inputs)
+
+    def relu(value):
+        return -value
+
+    # Modules of users, whose names begin as Keras'.
     Renamed.__name__, Renamed.__module__ = "Dense", "keras_of_mine"
+    Called.__module__, relu.__module__ = "keras_models", "keras_utils"
     made = {
         "twice": lambda: keras.Model(x, dense(dense(x))),
         "outputs": lambda: keras.Model(x, [dense(x), layers.Dense(1)(dense.output)]),
@@ -230,6 +248,9 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
         "with a dict": lambda: keras.Model(x, {"a": dense(x)}),
         "unbuilt": lambda: keras.Sequential([layers.Dense(1)]),
         "activation": lambda: keras.Sequential([x, layers.Dense(1, activation=lambda value: value)]),
+        "a call": lambda: Called([x, dense]),
+        "relu": lambda: keras.Sequential([x, layers.Dense(1, activation=relu)]),
+        "ReLU": lambda: keras.Sequential([x, layers.Dense(1, activation=layers.ReLU())]),
         "normalised": lambda: keras.Sequential([x, layers.BatchNormalization(), dense]),
     }
     reasons = {
@@ -242,6 +263,9 @@ def test_keras_models_that_are_no_chain_of_layers_used_once_are_refused(kind):
         "with a dict": "whose output is a tensor",
         "unbuilt": "a built model",
         "activation": "activations of Keras",
+        "a call": "with a call of its own",
+        "relu": "activations of Keras, got a function of yours",
+        "ReLU": "by name, .* got a ReLU in layer",
         "normalised": "scale the features before",
     }
     with pytest.raises(InputError, match=reasons[kind]):

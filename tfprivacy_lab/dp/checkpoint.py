@@ -175,7 +175,7 @@ def _check_engine(private, name):
 
 def _read(path):
     """The record of a checkpoint as phases and plain values, its weights, and its optimizer's arrays."""
-    arrays = files.read_all_arrays(path, _WHAT)
+    arrays = files.read_arrays(path, _WHAT)
     digest = arrays.pop("digest", None)
     if digest is None or "record" not in arrays:
         raise InputError(f"Cannot read {_WHAT} {path}: it is no checkpoint of a PrivateModel.")

@@ -145,7 +145,7 @@ class Client:
                 magnitude leaves too little of other columns or rows (:func:`~tfprivacy_lab.he.steps.feature_steps`).
 
         Warns:
-            PrecisionWarning: where the stated range does.
+            PrecisionWarning: where the range leaves some column or row too few steps, and encryption goes on.
         """
         features = check_features(features)
         samples, columns = features.shape

@@ -28,8 +28,8 @@ class DeepImageServer:
 
     def __init__(self, plan: DeepPlan, keys: EvaluationKeys):
         self._plan, self._public = checked_plan(plan, DeepPlan), plan.public
-        self._operations = CkksOperations(self._public.parameters, keys, self._public.layout.steps)
         self._door = Door(self._public, keys)
+        self._operations = CkksOperations(self._public.parameters, keys, self._public.layout.steps)
         self._factors = self._encode()
 
     def evaluate(self, query: Envelope) -> Envelope:

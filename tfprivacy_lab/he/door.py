@@ -10,7 +10,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import envelopes
 from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.residues import check_residues
-from tfprivacy_lab.he.single_keys import EvaluationKeys
+from tfprivacy_lab.he.single_keys import EvaluationKeys, checked_keys
 
 
 def checked_plan(plan, kind: type):
@@ -38,7 +38,7 @@ class Door:
     """
 
     def __init__(self, public, keys: EvaluationKeys):
-        self._public, self._digest, self._key_id = public, envelopes.plan_digest(public), keys.key_id
+        self._public, self._digest, self._key_id = public, envelopes.plan_digest(public), checked_keys(keys).key_id
         keys.check(self._digest)
 
     def opened(self, query) -> tuple[Envelope, np.ndarray]:

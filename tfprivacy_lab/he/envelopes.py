@@ -54,13 +54,13 @@ def plan_digest(public) -> bytes:
 
 
 def _facts(value):
-    """Names and values of an object's own fields, to the last number."""
+    """Names and values of an object's own fields; sums of floats differ in the last bits between processors."""
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
-        return float(value).hex()
+        return f"{float(value):.9g}"
     if isinstance(value, tuple | list):
         return [_facts(item) for item in value]
     derived = {name for name in dir(type(value)) if isinstance(getattr(type(value), name), functools.cached_property)}

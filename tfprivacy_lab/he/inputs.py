@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_all_finite, check_unmasked
+from tfprivacy_lab.checks import InputError, check_all_finite, check_array
 from tfprivacy_lab.he.network import PublicPlan
 
 
@@ -16,11 +16,7 @@ def check_inputs(inputs, public) -> np.ndarray:
     Raises:
         InputError: naming shape, dtype or value received.
     """
-    check_unmasked("inputs", inputs)
-    try:
-        array = np.asarray(inputs)
-    except ValueError as error:
-        raise InputError("Expected inputs to be an array, got rows of different lengths.") from error
+    array = check_array("inputs", inputs)
     if array.dtype.kind not in "fiub":
         raise InputError(f"Expected inputs to hold real numbers, got dtype {array.dtype}.")
     if array.ndim < 2 or len(array) == 0 or math.prod(array.shape[1:]) != public.inputs:

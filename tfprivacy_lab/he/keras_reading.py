@@ -277,17 +277,19 @@ def _check_reading(layers, dropped: _Final | None, model) -> None:
     half = any("16" in str(getattr(link.layer, "compute_dtype", "")) for link in chain_of(model))
     expected = np.asarray(model(inputs.astype(np.float32), training=False), np.float64).reshape(len(inputs), -1)
     values = inputs.astype(np.float32).astype(np.float64).reshape(len(inputs), -1).T
-    sizes = np.abs(values)
+    errors = np.zeros_like(values)  # what Keras' precision, a millionth of what is added up, makes of it by the end
     for number, layer in enumerate(layers):
-        values, sizes = (values, sizes) if number == 0 else (np.square(values), np.square(sizes))
+        if number:
+            values, errors = np.square(values), 2 * np.abs(values) * errors + np.square(errors)
+        sizes = layer.apply(np.abs(values), np.abs(layer.kernel)) + np.abs(layer.full_bias())[:, np.newaxis]
+        errors = layer.apply(errors, np.abs(layer.kernel)) + 1e-6 * sizes
         values = layer.apply(values) + layer.full_bias()[:, np.newaxis]
-        sizes = layer.apply(sizes, np.abs(layer.kernel)) + np.abs(layer.full_bias())[:, np.newaxis]
     found = _final(values.T, dropped)
     if not np.isfinite(expected).all():
         raise InputError(
             f"Model {model.name!r} computes numbers that are not finite on inputs within -1..1; rescale it."
         )
-    allowed = (1e-2 if half else 1e-4) * np.abs(expected).max() + (1e-5 if dropped else 1e-6 * sizes.max())
+    allowed = (1e-2 if half else 1e-4) * np.abs(expected).max() + (1e-5 if dropped else errors.max())
     if found.shape != expected.shape or not (np.abs(found - expected) <= allowed).all():
         raise InputError(
             f"Model {model.name!r} computes something else than its layers say: off by "

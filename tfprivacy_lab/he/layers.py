@@ -36,6 +36,10 @@ class Affine:
 
     def __post_init__(self):
         object.__setattr__(self, "inputs", check_positive_int("inputs", self.inputs))
+        for name in ("kernel", "bias", "windows"):  # copies: plans are made of them, and servers later
+            array = np.array(getattr(self, name))
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
 
     @property
     def outputs(self) -> int:
@@ -59,7 +63,7 @@ class Affine:
         """
         kernel = self.kernel if kernel is None else kernel
         tail = values.shape[1:]
-        if len(self.windows) == 1:  # a dense layer's window is the input itself
+        if np.array_equal(self.windows, np.arange(self.inputs)[np.newaxis]):  # a dense layer's
             return (kernel.T @ values.reshape(self.inputs, -1)).reshape(self.outputs, *tail)
         if (self.windows < 0).any():
             values = np.concatenate([values, np.zeros((1, *tail), values.dtype)])
@@ -85,7 +89,11 @@ def check_input_range(input_range) -> tuple[float, float]:
     Raises:
         InputError: if it is no pair, or not in this order.
     """
-    if not isinstance(input_range, tuple | list | np.ndarray) or np.shape(input_range)[:1] != (2,):
+    try:
+        shape = np.shape(input_range)
+    except ValueError:
+        shape = ()  # parts of different lengths
+    if not isinstance(input_range, tuple | list | np.ndarray) or shape[:1] != (2,):
         raise InputError(f"Expected input_range as (lowest, highest), got input_range={input_range!r}.")
     low, high = (check_finite_number("input_range", end) for end in input_range)
     if not low < high:

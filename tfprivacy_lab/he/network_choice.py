@@ -114,10 +114,11 @@ def choose_network(
     fitting = [one for one in found if max_error is None or one.summary[kind] <= max_error]
     if not fitting:
         best = min(found, key=lambda one: one.summary[kind])
+        least = "likely bound" if likely else "that is proved"
         likelier = min(one.summary["likely_error_bound"] for one in found)
         instead = "" if likely or likelier > max_error else f", decide by the likely bound, {likelier:.3g} (likely)"
         raise InputError(
-            f"Expected max_error={max_error:g}, but the least that is proved is {best.summary[kind]:.3g} "
+            f"Expected max_error={max_error:g}, but the least {least} is {best.summary[kind]:.3g} "
             f"({best.summary['scheme']}, {best.summary['packing']}); ask for no less{instead}, or narrow input_range."
         )
     return min(fitting, key=lambda one: one.bytes)

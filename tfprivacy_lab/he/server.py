@@ -101,7 +101,8 @@ class Server:
     """
 
     def __init__(self, kernel, bias=None, replies: str = "any", feature_range=None):
-        self._kernel, self._bias = check_head(kernel, bias)
+        # Copies: heads are made from them as queries ask, and arrays of the caller's may change meanwhile.
+        self._kernel, self._bias = (part.copy() for part in check_head(kernel, bias))
         features = self._kernel.shape[0]
         self._bounds = None if feature_range is None else check_feature_range(feature_range, features)
         self._replies = check_choice("replies", replies, REPLIES)
@@ -137,6 +138,14 @@ class Server:
         self._check_steps(header, name)
         residues, public_key = messages.residues(header, body, name)
         prepared = prepared or self._for_query(header, name)
+        if prepared.head.rounded_away:
+            warnings.warn(
+                f"{prepared.head.rounded_away} of {len(self._kernel)} rows of the kernel round to nothing beside the "
+                "others: encrypt with feature_range as one bound a column, or rescale features and kernel; results may "
+                "be wrong",
+                PrecisionWarning,
+                stacklevel=2,
+            )
         if max_error is not None:
             check_error_bound(float(prepared.head.error_bound().max()), max_error)
         answer = dataclasses.replace(answer, weight_scale=prepared.head.weight_scale)
@@ -159,6 +168,9 @@ class Server:
         header = messages.parse_header(start, messages.QUERY, name)
         messages.check_length(header, length, name)
         answer = self._answer(header, name)
+        if self._bounds is not None:  # that there are steps of columns is known; which they are is at the query's end
+            columns = steps_of_range(self._bounds, header.parameters).columns or header.column_steps
+            self._check_steps(dataclasses.replace(header, column_steps=header.column_steps and columns), name)
         piece = answer.expanded_bytes // answer.ciphertexts[0]
         working, beside = answer.message_bytes + _SMALL_BYTES, piece
         if header.residue_bits != 64:
@@ -231,7 +243,7 @@ class Server:
         if self._bounds is None:
             return
         if (header.step_exponent, header.column_steps) != steps_of_range(self._bounds, header.parameters):
-            one = f"={self._bounds[0]:g}" if (self._bounds == self._bounds[0]).all() else ", one bound a column"
+            one = f"={float(self._bounds[0])!r}" if (self._bounds == self._bounds[0]).all() else ", one bound a column"
             raise InputError(
                 f"Expected {name} of the feature_range that this server takes; encrypt with its feature_range{one}."
             )
@@ -240,6 +252,7 @@ class Server:
         """The integer head that answers this query, with its error bound; Raises: as :meth:`evaluate`."""
         header, _ = messages.parse(query, messages.QUERY, name)
         self._answer(header, name)
+        self._check_steps(header, name)
         return self._for_query(header, name).head
 
     def _for_query(self, header: messages.Header, name: str):
@@ -266,14 +279,6 @@ class Server:
         """The integer head as its packing wants it."""
         parameters = PARAMETERS[scheme]
         head = QuantizedHead.from_float(self._kernel, self._bias, parameters, step_exponent, packing, column_steps)
-        if head.rounded_away:
-            warnings.warn(
-                f"{head.rounded_away} of {len(head.kernel)} rows of the kernel round to nothing beside the others: "
-                "encrypt with feature_range as one bound a column, or rescale features and kernel; results may be "
-                "wrong",
-                PrecisionWarning,
-                stacklevel=2,
-            )
         if packing == "batched":
             weights = np.ascontiguousarray(head.kernel.T, dtype=np.float64)
             return _Batched(head, weights, bias_residues(head.bias, parameters))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_unmasked
+from tfprivacy_lab.checks import InputError, check_array
 from tfprivacy_lab.he.envelopes import Envelope
 from tfprivacy_lab.he.inputs import check_inputs
 from tfprivacy_lab.he.network_keys import KeyHolder
@@ -53,8 +53,7 @@ class SlotClient(KeyHolder):
         Raises:
             InputError: naming what is wrong with the sample.
         """
-        check_unmasked("sample", sample)
-        values = check_inputs(np.asarray(sample)[np.newaxis], self.public)[0]
+        values = check_inputs(check_array("sample", sample)[np.newaxis], self.public)[0]
         slots = np.ascontiguousarray(self.public.layout.pack(values))
         plain = self._library.encodeFrac(slots, scale=math.ldexp(1.0, self.public.input_bits))
         data = self._library.encryptPtxt(plain).to_bytes("none")

@@ -29,8 +29,8 @@ class EvaluationKeys:
     steps: tuple[int, ...]
     rotation: bytes
     relinearisation: bytes
-    plan: bytes = bytes(envelopes.DIGEST_BYTES)
-    key_id: bytes = envelopes.NO_ID
+    plan: bytes
+    key_id: bytes
     digest: bytes = b""
 
     @property

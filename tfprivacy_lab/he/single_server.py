@@ -22,7 +22,7 @@ from tfprivacy_lab.he.evaluation_key_bytes import check_evaluation_keys
 from tfprivacy_lab.he.residues import refusing_transparent
 from tfprivacy_lab.he.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
 from tfprivacy_lab.he.single_image import SECOND_SCALE, SinglePlan
-from tfprivacy_lab.he.single_keys import EvaluationKeys, checked_keys
+from tfprivacy_lab.he.single_keys import EvaluationKeys
 
 
 class SingleImageServer:
@@ -38,8 +38,8 @@ class SingleImageServer:
 
     def __init__(self, plan: SinglePlan, keys: EvaluationKeys):
         self._plan, self._public = checked_plan(plan, SinglePlan), plan.public
-        self._operations = CkksOperations(self._public.parameters, keys, self._public.diagonals.steps)
         self._door = Door(self._public, keys)
+        self._operations = CkksOperations(self._public.parameters, keys, self._public.diagonals.steps)
         self._factors = self._encode()
 
     def evaluate(self, query: Envelope) -> Envelope:
@@ -81,7 +81,7 @@ class CkksOperations:
 
     Args:
         parameters: The ring.
-        keys: A client's evaluation keys.
+        keys: A client's evaluation keys, which a :class:`~tfprivacy_lab.he.door.Door` has checked.
         steps: The rotations that will be used.
         squares: Whether a square will be, which takes the relinearisation key.
 
@@ -90,7 +90,6 @@ class CkksOperations:
     """
 
     def __init__(self, parameters, keys: EvaluationKeys, steps, squares: bool = True):
-        checked_keys(keys)
         missing = sorted(set(steps) - set(keys.steps))
         self._rotates, self._squares = bool(steps), squares
         if missing or (squares and not keys.relinearisation):

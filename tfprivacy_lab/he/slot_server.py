@@ -33,8 +33,8 @@ class SlotHeadServer:
     def __init__(self, plan: SlotHead, keys: EvaluationKeys):
         self._public = checked_plan(plan, SlotHead).public
         layout = self._public.layout
-        self._operations = CkksOperations(self._public.parameters, keys, layout.steps, squares=False)
         self._door = Door(self._public, keys)
+        self._operations = CkksOperations(self._public.parameters, keys, layout.steps, squares=False)
         scale, prime = math.ldexp(1.0, self._public.input_bits), float(self._public.parameters.primes[1])
         factors = layout.factors(plan.kernel)
         encoded = [self._operations.encode(row, prime, 0) for row in factors.reshape(-1, layout.slots)]

@@ -131,7 +131,8 @@ def feature_steps(features: np.ndarray, parameters: Parameters, feature_range=No
             ``feature_range``, the largest magnitude leaves a column or most rows too few steps.
 
     Warns:
-        PrecisionWarning: if the stated range leaves a column or a row too few steps.
+        PrecisionWarning: if a stated range leaves a column or a row too few steps, or the largest magnitude leaves
+            them to a few columns of few values, which may be small by chance.
 
     Guarantee: with ``feature_range`` the steps depend on these constants alone. Without it the one step,
         which the server sees, tells the order of magnitude of the batch's largest feature.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.checks import check_array, check_matrix
+from tfprivacy_lab.checks import InputError, check_array, check_matrix, check_numbers
 from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.jobs import Job
 from tfprivacy_lab.mpc.models import Layer
@@ -38,7 +38,9 @@ def shared_head(
     """
     check_world(world)
     kernel, features = check_matrix("kernel", kernel), check_matrix("features", features)
-    bias = check_matrix("bias", np.atleast_2d(check_array("bias", bias)))[0]
+    bias = check_numbers("bias", bias)
+    if bias.shape != kernel.shape[1:]:
+        raise InputError(f"Expected bias of shape {kernel.shape[1:]} beside kernel {kernel.shape}, got {bias.shape}.")
     largest = max(float(np.abs(kernel).max()), float(np.abs(bias).max()), 2.0**-8)
     job = Job(
         world=world,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,7 @@ from tfprivacy_lab.mpc.noise_shares import NoiseShares, logistic_gradient_norm
 from tfprivacy_lab.mpc.protocols import check_world, listed
 
 SPLITS = ("columns", "rows")
+_OF_A_SUM = ("world", "layers", "features", "holders", "reveal_predictions", "feature_range", "noise", "arithmetic")
 
 
 def settle(job) -> None:
@@ -53,7 +55,7 @@ def _shapes(argument: str, given) -> dict[str, tuple[int, int]]:
         raise InputError(f"Expected {argument} to map parties to shapes (rows, columns), got {given!r:.80}.")
     found = {}
     for party, shape in given.items():
-        if not isinstance(shape, tuple | list | np.ndarray) or len(np.shape(shape)) != 1 or len(shape) != 2:
+        if not isinstance(shape, tuple | list | np.ndarray) or getattr(shape, "ndim", 1) != 1 or len(shape) != 2:
             raise InputError(
                 f"Expected {argument} to hold shapes (rows, columns), got {shape!r:.80} for {party!r:.80}."
             )
@@ -107,6 +109,18 @@ def put_in_order(job) -> None:
     _put(job, "labels", tuple(sorted(job.labels, key=lambda party: place.get(party, 0))))
 
 
+def check_sum(job) -> None:
+    """A sum of vectors is asked for nothing that only a model has."""
+    for field in dataclasses.fields(job):
+        made = field.default_factory is not dataclasses.MISSING
+        default, given = field.default_factory() if made else field.default, getattr(job, field.name)
+        if field.name not in _OF_A_SUM and (given or default) != default:
+            raise InputError(
+                f"Expected {field.name} to be left out of a job without layers, a sum of the parties' vectors, got "
+                f"{field.name}={given!r:.80}; give layers, or leave it out."
+            )
+
+
 def check_shapes(job) -> None:
     """Columns of the same rows, rows of the same columns, or vectors of one length."""
     for argument in ("features", "query"):
@@ -125,11 +139,37 @@ def check_model(job) -> None:
         raise InputError("Expected features, or a query, of at least one party, got none.")
     if job.training is not None:
         _check_training(job)
+    elif job.noise is not None:
+        raise InputError(
+            "Expected noise beside training, or in a sum, got noise for a model that is not trained, to which nothing "
+            "adds it; give training, or leave noise out."
+        )
+    if job.labels and job.training is None:
+        raise InputError(
+            f"Expected labels beside training, got labels={job.labels!r:.80} for a model that is not trained; give "
+            "training, or leave labels out."
+        )
     _check_query(job)
+    if job.reveal_predictions and not job.query:
+        raise InputError(
+            f"Expected a query with reveal_predictions, got reveal_predictions={job.reveal_predictions!r:.80} and no "
+            "query; give the rows to predict, or leave it out."
+        )
+    _check_weights(job)
+
+
+def _check_weights(job) -> None:
     if job.initial == "public":
         wanted, given = job.weight_shapes, [np.shape(one) for one in job.weights or ()]
         if given != wanted:
             raise InputError(f"Expected public weights of shapes {wanted}, got {given}.")
+        # Training clips them; shares of weights that are not trained would name a bound that does not hold.
+        largest = max(float(np.abs(np.asarray(one)).max()) for one in job.weights)
+        if job.training is None and job.weight_range is not None and largest > job.weight_range:
+            raise InputError(
+                f"Expected public weights within weight_range={job.weight_range:g}, got one of magnitude {largest:g}; "
+                "raise weight_range, or leave it out."
+            )
     elif job.weight_range is None:
         raise InputError("Expected weight_range, the public bound on weights that are secret from the start.")
 
@@ -182,9 +222,18 @@ def check_arithmetic(job) -> None:
 
 
 def check_claim(job) -> None:
-    """What is claimed of the noise must follow from the job: the clip from the data's bounds, ε from the stddev."""
+    """What is claimed of the noise must follow from the job: ε from the stddev; in training, the clip from row_norm.
+
+    In a sum nothing in the job bounds a record's share: there the clip is what its parties say that they keep to.
+    """
     claim = job.noise.claim
     if job.layers:
+        if job.initial != "public":
+            raise InputError(
+                f"Expected initial=public with a claim of epsilon, got initial={job.initial!r}: weights that were "
+                "trained before hold what no noise of this job covers; start from public weights, or leave "
+                "noise.claim out."
+            )
         bounded = job.training is not None and job.training.loss == "binary_crossentropy" and len(job.layers) == 1
         if not bounded or job.training.row_norm is None:
             raise InputError(

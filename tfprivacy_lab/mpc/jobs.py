@@ -33,7 +33,7 @@ class Job:
         layers: The model; empty for a sum of the parties' vectors.
         features: Party to shape (rows, columns) of what it holds of the training set, or (1, columns) of its vector.
         split: ``columns``: everyone holds other columns of the same rows; ``rows``: other rows, same columns.
-        labels: Who holds the labels, shape (rows, 1): one party if columns are split, all holders if rows are.
+        labels: Who holds the labels, shape (rows, units): one party if columns are split, all holders if rows are.
         holders: The order in which columns, or rows, are put side by side: every party of ``features``, or else of
             ``query``, once. Left out, it is the order in which they are given here; a file must say it.
         initial: Where weights come from: ``public`` (then ``weights`` holds them), a party's name, or ``shares``.
@@ -76,6 +76,8 @@ class Job:
         job_checks.settle(self)
         job_checks.check_names(self)
         job_checks.put_in_order(self)
+        if not self.layers:
+            job_checks.check_sum(self)
         job_checks.check_shapes(self)
         if self.layers:
             job_checks.check_model(self)

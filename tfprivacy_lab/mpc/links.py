@@ -23,10 +23,8 @@ import time
 from tfprivacy_lab.mpc import entrance
 from tfprivacy_lab.mpc.certificates import LoadedCredentials
 from tfprivacy_lab.mpc.entrance import Entrance
-from tfprivacy_lab.mpc.peers import CONTROL, MAGIC, SHORT, GoneError, PartyError, Peer, as_party_error
+from tfprivacy_lab.mpc.peers import CONTROL, SHORT, GoneError, PartyError, Peer, as_party_error
 from tfprivacy_lab.mpc.relay import Relay
-
-__all__ = ["MAGIC", "Control", "PartyError"]
 
 _BEAT_SECONDS, _SILENCE_SECONDS, _GRACE_SECONDS = 1.0, 8.0, 4.0
 # A party that refuses its own data is ready long before the others have compiled.
@@ -175,10 +173,10 @@ class Control:
                 waiting.discard(name)
             elif isinstance(what, PartyError):
                 waiting.discard(name)
-                if first is None:
+                if first is None and not self._refusal:
                     # The rest must hear of it too, rather than wait for a party that has left.
-                    first, self._refusal = what, self._refusal or str(what)
                     self._end = min(self._end, time.monotonic() + _GRACE_SECONDS)
+                first, self._refusal = first or what, self._refusal or str(what)
         return first
 
     def _meet(self, name: str, peer: Peer) -> None:

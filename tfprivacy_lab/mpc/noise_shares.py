@@ -17,7 +17,9 @@ from tfprivacy_lab.zcdp import zcdp_epsilon
 
 @dataclasses.dataclass(frozen=True)
 class NoiseClaim:
-    """(ε, δ) of everything a job reveals, and what it rests on.
+    """(ε, δ) of the noised sums, or of the training set, in everything a job reveals, and what it rests on.
+
+    Not covered: the rows of a ``query``, whose predictions are opened without noise.
 
     Adjacency: of a sum of vectors, one record added or removed. Of training, whose number of rows is public and divides
     the gradients, one record zeroed out: its terms become zero, the number of rows stays.
@@ -25,7 +27,8 @@ class NoiseClaim:
     Attributes:
         epsilon: The claimed ε, against whoever knows ``colluding`` contributions.
         delta: The claimed δ.
-        l2_norm_clip: Bound C on what one record adds to a sum, in its unit.
+        l2_norm_clip: Bound C on what one record adds to a sum, in its unit. In training it is checked against the job's
+            ``row_norm``; in a sum nobody checks it, and it holds if whoever makes the vectors keeps to it.
         colluding: How many contributions an adversary may know, below the number of contributors.
         roundings: How often a coordinate of the sum is rounded or truncated, by at most a grid step each.
 
@@ -98,8 +101,6 @@ class NoiseShares:
         Raises:
             InputError: with the ε that it does keep.
         """
-        if self.claim is None:
-            return
         claim, remaining = self.claim, len(self.parties) - self.claim.colluding
         moved = sensitivity(claim.l2_norm_clip, claim.roundings, self.fraction_bits, dimension)
         steps = self.stddev * 2.0**self.fraction_bits

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, check_unmasked
+from tfprivacy_lab.checks import InputError, check_array, check_finite_number, check_positive_int
 from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials
 from tfprivacy_lab.mpc.entrance import is_loopback
@@ -164,7 +164,8 @@ def run_party(
         InputError: if its own data or arguments do not fit.
         PartyError: within seconds, if another party is gone, silent, unknown, or runs something else.
 
-    Guarantee: this party's data leaves it only as shares. Not covered: see :class:`World`.
+    Guarantee: this party's data leaves it only as shares; of the ids of its rows a digest under a key of the
+    connection, see :mod:`tfprivacy_lab.mpc.row_ids`. Not covered: see :class:`World`.
 
     Call it in a process of its own, as ``mpc party`` does: the engine's link stays up until the process ends, and the
     engine ends the process some seconds after another party has left.
@@ -238,11 +239,7 @@ def checked_data(job: Job, me: str, data) -> dict[str, np.ndarray]:
     if not isinstance(data, Mapping):
         raise InputError(f"Expected the data of {me} to be a mapping of names to arrays, got {type(data).__name__}.")
     for name, value in data.items():
-        check_unmasked(str(name), value)
-        try:
-            np.asarray(value)
-        except ValueError as error:
-            raise InputError(f"Expected {name} to be an array, got rows of different lengths.") from error
+        check_array(str(name), value)
     return execution.check_data(job, me, data)
 
 

@@ -37,7 +37,6 @@ def launch(
     data: dict[str, dict[str, np.ndarray]],
     *,
     tls: bool = False,
-    days: int = 1,
     seconds: float = 600.0,
 ) -> Run:
     """One process a party on this machine, over loopback, each with its own data.
@@ -46,7 +45,6 @@ def launch(
         job: What to compute.
         data: Party to its arrays; each process is given its own, and nobody else's.
         tls: Make certificates and use TLS between the processes.
-        days: How long these certificates hold.
         seconds: After which everything is ended.
 
     Returns:
@@ -59,8 +57,8 @@ def launch(
     chosen, names = plan(job), job.world.parties
     checked = checked_of_all(job, data)
     row_ids.compare(job, data)
-    own = {name: _asked_for(job, name, data.get(name, {}), checked[name]) for name in names}
-    keys = make_pems(names, days=days) if tls else {name: {} for name in names}
+    own = {name: _asked_for(data.get(name, {}), checked[name]) for name in names}
+    keys = make_pems(names, days=1) if tls else {name: {} for name in names}
     addresses = {name: ("127.0.0.1", free_port("127.0.0.1")) for name in names}
     processes, said = {}, {}
     try:
@@ -82,7 +80,9 @@ def launch(
         for process in processes.values():
             process.kill()
             process.wait()
-            process.stdin.close()
+            # What a child has not read is written once more here.
+            with contextlib.suppress(OSError):
+                process.stdin.close()
         for stream in (stream for both in said.values() for stream in both):
             stream.close()
     from tfprivacy_lab.mpc.engine import Traffic
@@ -120,9 +120,8 @@ def _loaded(asked: dict[str, np.ndarray]) -> LoadedCredentials | None:
         return paths.loaded()
 
 
-def _asked_for(job: Job, name: str, data, checked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _asked_for(data, checked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of a party's data what the job needs: nothing else is sent to its process."""
-    row_ids.of_party(job, name, data)
     needed = [key for key in data if key in checked or key in ("ids", "query_ids")]
     return {f"data.{key}": np.asarray(data[key]) for key in needed}
 

@@ -101,6 +101,11 @@ def party_names(value) -> tuple[str, ...]:
         )
     if len(set(names)) != len(names):
         raise InputError(f"Expected parties to be different names, got {names!r:.200}.")
+    if {"public", "shares"} & set(names):
+        raise InputError(
+            f"Expected parties not to be named public or shares, which a job's initial takes for what they mean, got "
+            f"{names!r:.200}; choose another name."
+        )
     return names
 
 

@@ -27,7 +27,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.mpc.peers import CLOSE, DATA, OPEN, PartyError, Peer
 
 _PIECE = 1 << 18
-# What a Unix socket's address holds on every system.
+# Bytes that a Unix socket's address holds on every system.
 _LONGEST_PATH = 100
 _ENGINE_SECONDS = 30.0
 # What a message of the engine begins with: brpc's frame, and in its meta data the one method, uncompressed, and an id.
@@ -48,7 +48,7 @@ class Relay:
 
     def __init__(self, ranks: tuple[str, ...], me: str):
         self._ranks, self._me, self._folder = ranks, me, None
-        if len(os.path.join(tempfile.gettempdir(), f"{_PREFIX}12345678", "0")) > _LONGEST_PATH:
+        if len(os.fsencode(os.path.join(tempfile.gettempdir(), f"{_PREFIX}12345678", "0"))) > _LONGEST_PATH:
             raise InputError(
                 f"Expected a folder for sockets with a shorter name than {tempfile.gettempdir()}; set TMPDIR."
             )

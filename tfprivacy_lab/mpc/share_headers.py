@@ -86,8 +86,8 @@ def parsed(name: str, array) -> tuple[ShareHeader, np.ndarray]:
     return header, share[end:]
 
 
-def check(name: str, array, job: Job, me: str) -> ShareHeader:
-    """The header of a share that fits a job.
+def check(name: str, array, job: Job, me: str) -> None:
+    """Refuse a share that does not fit a job.
 
     Raises:
         InputError: naming what does not fit.
@@ -120,7 +120,6 @@ def check(name: str, array, job: Job, me: str) -> ShareHeader:
             f"Expected weight_range of at least {header.weight_range!r}, that of the shares ({name}), got "
             f"weight_range={job.weight_range:g}: above it values may overflow."
         )
-    return header
 
 
 def _all(columns) -> list[list]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.chains import chain_of, is_of_keras
+from tfprivacy_lab.chains import chain_of, is_from, is_of_keras
 from tfprivacy_lab.checks import InputError, check_array, check_matrix
 from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.fixed_point import FixedPoint
@@ -82,7 +82,7 @@ class SharedModel:
     def compile(
         self, loss: str, learning_rate: float, *, batch_size: int | None = None, row_norm: float | None = None
     ) -> None:
-        """Say how to train: a loss of ``jobs.LOSSES`` and plain gradient descent.
+        """Say how to train: a loss of ``models.LOSSES`` and plain gradient descent.
 
         Raises:
             InputError: naming the argument.
@@ -109,7 +109,7 @@ class SharedModel:
         Args:
             x: Party to features, shape (rows, columns). Their order here is that in which columns, or rows, are put
                 side by side, and stands in the job as a list; labels and queries follow by name.
-            y: Party to labels, shape (rows,) or (rows, 1); one party if columns are split.
+            y: Party to labels, shape (rows,) or (rows, units); one party if columns are split.
             steps: Gradient steps.
             split: ``columns`` or ``rows``.
             reveal_weights: Who learns the trained weights; nobody by default.
@@ -253,7 +253,12 @@ def _layers_of(layers) -> tuple[tuple[Layer, ...], list | None]:
                 f"Expected Dense layers without {' and '.join(bound)}, which training on shares would leave out, got "
                 f"layer {layer.name!r}; build the model without (weight_range clips weights)."
             )
-        if not activation.__module__.startswith(("keras", "tensorflow")):
+        if not hasattr(activation, "__name__"):
+            raise InputError(
+                f"Expected activations of Keras by name, as activation='relu', got a {type(activation).__name__} "
+                f"in layer {layer.name!r}; name the function."
+            )
+        if not is_from(activation, "keras", "tensorflow"):
             raise InputError(f"Expected activations of Keras, got a function of yours in layer {layer.name!r}.")
         found.append(Layer(layer.units, activation.__name__))
         start += [np.asarray(weight, np.float64).tolist() for weight in layer.get_weights()]
