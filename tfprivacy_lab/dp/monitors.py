@@ -99,7 +99,9 @@ class PublicLogs(callbacks_of_keras.Callback):
 
     def _pass(self, event, *arguments):
         for callback in self._callbacks:
-            getattr(callback, event)(*arguments)
+            # TensorBoard writes what it is handed; nothing else does, see leaving_nothing_behind.
+            with tf.summary.record_if(isinstance(callback, callbacks_of_keras.TensorBoard)):
+                getattr(callback, event)(*arguments)
 
     def _public(self, logs):
         of_training = set(self.model.get_metrics_result())
