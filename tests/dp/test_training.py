@@ -332,7 +332,6 @@ class HiddenNormalization(layers.Layer):
 NORMALIZERS = {
     "plain": layers.BatchNormalization,
     "synchronised": lambda: layers.BatchNormalization(synchronized=True),
-    "of TF1": lambda: tf.compat.v1.keras.layers.BatchNormalization(),
     "two models deep": lambda: keras.Sequential([keras.Sequential([layers.BatchNormalization()])]),
     "attribute of a layer": HiddenNormalization,
     "without weights": lambda: layers.BatchNormalization(center=False, scale=False),
