@@ -15,6 +15,18 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line they can act on."""
 
 
+class MissingPackageError(InputError):
+    """A package that is needed for this is not installed, or not to be had for this Python.
+
+    Attributes:
+        package: Its name.
+    """
+
+    def __init__(self, package: str, message: str):
+        super().__init__(message)
+        self.package = package
+
+
 class LargeDeltaWarning(UserWarning):
     """δ is so large that the guarantee says little; the message is one line."""
 

@@ -12,7 +12,7 @@ import importlib
 import sys
 import warnings
 
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import MissingPackageError
 
 _ABSENT = (
     "needs TF Privacy, which is not installed here ({error}): pip install 'tfprivacy_lab[tensorflow_privacy]'; where "
@@ -28,7 +28,7 @@ def load(module: str, what: str):
         what: What it is needed for, to begin an error with.
 
     Raises:
-        InputError: if it is not there.
+        MissingPackageError: if it is not there.
     """
     sys.skip_tf_privacy_import = True
     try:
@@ -36,7 +36,7 @@ def load(module: str, what: str):
             warnings.simplefilter("ignore")
             return importlib.import_module(f"tensorflow_privacy.privacy.{module}")
     except ImportError as error:
-        raise InputError(f"{what} {_ABSENT.format(error=error)}") from error
+        raise MissingPackageError("tensorflow-privacy", f"{what} {_ABSENT.format(error=error)}") from error
 
 
 @functools.cache
@@ -47,12 +47,12 @@ def sgd_classes(what: str) -> tuple:
         what: As for :func:`load`.
 
     Raises:
-        InputError: if TF Privacy, or tf_keras, is not there.
+        MissingPackageError: if TF Privacy, or tf_keras, is not there.
     """
     made = load("optimizers.dp_optimizer_keras", what)
     try:
         from tf_keras.optimizers.legacy import SGD
     except ImportError as error:
-        raise InputError(f"{what} {_ABSENT.format(error=error)}") from error
+        raise MissingPackageError("tensorflow-privacy", f"{what} {_ABSENT.format(error=error)}") from error
     generic = made.make_keras_generic_optimizer_class(SGD)
     return made.make_gaussian_query_optimizer_class(generic), generic

@@ -1,4 +1,4 @@
-"""TFP's attacks through our entry: known separations, planted leaks, refusals, determinism."""
+"""The attacks: known separations, planted leaks, refusals, determinism, and TF Privacy's own beside them."""
 
 import json
 import subprocess
@@ -62,6 +62,17 @@ def test_no_separation_is_told_apart_from_a_leak(alike):
         assert found["advantage"] < 1.5 * alike["advantage_without_leak"]
     assert alike["best"]["epsilon_lower_bound"] < 0.1
     assert alike["accounted"]["violation"] is False
+
+
+@pytest.mark.parametrize("sides", [(400, 400), (300, 200), (150, 300)])
+def test_they_are_those_of_tf_privacy(sides):
+    pair = [Scores(*ten_classes(size, 40 + place)) for place, size in enumerate(sides)]
+    marked = Scores(pair[0].logits + 0.2, pair[0].labels), pair[1]
+    ours, theirs = (membership_inference(*marked, DELTA, seed=3, by=by) for by in ("tfprivacy_lab", "tf_privacy"))
+    for name, found in ours["attacks"].items():
+        for figure in ("auc", "advantage", "epsilon_lower_bound"):
+            assert found[figure] == pytest.approx(theirs["attacks"][name][figure], abs=1e-9), (name, figure)
+        assert found["epsilon"]["tfp_reported"] == pytest.approx(theirs["attacks"][name]["epsilon"]["tfp_reported"])
 
 
 @pytest.mark.parametrize("sides", [(3000, 1000), (1000, 3000)])

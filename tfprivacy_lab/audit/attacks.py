@@ -1,9 +1,7 @@
 """Membership inference: was this example in the training set?
 
-TensorFlow Privacy's own attacks (package tensorflow-empirical-privacy) on a model's outputs: two
-thresholds, on the loss (Yeom et al. 2018) and on the modified prediction entropy (Song & Mittal 2021),
-and a logistic regression on the logits and the loss (Shokri et al. 2017, with the target's own outputs
-in place of shadow models).
+Attacks on a model's outputs (:mod:`.attackers`): two thresholds, on the loss and on the modified
+prediction entropy, and a logistic regression on the logits and the loss.
 
 Rules for the numbers to mean anything: members must be examples that the model was really trained on;
 non-members come from the same distribution and were never used, not even to choose a model; which is
@@ -20,17 +18,20 @@ import dataclasses
 
 import numpy as np
 
-from tfprivacy_lab.audit import bounds, roc, tfp_attacks
+from tfprivacy_lab.audit import attackers, bounds, roc, tfp_attacks
 from tfprivacy_lab.checks import (
     InputError,
+    check_choice,
     check_finite_number,
     check_matrix,
     check_positive_int,
 )
 
 FPR_LEVELS = (0.001, 0.01)
-# TFP splits in 2 folds, then in 3 to choose the regularisation; below this a fold has hardly anyone.
+# The regression splits in 2 folds, then in 3 to choose the regularisation; below this a fold has hardly anyone.
 FEWEST_EXAMPLES = 20
+# Whose attacks: ours, or TF Privacy's, where they are installed.
+_BY = {"tfprivacy_lab": attackers.scores, "tf_privacy": tfp_attacks.scores}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,7 @@ def membership_inference(
     *,
     accounted_epsilon: float | None = None,
     confidence: float = 0.95,
+    by: str = "tfprivacy_lab",
 ) -> dict:
     """Attack one released model and report what leaked, ready for ``metrics.json``.
 
@@ -122,6 +124,7 @@ def membership_inference(
         seed: Whole number >= 0. Same seed, same numbers, whatever the order of the examples.
         accounted_epsilon: The ε claimed at ``delta``, to be held against the attack; None if none is.
         confidence: Of every interval and bound, in (0.5, 1).
+        by: Whose attacks: "tfprivacy_lab", or "tf_privacy", which give the same where both run.
 
     Returns:
         ``members``, ``nonmembers``, ``delta``, ``confidence``, ``seed``, ``auc_interval_method``,
@@ -130,7 +133,7 @@ def membership_inference(
         ``attacks``: by name, each ``auc``, ``auc_interval``, ``advantage`` (largest \\|TPR - FPR\\|),
         ``tpr_at_fpr`` (by level: ``tpr``, ``interval``, ``reason``), ``epsilon_lower_bound``,
         ``epsilon`` (see :func:`.bounds.epsilon_lower_bound`; also ``tfp_reported``, what TFP's report
-        prints, which is above 0 nearly always, see :func:`.bounds.tfp_epsilon_lower_bound`), ``roc``
+        prints, see :func:`.bounds.tfp_reported`), ``roc``
         (``fpr``, ``tpr``);
         ``best``: the largest ``auc``, ``advantage`` and ``tpr_at_fpr`` with the ``*_attack`` they are of
         (the largest of several errs towards leakage), and the ``epsilon_lower_bound`` of the attack that
@@ -153,8 +156,9 @@ def membership_inference(
     if accounted_epsilon is not None:
         accounted_epsilon = check_finite_number("accounted_epsilon", accounted_epsilon, above=0)
 
-    results = tfp_attacks.run(_ordered(member), _ordered(nonmember), seed)
-    attacks = {name: _measure(result, delta, seed, confidence) for name, result in results.items()}
+    by = check_choice("by", by, tuple(_BY))
+    found = _BY[by](_ordered(member), _ordered(nonmember), seed)
+    attacks = {name: _measure(*sides, delta, seed, confidence) for name, sides in found.items()}
     best = _best(attacks)
     accounted = bounds.compare_with_accounted(best["epsilon_lower_bound"], accounted_epsilon, delta, confidence)
     return {
@@ -193,17 +197,16 @@ def _ordered(scores: Scores) -> Scores:
     return Scores(scores.logits[order], scores.labels[order])
 
 
-def _measure(result, delta, seed, confidence) -> dict:
+def _measure(members, nonmembers, delta, seed, confidence) -> dict:
     """All we report of one attack."""
-    members, nonmembers = result.membership_scores_train, result.membership_scores_test
     auc, low, high = roc.auc_interval(members, nonmembers, confidence)
     epsilon = bounds.epsilon_lower_bound(members, nonmembers, delta, seed, confidence)
-    printed = [float(top[0]) for top in result.epsilon_lower_bound_value.bounds.values() if top.size]
-    epsilon["tfp_reported"] = max(filter(np.isfinite, printed), default=None)
+    epsilon["tfp_reported"] = bounds.tfp_reported(members, nonmembers)
+    _, found, accused = roc.counts_by_threshold(members, nonmembers)
     return {
         "auc": auc,
         "auc_interval": [low, high],
-        "advantage": float(result.roc_curve.get_attacker_advantage()),
+        "advantage": float(np.abs(found / len(members) - accused / len(nonmembers)).max()),
         "tpr_at_fpr": {f"{level:g}": roc.tpr_at_fpr(members, nonmembers, level, confidence) for level in FPR_LEVELS},
         "epsilon_lower_bound": epsilon.pop("epsilon_lower_bound"),
         "epsilon": epsilon,

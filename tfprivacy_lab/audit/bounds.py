@@ -138,6 +138,23 @@ def tfp_epsilon_lower_bound(member_scores, nonmember_scores, confidence: float =
     return max(0.0, float(top[0])) if top.size else 0.0
 
 
+def tfp_reported(member_scores, nonmember_scores) -> float | None:
+    """The bound on ε that the report of TF Privacy's attacks prints; None where they are not installed.
+
+    For comparison only: it is above 0 nearly always, see :func:`tfp_epsilon_lower_bound`.
+    """
+    package = "privacy_tests.membership_inference_attack.membership_inference_attack"
+    try:
+        attack = tf_privacy.load(package, "TF Privacy's report")
+        tfp = tf_privacy.load("privacy_tests.epsilon_lower_bound", "TF Privacy's report")
+    except InputError:
+        return None
+    bound = tfp.EpsilonLowerBound(member_scores, nonmember_scores, alpha=attack.EPSILON_ALPHA, two_sided_threshold=True)
+    with np.errstate(all="ignore"):
+        found = bound.compute_epsilon_lower_bounds(methods=attack.EPSILON_METHODS, k=attack.EPSILON_K)
+    return max(filter(np.isfinite, (float(top[0]) for top in found.values() if top.size)), default=None)
+
+
 def compare_with_accounted(
     lower_bound: float, accounted_epsilon: float | None, delta: float, confidence: float = 0.95
 ) -> dict:

@@ -9,37 +9,26 @@ import warnings
 import numpy as np
 
 from tfprivacy_lab import tf_privacy
+from tfprivacy_lab.audit import attackers
 
-ATTACKS = {
+_KINDS = {
     "loss_threshold": "THRESHOLD_ATTACK",
     "entropy_threshold": "THRESHOLD_ENTROPY_ATTACK",
     "logistic_regression": "LOGISTIC_REGRESSION",
 }
 
 
-def run(member, nonmember, seed: int) -> dict:
-    """TFP's result object for each of :data:`ATTACKS`, by our name.
+def scores(member, nonmember, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """As :func:`.attackers.scores`, by TF Privacy.
 
-    Args:
-        member: :class:`tfprivacy_lab.audit.Scores` of members, (m, c).
-        nonmember: Of non-members, (n, c).
-        seed: Of TFP's folds, and of the choice of examples where m and n differ.
+    Raises:
+        InputError: if TF Privacy's attacks are not installed.
     """
-    trained = ("LOGISTIC_REGRESSION",)
-    results = _run_tfp(member, nonmember, seed, [kind for kind in ATTACKS.values() if kind not in trained])
-    # TFP trains on as many of either side and scores the rest by another model than those: a difference that is no
-    # membership, and a bound above zero where nothing leaks. So it is given as many of either.
-    size = min(len(member), len(nonmember))
-    results |= _run_tfp(_some(member, size, seed), _some(nonmember, size, seed), seed, trained)
-    return {name: results[kind] for name, kind in ATTACKS.items()}
-
-
-def _some(scores, size: int, seed: int):
-    """So many of the examples, at random, in their order."""
-    if len(scores) == size:
-        return scores
-    chosen = np.sort(np.random.default_rng(seed).choice(len(scores), size, replace=False))
-    return type(scores)(scores.logits[chosen], scores.labels[chosen])
+    trained = _KINDS["logistic_regression"]
+    results = _run_tfp(member, nonmember, seed, [kind for kind in _KINDS.values() if kind != trained])
+    results |= _run_tfp(*attackers.as_many_of_either(member, nonmember, seed), seed, [trained])
+    found = {name: results[kind] for name, kind in _KINDS.items()}
+    return {name: (one.membership_scores_train, one.membership_scores_test) for name, one in found.items()}
 
 
 def _run_tfp(member, nonmember, seed: int, kinds) -> dict:
@@ -49,15 +38,13 @@ def _run_tfp(member, nonmember, seed: int, kinds) -> dict:
         attack = tf_privacy.load(f"{package}.membership_inference_attack", "TF Privacy's attacks")
         kept = tf_privacy.load(f"{package}.data_structures", "TF Privacy's attacks")
 
-        # Only the trained attack reads the logits, as features: at one scale its solver converges.
-        both = np.concatenate([member.logits, nonmember.logits])
-        centre, scale = both.mean(axis=0), both.std(axis=0)
-        scale[scale == 0] = 1
+        # Only the trained attack reads the logits, as features.
+        logits_train, logits_test = attackers.standardised(member, nonmember)
         # Losses and entropies are handed over because TFP's own clip probabilities at 1e-8 and 1e-30,
         # and take logits whose rows happen to sum to 1 for probabilities.
         data = kept.AttackInputData(
-            logits_train=(member.logits - centre) / scale,
-            logits_test=(nonmember.logits - centre) / scale,
+            logits_train=logits_train,
+            logits_test=logits_test,
             labels_train=member.labels,
             labels_test=nonmember.labels,
             loss_train=member.losses(),

@@ -17,11 +17,10 @@ import tempfile
 import threading
 
 import numpy as np
-import spu
-from spu import libspu
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.mpc.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.library import libspu, spu
 from tfprivacy_lab.mpc.protocols import World
 
 _SECRET, _PUBLIC = libspu.Visibility.VIS_SECRET, libspu.Visibility.VIS_PUBLIC

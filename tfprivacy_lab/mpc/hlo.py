@@ -7,8 +7,9 @@ instructions are numbered anew, from 1, along with all that refers to them.
 from __future__ import annotations
 
 import tensorflow as tf
-from spu import api, libspu
 from tensorflow.compiler.xla.service import hlo_pb2
+
+from tfprivacy_lab.mpc.library import api, libspu
 
 
 def compiled(function, examples: list, visibilities: list, options: libspu.CompilerOptions) -> bytes:

@@ -116,7 +116,7 @@ def run_of(job: Job, chosen: Plan, outcomes: dict, spent) -> Run:
 
 def _description(job: Job, engines: dict[str, str], wait_seconds: float):
     """The engine's description of who is where."""
-    from spu import libspu
+    from tfprivacy_lab.mpc.library import libspu
 
     description = libspu.link.Desc()
     for name in job.world.ranks:

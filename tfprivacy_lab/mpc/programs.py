@@ -14,10 +14,10 @@ import threading
 
 import numpy as np
 import tensorflow as tf
-from spu import libspu
 
 from tfprivacy_lab.mpc.hlo import compiled
 from tfprivacy_lab.mpc.jobs import Job
+from tfprivacy_lab.mpc.library import libspu
 from tfprivacy_lab.mpc.ranges import Plan
 
 _SECRET, _PUBLIC = libspu.Visibility.VIS_SECRET, libspu.Visibility.VIS_PUBLIC
