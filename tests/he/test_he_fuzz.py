@@ -133,7 +133,7 @@ def test_mutated_evaluation_keys(count):
         changed[place : place + 8] = [b"\xff" * 8, rng.bytes(8), bytes(8)][number % 3][: len(changed) - place]
         if number % 5 == 4:
             del changed[place:]
-        bad = dataclasses.replace(keys, rotation=bytes(changed))
+        bad = dataclasses.replace(keys, rotation=bytes(changed)).sealed()
         refused += attempt(SlotHeadServer, plan, bad)[1] is not None
     assert refused > count / 2
 

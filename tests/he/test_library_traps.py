@@ -5,6 +5,7 @@ is gone.
 """
 
 import ast
+import dataclasses
 import pickle
 import warnings
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_missing_evaluation_keys():
     # The list of steps says that they are there; the bytes are another's, without them.
     other = SingleImageClient(plan.public)
     other._library.rotateKeyGen(rot_steps=[1])
-    short = type(keys)(keys.steps, other._library.to_bytes_rotate_key("none"), keys.relinearisation)
+    short = dataclasses.replace(keys, rotation=other._library.to_bytes_rotate_key("none")).sealed()
     with pytest.raises(InputError, match="evaluation keys of these parameters"):
         SingleImageServer(plan, short)
 
