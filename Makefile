@@ -11,12 +11,13 @@ RUN := .venv/bin/python
 SEED ?= 0
 OUT ?= runs/walkthrough
 SCHEME ?= bfv
+TESTS ?=
 INSTALLED := .venv/.installed
 READY := .venv/.ready
 
 # Another Python than that of .venv makes it anew.
 ifneq ($(strip $(PYTHON)),)
-ifneq ($(shell "$(PYTHON)" -V 2>&1),$(shell .venv/bin/python -V 2>&1))
+ifneq ($(shell "$(PYTHON)" -V 2>&1),$(shell test -x .venv/bin/python && .venv/bin/python -V 2>&1))
 .PHONY: $(INSTALLED)
 endif
 endif
@@ -94,8 +95,8 @@ reproduce: $(READY) ## the figures of the README: accuracy table and a walkthrou
 reproduce-dp: $(READY) ## accuracy at epsilon 1, 2, 3 and 8, every recipe, three seeds (REPRODUCTION.md; hours, resumes)
 	@$(RUN) benchmarks/reproduce_dp.py
 
-test: $(READY) ## the test-suite, half an hour on two cores
-	@$(RUN) -m pytest -n auto --dist loadfile
+test: $(READY) ## the test-suite, half an hour on two cores (TESTS="tests/he tests/mpc": these of it)
+	@$(RUN) -m pytest -n auto --dist loadfile $(TESTS)
 
 test-slow: $(READY) ## the tests that take minutes
 	@$(RUN) -m pytest -m slow

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tfprivacy_lab.figures import CONTROL, DP, DPI, NON_PRIVATE, PUBLIC
+from tfprivacy_lab.provenance import place
 
 # MNIST at δ = 1e-5: (ε, test accuracy in %). Nobody's numbers but the authors'.
 PUBLISHED = {
@@ -73,7 +74,7 @@ def matrix(metrics: dict) -> str:
     seeds = sorted({row["seeds"] for row in rows})
     return "\n".join(lines) + (
         f"\n\nTest accuracy in %, mean ± standard deviation of {' or '.join(map(str, seeds))} seeds; "
-        f"δ = {metrics['delta']:g}, {metrics['accountant']}, {metrics['sampling']}. {metrics['hardware']}."
+        f"δ = {metrics['delta']:g}, {metrics['accountant']}, {metrics['sampling']}. {place(metrics)}."
     )
 
 

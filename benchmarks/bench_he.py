@@ -23,7 +23,7 @@ from tfprivacy_lab import files, he
 from tfprivacy_lab.he.single_client import SlotHeadClient
 from tfprivacy_lab.he.slot_head import SlotHead
 from tfprivacy_lab.he.slot_server import SlotHeadServer
-from tfprivacy_lab.provenance import provenance
+from tfprivacy_lab.provenance import place, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench_he" / "metrics.json"
@@ -72,13 +72,13 @@ def main() -> None:
         rows += [{"peer": "ours", **row} for row in files.read_json(NETWORKS, "networks' figures")["rows"]]
     published = [dict(zip(("source", "case", "figure", "hardware"), one, strict=True)) for one in PUBLISHED]
     if any(row["peer"] == "ours" and row["case"] != "head 128-10" for row in rows):
-        replace_between(ROOT / "README.md", MARKS, table(rows, published, provenance()["hardware"]))
+        replace_between(ROOT / "README.md", MARKS, table(rows, published, place(provenance())))
     files.write_json(RESULTS, {"rows": rows, "published": published, **provenance()})
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items() if key not in ("plan", "note")))
 
 
-def table(rows: list[dict], published: list[dict], hardware: str) -> str:
+def table(rows: list[dict], published: list[dict], where: str) -> str:
     """README's table, and what others have published below it."""
     lines = [
         "| what | packing | samples | server | client | up | down | evaluation keys | accuracy |",
@@ -93,7 +93,7 @@ def table(rows: list[dict], published: list[dict], hardware: str) -> str:
             times = f"{time_of(row['server_ms'])} | {time_of(row['client_ms'])}"
             what = f"{row['case']}{scheme}{who} | {row['packing']} | {row['samples']:,}"
             lines.append(f"| {what} | {times} | {sizes} | {accuracy_of(row)} |")
-    lines += ["", f"Medians; every answer checked. {hardware}."]
+    lines += ["", f"Medians; every answer checked. {where}."]
     notes = [f"{row['peer']}: {row['note']}." for row in rows if row.get("note", "").startswith("not measured")]
     lines += [" ".join(notes)] if notes else []
     lines += [

@@ -24,7 +24,7 @@ from sklearn.datasets import load_breast_cancer
 from tfprivacy_lab import files, he, mpc
 from tfprivacy_lab.mpc.computations import shared_head
 from tfprivacy_lab.mpc_commands import _NAMES
-from tfprivacy_lab.provenance import provenance
+from tfprivacy_lab.provenance import place, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "mpc" / "metrics.json"
@@ -55,7 +55,7 @@ def main() -> None:
     rows = [done[case] for case, _, _ in cases]
     UNFINISHED.unlink()
     files.write_json(RESULTS, {"rows": rows, "protocols": mpc.protocol_table(), **provenance()})
-    replace_between(ROOT / "README.md", MARKS, table(rows, provenance()["hardware"]))
+    replace_between(ROOT / "README.md", MARKS, table(rows, place(provenance())))
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items() if key != "trust"))
 
@@ -151,7 +151,7 @@ def training_row(world, layers, name) -> dict:
     }
 
 
-def table(rows: list[dict], hardware: str) -> str:
+def table(rows: list[dict], where: str) -> str:
     """README's table."""
     lines = [
         "| what | route | samples | time | bytes | rounds | parties | result |",
@@ -167,7 +167,7 @@ def table(rows: list[dict], hardware: str) -> str:
             else f"{row['accuracy']:.1%} right"
         )
         lines.append(f"| {what} | {seconds} | {size} | {row['rounds']} | {row['parties']} | {found} |")
-    trust = [f"Loopback; a network adds its latency once a round. Beside encryption: {HE_TRUST}.", f"{hardware}."]
+    trust = [f"Loopback; a network adds its latency once a round. Beside encryption: {HE_TRUST}.", f"{where}."]
     return "\n".join([*lines, "", *trust])
 
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import reproduce_dp
 
 from tfprivacy_lab import files, walkthrough
+from tfprivacy_lab.provenance import place
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "walkthrough" / "metrics.json"
@@ -44,7 +45,7 @@ def summary(metrics: dict) -> str:
         f"{scheme.upper()} gives the same answers on {found['agreement'] * metrics['test_examples']:,.0f}"
         for scheme, found in metrics["he"].items()
     )
-    machine = ", ".join(filter(None, [metrics["hardware"], metrics.get("instructions")]))
+    machine = ", ".join(filter(None, [place(metrics), metrics.get("instructions")]))
     return (
         f"One walkthrough (seed {metrics['seed']}): {100 * metrics['test_accuracy']:.2f} % of the test images at "
         f"ε = {metrics['epsilon']:.3f}, δ = {metrics['delta']:g}; on encrypted features {agree} of them. "

@@ -23,9 +23,9 @@ lock=requirements/lock-$version.txt
 header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 [ -f "$header" ] || stop "no $header found; install Python's headers (Debian: apt-get install python$version-dev)"
 need=5
-free=$(df -Pk . | awk 'NR == 2 { printf "%d", $4 / 1048576 }')
-if [ ! -d .venv ] && [ "$free" -lt "$need" ]; then
-    stop "only $free GiB free in $PWD; the environment needs $need: free some space"
+space=$(df -Pk . | awk 'NR == 2 { printf "%d", $4 / 1048576 }')
+if [ ! -d .venv ] && [ "$space" -lt "$need" ]; then
+    stop "only $space GiB free in $PWD; the environment needs $need: free some space"
 fi
 
 mkdir -p runs
@@ -59,14 +59,15 @@ part() { # part NAMES-REGEX: the lock's lines of these packages
 # What has no wheel is built first, by tools that are hashed in the lock too, and with nothing from a git
 # host: SEAL inside Pyfhel would clone its dependencies; the tool-chain file turns them off.
 part 'pyfhel|promise' >runs/sources.txt
-# It says that it needs Python below 3.12, and runs on 3.13.
-part 'tensorflow-privacy' >runs/any-python.txt
+# They say that they need Python below 3.12, and run above it.
+free='tensorflow-privacy|tensorflow-empirical-privacy'
+part "$free" >runs/any-python.txt
 pip "$build" install --progress-bar off --require-hashes -r requirements/build-tools.txt
 PATH="$PWD/$build/bin:$PATH" CMAKE_TOOLCHAIN_FILE="$PWD/requirements/seal.cmake" pip "$build" wheel --progress-bar off \
     --no-build-isolation --require-hashes -r runs/sources.txt --wheel-dir "$build/wheels"
 pip .venv install "$build"/wheels/*.whl
 pip .venv install --progress-bar off --only-binary :all: --require-hashes --ignore-requires-python -r runs/any-python.txt
-grep -v '^#' "$lock" | awk '/^tensorflow-privacy==/ { off = 1 } !off { print } off && !/\\$/ { off = 0 }' >runs/lock.txt
+awk -v names="^($free)==" '$0 ~ names { off = 1 } !off { print } off && !/\\$/ { off = 0 }' "$lock" >runs/lock.txt
 pip .venv install --progress-bar off --only-binary :all: --require-hashes -r runs/lock.txt
 pip .venv install --no-build-isolation -e .
 rm -rf "$build"

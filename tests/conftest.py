@@ -1,6 +1,7 @@
 """One small walkthrough, made once, for all tests that look at what it writes."""
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -37,6 +38,12 @@ def _skipping():
         if not LEFT_OUT.get(error.package):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """What a test asks for that computes on shares in other processes: it is skipped where there is no engine."""
+    importlib.import_module("tfprivacy_lab.mpc.library")
 
 
 def walkthrough_command(out, *options):

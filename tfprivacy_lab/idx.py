@@ -124,13 +124,18 @@ def content_digest(images: np.ndarray, labels: np.ndarray) -> str:
     return hashlib.sha256(b"".join(sorted(hashlib.sha256(row.tobytes()).digest() for row in rows))).hexdigest()
 
 
+# What makes an empty array to be filled; NumPy 2 writes another name into pickles than NumPy 1 did.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Builds NumPy arrays and plain containers, and nothing else."""
 
     _ALLOWED: typing.ClassVar = {
         ("numpy", "dtype"): np.dtype,
         ("numpy", "ndarray"): np.ndarray,
-        ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     }
 
     def find_class(self, module, name):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # x86's, then ARM's; kernels of TensorFlow and NumPy are chosen by them when a program starts.
 _INSTRUCTIONS = ("avx", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
-_PACKAGES = ("tensorflow", "tensorflow-privacy", "dp-accounting", "tensorflow-datasets", "Pyfhel", "numpy")
+_PACKAGES = ("tensorflow", "keras", "tensorflow-privacy", "dp-accounting", "tensorflow-datasets", "Pyfhel", "numpy")
 
 
 def provenance() -> dict:
@@ -39,6 +39,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def place(found: dict) -> str:
+    """Where figures are of, in one line under a table: hardware and TensorFlow, of what :func:`provenance` recorded."""
+    return f"{found['hardware']}; TensorFlow {found['versions']['tensorflow']}"
 
 
 def hardware() -> str:

@@ -56,3 +56,8 @@ def sgd_classes(what: str) -> tuple:
         raise MissingPackageError("tensorflow-privacy", f"{what} {_ABSENT.format(error=error)}") from error
     generic = made.make_keras_generic_optimizer_class(SGD)
     return made.make_gaussian_query_optimizer_class(generic), generic
+
+
+def create_slots(optimizer, variables: list) -> None:
+    """Make an optimizer's iterations and slots now, where a graph that is being traced could not."""
+    optimizer._create_all_weights(variables)

@@ -152,10 +152,9 @@ def sequence_models(draw):
             bias = draw(st.sampled_from([None, "e", "te"]))
             stack.append(layers.EinsumDense("btd,de->bte", (length, width), bias_axes=bias, activation="tanh"))
         elif kind == "heads":
-            stack.append(
-                layers.EinsumDense("...x,xhy->...hy", (2, width), bias_axes=draw(st.sampled_from([None, "hy"])))
-            )
-            stack.append(layers.EinsumDense("bthy,hyz->btz", (None, width), bias_axes="z"))
+            bias = draw(st.sampled_from([None, "hy"]))
+            stack.append(layers.EinsumDense("btx,xhy->bthy", (length, 2, width), bias_axes=bias))
+            stack.append(layers.EinsumDense("bthy,hyz->btz", (length, width), bias_axes="z"))
         else:
             stack.append(layers.EinsumDense("btd,tde->bte", (length, width)))
     if draw(st.booleans()):

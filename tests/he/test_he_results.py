@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import bench_he
 from tests.test_readme import README, between
+from tfprivacy_lab.provenance import place
 
 FOUND = json.loads(bench_he.RESULTS.read_text())
 ROWS = FOUND["rows"]
@@ -16,7 +17,7 @@ def rows(**wanted):
 
 
 def test_the_table_is_the_results_file():
-    assert between(README, bench_he.MARKS) == bench_he.table(ROWS, FOUND["published"], FOUND["hardware"])
+    assert between(README, bench_he.MARKS) == bench_he.table(ROWS, FOUND["published"], place(FOUND))
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ MASKED = np.ma.masked_equal([0.0, 1.0, 0.5, 1.0], 0.5)
         (lambda: mpc.launch(Job(**GIVEN), {"alice": None}), "data to map alice"),
     ],
 )
+@pytest.mark.usefixtures("engine")
 def test_what_is_no_data_of_parties_is_refused_by_name(call, naming):
     with pytest.raises(InputError, match=naming):
         call()

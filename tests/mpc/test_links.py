@@ -640,6 +640,7 @@ def test_ids_are_compared_in_a_simulation_too_and_checked():
 
 
 @pytest.mark.parametrize("run", ["fit", "simulate", "launch"])
+@pytest.mark.usefixtures("engine")
 def test_an_order_of_rows_that_nobody_compared_is_said_once(run):
     x, y = np.zeros((3, 1)), np.zeros((3, 1))
     given = {"alice": {"x": x}, "bob": {"x": x, "y": y}}

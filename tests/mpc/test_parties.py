@@ -150,6 +150,7 @@ X = np.zeros((4, 1))
         (None, "Expected the data of alice to be a mapping", "data"),
     ],
 )
+@pytest.mark.usefixtures("engine")
 def test_what_is_wrong_with_a_partys_data_is_for_its_own_eyes(data, own, array):
     said, heard = run_alone(data)
     assert own in said
@@ -168,6 +169,7 @@ def test_what_is_wrong_with_a_partys_data_is_for_its_own_eyes(data, own, array):
     ],
 )
 @pytest.mark.parametrize("run", [mpc.launch, mpc.simulate])
+@pytest.mark.usefixtures("engine")
 def test_data_are_checked_before_any_process_is_started(monkeypatch, run, data, naming):
     monkeypatch.setattr(processes, "subprocess", None)
     job, good = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
@@ -287,6 +289,7 @@ def test_certificate_folders_are_private_and_never_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--processes", "--tls"]])
+@pytest.mark.usefixtures("engine")
 def test_listing_command_from_a_cold_start(arguments):
     command = [sys.executable, "-m", "tfprivacy_lab", "mpc", "listing", "--protocol", "aby3", "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -337,6 +340,7 @@ def folder(monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["at the start", pytest.param("midway", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("engine")
 def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(folder, when):
     launched = subprocess.Popen([sys.executable, "-c", LAUNCHED], stderr=subprocess.PIPE)
     deadline, connected = time.monotonic() + 180, engines_connected(folder)
@@ -354,6 +358,7 @@ def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(folder, wh
     assert left == []
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(folder):
     """Each report is longer than a pipe or a socket holds."""
     columns = 200_000
@@ -369,6 +374,7 @@ def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(folder):
     assert os.listdir(folder) == []
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_child_that_ends_before_it_reads_is_named_and_the_others_are_taken_down(monkeypatch):
     """What it is asked stays in this process, in a buffer that closing would write once more."""
     started = []

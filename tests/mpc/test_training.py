@@ -186,6 +186,7 @@ def test_vertical_logistic_regression_over_five_seeds():
         ({"x": None}, "alice: "),
     ],
 )
+@pytest.mark.usefixtures("engine")
 def test_a_partys_own_data_is_checked_and_never_echoed(change, naming):
     job, data = mpc_commands.listing_job(ABY3)
     data["alice"] = {**data["alice"], **change}
@@ -323,6 +324,7 @@ def received_bytes(tmp_path, name, value, mode="shares", protocol="semi2k"):
     return np.bincount(np.frombuffer(data, np.uint8), minlength=256)
 
 
+@pytest.mark.usefixtures("engine")
 def test_what_a_party_receives_does_not_depend_on_inputs(tmp_path):
     """Two-sample test on the engine's own messages over a training; shares that leak fail it."""
     small, large = received_bytes(tmp_path, "small", 0.0), received_bytes(tmp_path, "large", 3.3)

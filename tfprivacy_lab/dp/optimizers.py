@@ -121,7 +121,7 @@ class ReferenceSteps:
             )
         self._sgd, self._optimizer = sgd, reference_optimizer(sgd, run, l2_norm_clip, batches, generator)
         variables = raw(variables)
-        self._optimizer._create_all_weights(variables)
+        tf_privacy.create_slots(self._optimizer, variables)
         self._rows, self._pieces, self._variables = batches.rows, batches.accumulation_steps, variables
         self.physical_batch_size = self._rows * self._pieces
         # Of the noisy mean over so many rows, to the noisy sum over the expected batch size.
@@ -167,7 +167,7 @@ def physical_steps(model: keras.Model, optimizer, losses_of):
         A function of a dataset of (x, y, weights).
     """
     variables = raw(model.trainable_variables)
-    optimizer._create_all_weights(variables)
+    tf_privacy.create_slots(optimizer, variables)
 
     @tf.function
     def step(x, y, weights):
