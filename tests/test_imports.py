@@ -73,6 +73,16 @@ def test_names_load_on_first_use():
         _ = tfprivacy_lab.dp.nothing
 
 
+def test_whoever_only_asks_for_tensorflow_leaves_it_quiet():
+    code = (
+        "import importlib.util, sys, tfprivacy_lab; found = importlib.util.find_spec('tensorflow'); "
+        "print(found.name, 'tensorflow' in sys.modules); import tensorflow; "
+        "print([one for one in sys.meta_path if type(one).__module__.startswith('tfprivacy_lab')])"
+    )
+    result = python(code)
+    assert (result.stdout.splitlines(), result.stderr) == (["tensorflow False", "[]"], "")
+
+
 def test_every_promised_name_exists():
     for name in tfprivacy_lab._SUBMODULES:
         assert getattr(tfprivacy_lab, name).__name__ == f"tfprivacy_lab.{name}"

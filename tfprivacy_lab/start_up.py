@@ -23,8 +23,8 @@ _NOTICES = re.compile(
 class _Quietly:
     """A loader that runs another with standard error held back."""
 
-    def __init__(self, loader):
-        self._loader = loader
+    def __init__(self, loader, finder):
+        self._loader, self._finder = loader, finder
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
@@ -38,20 +38,30 @@ class _Quietly:
         module.__spec__.loader = module.__loader__ = self._loader
         with without_notices():
             self._loader.exec_module(module)
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(self._finder)
 
 
 class QuietTensorFlow:
-    """A finder that has TensorFlow, and nothing else, loaded without notices; it goes once that is done."""
+    """A finder that has TensorFlow, and nothing else, loaded without notices; it goes once that is done.
+
+    Whoever only asks whether there is a TensorFlow leaves it in place.
+    """
+
+    def __init__(self):
+        self._asks_others = False
 
     def find_spec(self, name, path=None, target=None):
         """The spec that the other finders find."""
-        if name != "tensorflow":
+        if name != "tensorflow" or self._asks_others:
             return None
-        with contextlib.suppress(ValueError):
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._asks_others = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asks_others = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Quietly(spec.loader)
+            spec.loader = _Quietly(spec.loader, self)
         return spec
 
 

@@ -116,6 +116,7 @@ def run_alone(data, **changes):
         ({"initial": "shares", "weights": None, "weight_range": 8.0}, "kernel_0", "Expected kernel_0 to be a share"),
     ],
 )
+@pytest.mark.usefixtures("engine")
 def test_others_hear_what_the_command_refuses(tmp_path, capsys, changes, array, line):
     """Ids that are not one for each row, and a damaged share."""
     job, _ = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
