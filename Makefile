@@ -114,5 +114,5 @@ format: $(READY) ## let ruff rewrite the code
 	@.venv/bin/ruff format .
 
 clean: ## remove .venv, runs and caches (datasets and results stay)
-	rm -rf .venv .venv-lock .venv-peers .venv-he .venv-check runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lock .venv-peers .venv-he .venv-build .venv-check .venv-check-build runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,13 +1,19 @@
 """A step of clipped descent by a loop over examples: what Keras makes of batches of one row, summed in doubles.
 
-It imports nothing of the library, so it can be held against it.
+It imports nothing of the engine, so that can be held against it.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import random
+
+from tfprivacy_lab.keras_internals import layers_of, raw
 
 
 def gradients(model: keras.Model, x, y, weights, loss) -> np.ndarray:
@@ -26,7 +32,8 @@ def gradients(model: keras.Model, x, y, weights, loss) -> np.ndarray:
     for i in range(count):
         one, its, weight = tf.nest.map_structure(lambda a, i=i: tf.constant(a[i : i + 1]), (x, y, weights))
         with tf.GradientTape() as tape:
-            value = model.compiled_loss(its, model(one, training=True), sample_weight=weight)
+            value = model.compute_loss(one, its, model(one, training=True), sample_weight=weight)
+            value -= sum(model.losses)
         found.append(_flat(tape, value, model.trainable_variables))
     return np.stack(found)
 
@@ -59,45 +66,60 @@ def weights_of(model: keras.Model) -> np.ndarray:
 def constrained(model: keras.Model, flat: np.ndarray) -> np.ndarray:
     """Trainable weights after their constraints, as Keras' optimizers apply them."""
     variables = model.trainable_variables
-    parts = np.split(flat, np.cumsum([variable.shape.num_elements() for variable in variables])[:-1])
+    parts = np.split(flat, np.cumsum([math.prod(variable.shape) for variable in variables])[:-1])
     pairs = [(v, p.reshape(v.shape)) for v, p in zip(variables, parts, strict=True)]
-    kept = [p if v.constraint is None else v.constraint(tf.constant(p)).numpy() for v, p in pairs]
+    kept = [p if v.constraint is None else np.asarray(v.constraint(tf.constant(p))) for v, p in pairs]
     return np.concatenate([part.ravel() for part in kept])
 
 
 def _flat(tape, value, variables):
-    found = tape.gradient(value, variables, unconnected_gradients="zero")
+    found = tape.gradient(value, raw(variables), unconnected_gradients="zero")
     return np.concatenate([tf.convert_to_tensor(g).numpy().astype(np.float64).ravel() for g in found])
 
 
 class SameDraws:
-    """In place of a Keras layer's random generator: every row of every batch is drawn alike.
+    """In place of a Keras layer's seed generator: every row of every batch is drawn alike.
 
     What a loop draws for a batch of one row is then what a step draws for that row among others.
     """
 
     def __init__(self, number: int):
-        self._seed, self.used = [number, 7], False
-
-    def random_uniform(self, shape, minval=0.0, maxval=1.0, dtype=None, nonce=None):
-        return self._rows(tf.random.stateless_uniform, shape, minval=minval, maxval=maxval, dtype=dtype or tf.float32)
-
-    def random_normal(self, shape, mean=0.0, stddev=1.0, dtype=None, nonce=None):
-        return self._rows(tf.random.stateless_normal, shape, mean=mean, stddev=stddev, dtype=dtype or tf.float32)
-
-    def dropout(self, inputs, rate, noise_shape=None):
-        shape = tf.shape(inputs) if noise_shape is None else noise_shape
-        return tf.where(self.random_uniform(shape) >= rate, inputs / (1 - rate), 0.0)
-
-    def _rows(self, draw, shape, **options):
-        self.used = True
-        row = draw(shape=shape[1:], seed=self._seed, **options)
-        return tf.broadcast_to(row, shape)
+        self.number, self.used = number, False
 
 
 def draw_alike(model: keras.Model) -> list[SameDraws]:
-    """Give every layer that may draw a generator that draws all rows alike; returns these."""
-    able = [layer for layer in model._flatten_layers() if hasattr(layer, "_random_generator")]
+    """Give every layer that may draw a seed by which all rows are drawn alike; returns these."""
+    _know_same_draws()
+    able = [layer for layer in layers_of(model) if hasattr(layer, "seed_generator")]
     for number, layer in enumerate(able):
-        layer._random_generator = SameDraws(number)
-    return [layer._random_generator for layer in able]
+        layer.seed_generator = SameDraws(number)
+    return [layer.seed_generator for layer in able]
+
+
+@functools.cache
+def _know_same_draws() -> None:
+    """Have Keras' draws, those that its layers take, know :class:`SameDraws`."""
+    for name in ("normal", "uniform", "truncated_normal"):
+        setattr(random, name, _alike(getattr(random, name)))
+    random.dropout = _dropped_alike(random.dropout)
+
+
+def _alike(draw):
+    def drawn(shape, *arguments, seed=None, **options):
+        if not isinstance(seed, SameDraws):
+            return draw(shape, *arguments, seed=seed, **options)
+        seed.used = True
+        return tf.broadcast_to(draw((1, *shape[1:]), *arguments, seed=seed.number, **options), shape)
+
+    return drawn
+
+
+def _dropped_alike(dropout):
+    def dropped(inputs, rate, noise_shape=None, seed=None):
+        if not isinstance(seed, SameDraws):
+            return dropout(inputs, rate, noise_shape=noise_shape, seed=seed)
+        seed.used = True
+        of_a_row = [None] * (len(inputs.shape) - 1) if noise_shape is None else noise_shape[1:]
+        return dropout(inputs, rate, noise_shape=(1, *of_a_row), seed=seed.number)
+
+    return dropped

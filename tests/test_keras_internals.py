@@ -124,6 +124,7 @@ def test_states_of_seeds_move_with_every_draw():
 @pytest.mark.parametrize("drawn_before", [False, True])
 def test_the_global_generator_is_afterwards_what_it_was(drawn_before):
     def later(between):
+        keras.utils.clear_session()
         keras.utils.set_random_seed(3)
         if drawn_before:
             keras.random.normal((2,))

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfprivacy_lab.checks import MissingPackageError
+
 PAGE = (Path(__file__).parents[1] / "docs" / "listings.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 ERRORS = dict(re.findall(r"^```text error of (\S+)\n(.*?)\n```$", PAGE, re.DOTALL | re.MULTILINE))
@@ -45,10 +47,19 @@ def run():
             with contextlib.redirect_stdout(printed):
                 try:
                     exec(compile(block, f"listings.md: {name}", "exec"), names)
+                except MissingPackageError as error:
+                    stopped = error
                 except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
                     stopped = error
             ended[name] = printed.getvalue(), stopped, dict(names)
     return ended
+
+
+def of(run, name):
+    """What a block left; or the test is skipped for the package that it needs."""
+    if isinstance(run[name][1], MissingPackageError):
+        raise run[name][1]
+    return run[name]
 
 
 def test_page_has_the_blocks_this_file_speaks_of():
@@ -98,7 +109,7 @@ def test_second_listing_runs_on_shares_though_its_own_code_does_not(run):
     weights = np.array([0.3, -0.2, 0.1])
     for _ in range(10):
         weights = weights - 0.1 * 2 * rows.T @ (rows @ weights - target)
-    *_, names = run["listing-4.2-on-shares"]
+    *_, names = of(run, "listing-4.2-on-shares")
     # Twenty bits behind the point, a few roundings a step.
     np.testing.assert_allclose([*names["w"].ravel(), *names["b"]], weights, atol=1e-5)
     np.testing.assert_allclose(names["prediction"], [[[0.5, 0.5, 1] @ weights]], atol=1e-5)
@@ -116,7 +127,7 @@ def test_first_listing_as_printed_stops_as_the_page_says():
 
 @pytest.mark.parametrize("name", list(BLOCKS)[1:])
 def test_block_ends_as_the_page_says(run, name):
-    _, stopped, _ = run[name]
+    _, stopped, _ = of(run, name)
     if name not in ERRORS:
         assert stopped is None
         return
@@ -127,7 +138,7 @@ def test_block_ends_as_the_page_says(run, name):
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_block_prints_what_the_page_shows(run, name):
-    printed, shown = run[name][0], OUTPUTS[name]
+    printed, shown = of(run, name)[0], OUTPUTS[name]
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
     # Another processor rounds otherwise and may draw other noise; the text must be the same.
     assert [float(x) for x in NUMBER.findall(printed)] == pytest.approx(

@@ -10,7 +10,9 @@ import contextlib
 import keras
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+from keras.src.random.seed_generator import global_seed_generator
+
+_GLOBAL_SEED_GENERATOR = "global_seed_generator"
 
 
 def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -20,7 +22,8 @@ def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The weights that a layer itself holds to be trained, not its sublayers', whether they are frozen now or not."""
-    return list(layer._trainable_variables)
+    set_free = [variable for variable in layer._non_trainable_variables if variable.trainable]
+    return [*layer._trainable_variables, *set_free]
 
 
 def raw(variables) -> list:
@@ -50,7 +53,7 @@ def inputs_of(model: keras.Model):
     """What a built model takes, as symbolic tensors in its structure, examples first; None where it does not say."""
     if isinstance(model, Functional):
         return model.input
-    if isinstance(model, keras.Sequential):
+    if isinstance(model, keras.Sequential) and model._functional is not None:
         return model.inputs[0]
     shapes = list((model._build_shapes_dict or {}).values())
     return keras.tree.map_shape_structure(keras.KerasTensor, shapes[0]) if len(shapes) == 1 else None
@@ -79,11 +82,11 @@ def global_seed_state():
 
     Keras makes it at the first draw, by a draw of Python's; where there was none, there is none afterwards.
     """
-    before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    before = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
     try:
         yield global_seed_generator().state
     finally:
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
+        global_state.set_global_attribute(_GLOBAL_SEED_GENERATOR, before)
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric | None:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab import charges, claims, data, features, files, laplace_head, models, synthetic
-from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.checks import InputError, MissingPackageError, check_choice
 from tfprivacy_lab.dp import accounting, events, laplace, laplace_accounting, plan, statement, training
 from tfprivacy_lab.dp.laplace_statement import laplace_statement
 from tfprivacy_lab.dp.ledger import Ledger
@@ -262,8 +262,16 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
         seeded=seeded,
         unit=data.UNIT,
         not_covered=NOT_COVERED,
-        tensorflow_privacy=accounting.tensorflow_privacy_figures(run, delta),
+        tensorflow_privacy=_figures_beside(run, delta),
     )
+
+
+def _figures_beside(run, delta: float) -> dict | None:
+    """TF Privacy's own figures, or None where it is not installed: a run that is paid for is written all the same."""
+    try:
+        return accounting.tensorflow_privacy_figures(run, delta)
+    except MissingPackageError:
+        return None
 
 
 def write_run(out: Path, model: keras.Model, metrics: dict, text: str) -> None:

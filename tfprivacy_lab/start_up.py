@@ -71,11 +71,16 @@ def without_notices():
     if sys.stderr is not None:
         sys.stderr.flush()
     try:
-        kept = os.dup(2)
-    except OSError:  # There is no standard error.
+        held = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError:  # There is nowhere to hold it.
         yield
         return
-    with tempfile.TemporaryFile() as held:
+    with held:
+        try:
+            kept = os.dup(2)
+        except OSError:  # There is no standard error.
+            yield
+            return
         os.dup2(held.fileno(), 2)
         try:
             yield

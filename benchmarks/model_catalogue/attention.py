@@ -21,7 +21,7 @@ class TransformerBlock(_L.Layer):
         self.layernorm1, self.layernorm2 = _L.LayerNormalization(epsilon=1e-6), _L.LayerNormalization(epsilon=1e-6)
         self.dropout1, self.dropout2 = _L.Dropout(rate), _L.Dropout(rate)
 
-    def call(self, inputs, training):
+    def call(self, inputs, training=False):
         attn_output = self.dropout1(self.att(inputs, inputs), training=training)
         out1 = self.layernorm1(inputs + attn_output)
         ffn_output = self.dropout2(self.ffn(out1), training=training)

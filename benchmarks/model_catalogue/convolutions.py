@@ -86,7 +86,7 @@ CASES = (
     ),
     _case(
         "Conv2D, same padding, strides 2, average pooling",
-        _pooled(_IMAGES, _conv(_L.Conv2D, 5, 3, 2, "same", activation="relu"), _L.AveragePooling2D),
+        _pooled(_IMAGES, _conv(_L.Conv2D, 5, 3, 2, "same", activation="relu"), lambda: _L.AveragePooling2D(2)),
     ),
     _case("Conv2D, dilated", _pooled(_IMAGES, _conv(_L.Conv2D, 5, 2, dilation_rate=2)), slow=True),
     _case("Conv2D, 2 groups", _pooled(_IMAGES, _conv(_L.Conv2D, 6, 3, groups=2))),
@@ -95,14 +95,13 @@ CASES = (
         _pooled(_IMAGES, _conv(_L.Conv2D, 5, 3, data_format="channels_first")),
         not_compared="TensorFlow computes it on GPUs alone",
     ),
-    _case("Conv3D", _pooled(_VOLUMES, _conv(_L.Conv3D, 3, 2, activation="relu"), _L.MaxPooling3D), _VOLUMES),
+    _case("Conv3D", _pooled(_VOLUMES, _conv(_L.Conv3D, 3, 2, activation="relu"), lambda: _L.MaxPooling3D(2)), _VOLUMES),
     _case("Conv1DTranspose", _pooled(_SIGNALS, _conv(_L.Conv1DTranspose, 3, 3, 2)), _SIGNALS, slow=True),
     _case("Conv3DTranspose", _pooled(_VOLUMES, _conv(_L.Conv3DTranspose, 2, 2)), _VOLUMES, slow=True),
     _case("DepthwiseConv2D, multiplier 2", _pooled(_IMAGES, _conv(_L.DepthwiseConv2D, 3, depth_multiplier=2))),
     _case("DepthwiseConv1D", _pooled(_SIGNALS, _conv(_L.DepthwiseConv1D, 3)), _SIGNALS, slow=True),
     _case("SeparableConv2D", _pooled(_IMAGES, _conv(_L.SeparableConv2D, 5, 3, activation="relu")), slow=True),
     _case("SeparableConv1D", _pooled(_SIGNALS, _conv(_L.SeparableConv1D, 5, 3)), _SIGNALS, slow=True),
-    _case("LocallyConnected1D", _pooled(_SIGNALS, _conv(_L.LocallyConnected1D, 3, 3)), _SIGNALS, slow=True),
     _case("autoencoder with Conv2DTranspose", _autoencoder, (8, 8, 1), y=numbers(8, 8, 1), loss="mse", slow=True),
     _case(
         "autoencoder with UpSampling2D", _upsampling_autoencoder, (8, 8, 1), y=numbers(8, 8, 1), loss="mse", slow=True

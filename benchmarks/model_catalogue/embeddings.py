@@ -52,8 +52,8 @@ def _two_towers():
     user, film = (keras.Input((), dtype="int64", name=name) for name in ("user", "film"))
     vectors = [_L.Embedding(7, 4)(one) for one in (user, film)]
     biases = [_L.Embedding(7, 1)(one) for one in (user, film)]
-    match = tf.reduce_sum(vectors[0] * vectors[1], 1, keepdims=True) + biases[0] + biases[1]
-    return keras.Model([user, film], tf.sigmoid(match))
+    match = keras.ops.sum(vectors[0] * vectors[1], 1, keepdims=True) + biases[0] + biases[1]
+    return keras.Model([user, film], keras.ops.sigmoid(match))
 
 
 class Tied(keras.Model):

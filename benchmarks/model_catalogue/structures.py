@@ -50,7 +50,7 @@ def _three_equal():
 def _siamese():
     first, second = keras.Input((5,)), keras.Input((5,))
     tower = mlp(_L.Dense(4))
-    return keras.Model([first, second], _L.Dense(CLASSES)(tf.abs(tower(first) - tower(second))))
+    return keras.Model([first, second], _L.Dense(CLASSES)(keras.ops.abs(tower(first) - tower(second))))
 
 
 def _tickets():
@@ -218,5 +218,5 @@ def _named():
 def _operations():
     inputs = keras.Input((5,))
     above = _L.Lambda(lambda a: a / tf.norm(a, axis=-1, keepdims=True))(inputs)
-    above = tf.nn.relu(_L.Dense(6)(above)) ** 2 + 0.5
-    return keras.Model(inputs, _L.Dense(CLASSES)(tf.reshape(above, (-1, 6))))
+    above = keras.ops.relu(_L.Dense(6)(above)) ** 2 + 0.5
+    return keras.Model(inputs, _L.Dense(CLASSES)(keras.ops.reshape(above, (-1, 6))))

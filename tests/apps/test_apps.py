@@ -241,6 +241,7 @@ KEYS |= {"epsilon", "delta", "accountant", "adjacency", "bytes_sent", "rounds", 
         pytest.param("medical", "cheetah", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("engine")
 def test_command_trains_on_shares(name, protocol, capsys):
     assert main(["mpc", "train", "--app", name, "--protocol", protocol, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -254,6 +255,7 @@ def test_command_trains_on_shares(name, protocol, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPS)
+@pytest.mark.usefixtures("engine")
 def test_command_trains_between_processes(name, capsys):
     assert main(["mpc", "train", "--app", name, "--protocol", "aby3", "--processes", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -290,6 +290,11 @@ def _check_rule_holds(layer, trained):
             f"Layer {layer.name!r} ({type(layer).__name__}) is trained by LoRA and the fast engine has no rule for "
             "that; pass unknown_layers='slow' to differentiate example by example."
         )
+    if getattr(layer, "rms_scaling", False):
+        raise UnknownLayerError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) has rms_scaling=True and the fast engine has no rule for "
+            "that; pass unknown_layers='slow' to differentiate example by example."
+        )
     if frozen := [weight for weight in own_weights(layer) if id(weight) not in trained]:
         raise UnknownLayerError(
             f"Weight {frozen[0].path!r} is frozen and others of layer {layer.name!r} are not, and the fast engine has "

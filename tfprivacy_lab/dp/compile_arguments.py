@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import tensorflow as tf
 
@@ -9,6 +11,7 @@ from tfprivacy_lab.checks import InputError
 
 # Names that Keras resolves by the shapes of labels and outputs.
 _METRICS = {"accuracy", "acc", "crossentropy", "ce"}
+_OPTIONS = set(inspect.signature(keras.Model.compile).parameters) - {"self", "optimizer", "loss", "metrics"}
 
 
 def check(options: dict, metrics=None) -> dict:
@@ -22,12 +25,18 @@ def check(options: dict, metrics=None) -> dict:
         InputError: naming the one under which no budget would be kept, or that Keras does not take.
     """
     options = dict(options)
+    if unknown := sorted(set(options) - _OPTIONS):
+        raise InputError(
+            f"Expected options of Keras' compile, got {unknown[0]!r}; it takes {', '.join(sorted(_OPTIONS))}."
+        )
     if options.pop("loss_weights", None) is not None:
         raise InputError("loss_weights are for several losses; scale the one loss instead.")
     if options.get("jit_compile", "auto") not in ("auto", False, None):
         raise InputError("jit_compile leaves out the check that stops a step beyond the budget; leave it out.")
     # Keras would compile by XLA of itself where there is a GPU.
     options["jit_compile"] = False
+    # Under a global policy of 16 bits it would scale the optimizer's steps.
+    options["auto_scale_loss"] = False
     _check_metrics("metrics", metrics)
     _check_metrics("weighted_metrics", options.get("weighted_metrics"))
     return options

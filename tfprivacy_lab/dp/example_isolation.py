@@ -31,17 +31,18 @@ def outputs_of(model: keras.Model, x) -> tf.Tensor:
     Raises:
         InputError: if it does not take such examples, or keeps them.
     """
-    left_alone = WeightsLeftAlone(model)
-    try:
-        outputs = model(x, training=False)
-    except InputError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(str(tuple(a.shape[1:])) for a in tf.nest.flatten(x))
-        raise InputError(
-            f"Model {model.name!r} does not take x, examples of shape {shapes}: {reason(error)}."
-        ) from error
-    left_alone.check(lambda part: model(part, training=False), [x])
+    with RepeatableDraws(model) as draws:  # Keras' recurrent layers draw masks of dropout even where they use none.
+        left_alone = WeightsLeftAlone(model, draws.states())
+        try:
+            outputs = model(x, training=False)
+        except InputError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(tuple(a.shape[1:])) for a in tf.nest.flatten(x))
+            raise InputError(
+                f"Model {model.name!r} does not take x, examples of shape {shapes}: {reason(error)}."
+            ) from error
+        left_alone.check(lambda part: model(part, training=False), [x])
     return outputs
 
 

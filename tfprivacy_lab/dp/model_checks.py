@@ -44,6 +44,16 @@ def check_model(model) -> None:
             f"Expected model {model.name!r} and its PrivateModel to be made in the scope of one strategy, got a model "
             f"of {_name(_strategy_of(model))} under {_name(tf.distribute.get_strategy())}; make both in it."
         )
+    check_layers(model)
+    warn_of_statistics(model)
+
+
+def check_layers(model: keras.Model) -> None:
+    """Refuse layers that do not compute in float32, or whose weights follow the examples.
+
+    Raises:
+        InputError: naming the layer.
+    """
     for layer in layers_of(model):
         dtype = layer.compute_dtype
         if dtype is not None and dtype != "float32" and tf.as_dtype(dtype).is_floating:
@@ -52,7 +62,6 @@ def check_model(model) -> None:
                 "in float32, and the rounding of another would pass the clipping norm; use the policy 'float32'."
             )
         _check_not_quantized(layer)
-    warn_of_statistics(model)
 
 
 def _check_not_quantized(layer):
@@ -128,8 +137,11 @@ def without_figures(model: keras.Model) -> keras.Model:
 
 
 def training_state(model: keras.Model) -> tuple:
-    """What only ``compile`` and ``fit`` may change: which weights are trained, and the optimizer's steps."""
-    return (*(id(variable) for variable in model.trainable_variables), int(model.optimizer.iterations.numpy()))
+    """What only ``compile`` and ``fit`` may change: which weights are trained, and the optimizer's steps.
+
+    Those are its first variable: ``iterations`` counts in ``gradient_accumulation_steps``.
+    """
+    return (*(id(variable) for variable in model.trainable_variables), int(model.optimizer.variables[0].numpy()))
 
 
 def check_nothing_was_restored(model: keras.Model, before: tuple) -> None:

@@ -198,9 +198,9 @@ def _figures_in_path(callback):
 def _check(callback, validation_data) -> None:
     if not isinstance(callback, callbacks_of_keras.Callback):
         raise InputError(f"Expected callbacks to be Keras callbacks, got {callback!r}.")
-    if isinstance(callback, callbacks_of_keras.BackupAndRestore):
+    if isinstance(callback, (callbacks_of_keras.BackupAndRestore, getattr(callbacks_of_keras, "OrbaxCheckpoint", ()))):
         raise InputError(
-            "BackupAndRestore would bring back the weights without what they cost; leave it out, and put "
+            f"{_name(callback)} would bring back the weights without what they cost; leave it out, and put "
             "SaveCheckpoint(path) among the callbacks, which restore_checkpoint(path) goes on from."
         )
     if isinstance(callback, callbacks_of_keras.TerminateOnNaN):
@@ -210,19 +210,21 @@ def _check(callback, validation_data) -> None:
         )
     if isinstance(callback, callbacks_of_keras.TensorBoard):
         _check_tensorboard(callback)
+    if _watched(callback) == "epsilon" and getattr(callback, "mode", "min") == "auto":
+        raise InputError(f"{_name(callback)} goes by 'epsilon', and Keras does not know which way; pass mode='min'.")
     for name in filter(None, [_watched(callback), *_figures_in_path(callback)]):
         if name in PUBLIC_FIGURES:
             continue
         if not name.startswith("val_"):
             raise InputError(
                 f"{_name(callback)} goes by {name!r}: training figures are computed from private rows without noise, "
-                "and what is chosen by them is outside epsilon; use monitor='epsilon', or a 'val_' figure of public "
-                "validation_data."
+                "and what is chosen by them is outside epsilon; use monitor='epsilon', mode='min', or a 'val_' figure "
+                "of public validation_data."
             )
         if validation_data is None:
             raise InputError(
                 f"{_name(callback)} goes by {name!r}, and fit has no validation_data: it would never act; pass public "
-                "validation_data, or use monitor='epsilon'."
+                "validation_data, or use monitor='epsilon', mode='min'."
             )
 
 

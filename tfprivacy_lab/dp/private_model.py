@@ -94,7 +94,7 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
         delta: float = 1e-5,
     ):
         model_checks.check_model(model)
-        super().__init__(name=f"private_{model.name}")
+        super().__init__(name=f"private_{model.name}", dtype="float32")
         self.model = model
         self._noise_multiplier = check_finite_number("noise_multiplier", noise_multiplier, at_least=0)
         self._engine = check_choice("engine", engine, ENGINES)
@@ -147,6 +147,7 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
         options = compile_arguments.check(options, metrics)
         optimizer = compile_arguments.checked_optimizer(optimizer)
         model_checks.check_scope(self, "compile")
+        model_checks.check_layers(self.model)
         model_checks.check_something_is_trained(self.model)
         self._noisy_steps.keep_books()
         self._example_losses = ExampleLosses(loss)

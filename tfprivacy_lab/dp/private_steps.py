@@ -8,10 +8,13 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import clipping
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example
+from tfprivacy_lab.dp.trial_draws import generators_of
 from tfprivacy_lab.keras_internals import loss_tracker, raw, seed_states
 
 # More than a step draws; a count that comes again repeats masks of dropout, no more.
 _DRAWS_OF_A_STEP = 4096
+# The same of TensorFlow's own generators, which count numbers.
+_NUMBERS_OF_A_STEP = 2**40
 
 
 class PrivateSteps:
@@ -32,8 +35,18 @@ class PrivateSteps:
         """A function of an iterator: one batch of an evaluation, or ``steps_per_execution`` of them."""
         if self.test_function is None or force:
             run = _several(self, self.test_step)
-            self.test_function = lambda iterator: run(iterator, self.steps_per_execution)
+            self.test_function = lambda iterator: self._evaluated(run, iterator)
         return self.test_function
+
+    def _evaluated(self, run, iterator):
+        """``steps_per_execution`` batches, or as many fewer as there are."""
+        found = run(iterator, 1)
+        for _ in range(self.steps_per_execution - 1):
+            following = iterator.get_next_as_optional()  # A step that fails for want of a batch has counted it already.
+            if not following.has_value():
+                break
+            found = run(iter([following.get_value()]), 1)
+        return found
 
     def _steps_to_run(self):
         if self.steps_per_execution == 1:
@@ -82,13 +95,17 @@ class PrivateSteps:
         self._forget_how_often_was_drawn(steps)
 
     def _forget_how_often_was_drawn(self, step):
-        """Let the counts of seed generators follow from the step alone.
+        """Let the counts of random generators follow from the step alone.
 
         They are saved with a model, and count a draw for every so many rows of a secret number.
         """
         for state in seed_states(self.model):
             count = tf.cast((step + 1) * _DRAWS_OF_A_STEP, state.dtype)
             state.assign(tf.stack([state.value[0], count]))
+        for generator in generators_of(self.model):
+            state = generator.state
+            count = tf.cast(step + 1, state.dtype) * _NUMBERS_OF_A_STEP
+            state.assign(tf.concat([count[tf.newaxis], state[1:]], 0))
 
     def _losses_and_outputs(self, batch, training):
         outputs = self.model(batch[0], training=training)
@@ -101,7 +118,8 @@ class PrivateSteps:
 
 
 def _tensor(value):
-    return None if value is None else tf.convert_to_tensor(value)
+    as_it_is = value is None or isinstance(value, tf.distribute.DistributedValues)
+    return value if as_it_is else tf.convert_to_tensor(value)
 
 
 def _several(model, step):

@@ -62,6 +62,8 @@ class Replicas:
 
     def apply(self, optimizer, gradients: list[tf.Tensor], variables) -> None:
         """Let the optimizer step by gradients that are the same on every replica already."""
-        # Keras adds gradients up over the replicas, always.
-        shares = gradients if self.count == 1 else [gradient / self.count for gradient in gradients]
-        optimizer.apply_gradients(list(zip(shares, variables, strict=True)))
+        # Keras adds gradients up over the replicas, always, and clips each replica's before: one has all, others none.
+        if self.count > 1:
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+            gradients = [tf.where(first, gradient, tf.zeros_like(gradient)) for gradient in gradients]
+        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))

@@ -76,6 +76,11 @@ class SavedAsWrapped:
         self._record.note("what weights given to set_weights cost where they were trained, unless on public examples")
         self.model.set_weights(weights)
 
+    def set_state_tree(self, state_tree):
+        """As Keras' ``set_state_tree``; what the state cost elsewhere is in no record, and ``privacy()`` says so."""
+        self._record.note("what a state given to set_state_tree cost where it was trained, unless on public examples")
+        super().set_state_tree(state_tree)
+
     def get_config(self):
         """Refused: Keras' own ``save_model``, ``to_json``, ``clone_model`` and copies begin here.
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_positive_int
 from tfprivacy_lab.dp import clipping, example_isolation, lineage
 from tfprivacy_lab.dp.accounting import DpSgdRun, check_delta, epsilon_after, steps_for
+from tfprivacy_lab.dp.model_checks import without_figures
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 from tfprivacy_lab.dp.private_model import PrivateModel
@@ -95,7 +96,7 @@ def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoc
     for epoch in range(1, plan.epochs + 1):
         start, end = time.perf_counter(), steps_for(run.examples, run.batch_size, epoch)
         run_steps(step, end)
-        model.reset_metrics()  # A mean loss of private examples would be saved with the model.
+        without_figures(model)  # A mean loss of private examples would be exported with the model.
         step = end
         _check_weights_finite(model, epoch)
         accuracy = None if validation is None else evaluate_accuracy(model, *validation)

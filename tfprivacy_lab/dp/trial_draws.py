@@ -16,6 +16,12 @@ from tfprivacy_lab.keras_internals import global_seed_state, layers_of, raw, see
 _SEED = 1_870_345_021
 
 
+def generators_of(model: keras.Model) -> list[tf.random.Generator]:
+    """TensorFlow's generators that a model's layers hold."""
+    held = [value for layer in layers_of(model) for value in vars(layer).values()]
+    return [value for value in held if isinstance(value, tf.random.Generator)]
+
+
 class RepeatableDraws:
     """Dropout and the like, made to draw the same numbers as often as a comparison needs.
 
@@ -30,10 +36,9 @@ class RepeatableDraws:
     """
 
     def __init__(self, model: keras.Model):
-        held = [value for layer in layers_of(model) for value in vars(layer).values()]
         # Keras' own count up by one at every draw, whatever its size.
         self._seeded = seed_states(model)
-        self._generators = [value for value in held if isinstance(value, tf.random.Generator)]
+        self._generators = generators_of(model)
         self.by_row = not self._generators
 
     def states(self) -> list[tf.Variable]:

@@ -1,0 +1,134 @@
+"""Doors that Keras 3 opened: each let something past the engine once."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import PrivateModel
+from tfprivacy_lab.dp.clipping import UnknownLayerError
+
+from .test_private_model import B, N, dataset, private
+from .test_training import CLASSES, WIDTH
+
+layers = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def network():
+    return keras.Sequential([layers.Input((WIDTH,)), layers.Dense(6, "tanh"), layers.Dense(CLASSES)])
+
+
+def wrapped(model, **options):
+    made = PrivateModel(model, **{"l2_norm_clip": 1.0, "noise_multiplier": 0.0, "seed": 3, **options})
+    made.compile(keras.optimizers.SGD(0.1), LOSS)
+    return made
+
+
+def test_a_normalisation_without_the_mean_is_not_clipped_by_the_rule_of_one_with_it():
+    def model():
+        return keras.Sequential(
+            [layers.Input((WIDTH,)), layers.LayerNormalization(rms_scaling=True), layers.Dense(CLASSES)]
+        )
+
+    with pytest.raises(UnknownLayerError, match="rms_scaling"):
+        wrapped(model())
+    wrapped(model(), unknown_layers="slow")
+
+
+def test_a_global_policy_scales_no_step():
+    model = network()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        made = wrapped(model)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert type(made.optimizer) is keras.optimizers.SGD
+    assert made.compute_dtype == "float32"
+
+
+@pytest.mark.parametrize("rows", [1, 40, 60, 64, 65])
+def test_an_evaluation_ends_where_its_batches_do(rows):
+    x, y = dataset(rows, seed=5)
+    figures = []
+    for steps in (1, 5):
+        made = private(network())
+        made.compile(keras.optimizers.SGD(0.0), LOSS, steps_per_execution=steps)
+        made.model.set_weights([np.full(weight.shape, 0.01, np.float32) for weight in made.model.weights])
+        figures.append(made.evaluate(x, y, batch_size=8, verbose=0))
+        history = made.fit(*dataset(N), B, validation_data=(x, y), verbose=0).history
+        assert len(history["val_loss"]) == 1
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+
+
+def test_an_option_that_keras_does_not_take_is_named():
+    with pytest.raises(InputError, match="'foo'"):
+        PrivateModel(network(), l2_norm_clip=1.0, noise_multiplier=0.0).compile("sgd", LOSS, foo=1)
+
+
+def test_what_is_quantised_after_it_was_wrapped_is_refused():
+    made = PrivateModel(network(), l2_norm_clip=1.0, noise_multiplier=0.0, unknown_layers="slow")
+    next(layer for layer in made.model.layers if isinstance(layer, layers.Dense)).quantize("int8")
+    with pytest.raises(InputError, match="quantised"):
+        made.compile("sgd", LOSS)
+
+
+def test_a_state_tree_from_elsewhere_is_noted():
+    made = wrapped(network())
+    made.set_state_tree(wrapped(network()).get_state_tree())
+    assert any("set_state_tree" in note for note in made.privacy_notes())
+
+
+def test_callbacks_say_which_way_epsilon_goes():
+    made = wrapped(network())
+    with pytest.raises(InputError, match="mode='min'"):
+        made.fit(*dataset(N), B, callbacks=[keras.callbacks.EarlyStopping(monitor="epsilon")])
+    made.fit(*dataset(N), B, callbacks=[keras.callbacks.EarlyStopping(monitor="epsilon", mode="min")], verbose=0)
+
+
+@pytest.mark.skipif(not hasattr(keras.callbacks, "OrbaxCheckpoint"), reason="this Keras has no OrbaxCheckpoint")
+def test_orbax_brings_no_weights_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        keras.callbacks.OrbaxCheckpoint, "__init__", lambda self: keras.callbacks.Callback.__init__(self)
+    )
+    with pytest.raises(InputError, match="OrbaxCheckpoint would bring back"):
+        wrapped(network()).fit(*dataset(N), B, callbacks=[keras.callbacks.OrbaxCheckpoint()])
+
+
+class Scaled(layers.Layer):
+    """A weight that was made frozen."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", trainable=False)
+
+    def call(self, inputs):
+        return inputs * self.scale
+
+
+def test_a_weight_that_is_set_free_later_is_trained_or_refused():
+    model = keras.Sequential([layers.Input((WIDTH,)), Scaled(), layers.Dense(CLASSES, kernel_initializer="zeros")])
+    model.layers[0].scale.trainable = True
+    with pytest.raises(UnknownLayerError, match="Scaled"):
+        wrapped(model)
+
+
+class Drawing(layers.Layer):
+    """Noise by a generator of TensorFlow's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = tf.random.Generator.from_seed(1)
+
+    def call(self, inputs, training=False):
+        return inputs + 0.1 * self.generator.normal(tf.shape(inputs)) if training else inputs
+
+
+def test_a_generator_of_tensorflow_does_not_count_the_rows_that_were_drawn():
+    states = []
+    for seed in (3, 4):
+        drawing = Drawing()
+        made = wrapped(keras.Sequential([layers.Input((WIDTH,)), drawing, layers.Dense(CLASSES)]), seed=seed)
+        made.fit(*dataset(N), B, verbose=0)
+        states.append(drawing.generator.state.numpy().tolist())
+    assert states[0] == states[1]
