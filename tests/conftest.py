@@ -13,7 +13,7 @@ import tfprivacy_lab  # noqa: F401
 from tfprivacy_lab.checks import MissingPackageError
 
 # What the locks of newer Pythons leave out (requirements/setup.sh). A package of the lock that is missing is a failure.
-LEFT_OUT = {"spu": sys.version_info >= (3, 12), "tensorflow-privacy": sys.version_info >= (3, 13)}
+LEFT_OUT = {"spu": sys.version_info >= (3, 12), "tensorflow-empirical-privacy": sys.version_info >= (3, 13)}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ import pytest
 from dp_accounting import pld
 
 from tfprivacy_lab import data, leakage, models, runs
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, MissingPackageError
 from tfprivacy_lab.dp import accounting
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
@@ -272,3 +272,18 @@ def test_audit_refuses_what_is_no_run(run, tmp_path):
         with pytest.raises(InputError, match=naming):
             leakage.audit_run(tmp_path / "run", tmp_path / "audit")
         assert not (tmp_path / "audit").exists()
+
+
+def test_a_run_that_is_paid_for_is_stated_without_tf_privacy_too(monkeypatch):
+    run = accounting.DpSgdRun(1000, 100, 2.0, 10)
+    recipe = RECIPES["seed-mlp"]
+    with_figures = runs.run_statement(recipe, run, 1e-5, seeded=False)
+
+    def absent(*_):
+        raise MissingPackageError("tensorflow-privacy", "not here")
+
+    monkeypatch.setattr(accounting, "tensorflow_privacy_figures", absent)
+    without = runs.run_statement(recipe, run, 1e-5, seeded=False)
+    assert "compute_dp_sgd_privacy" in with_figures
+    assert "compute_dp_sgd_privacy" not in without
+    assert set(without.splitlines()) <= set(with_figures.splitlines())

@@ -15,9 +15,11 @@ import warnings
 from tfprivacy_lab.checks import MissingPackageError
 
 _ABSENT = (
-    "needs TF Privacy, which is not installed here ({error}): pip install 'tfprivacy_lab[tensorflow_privacy]'; where "
-    "Python is 3.12 or later, pip install --no-deps --ignore-requires-python tensorflow-privacy==0.9.0 beside it."
+    "needs {package}, which does not load here ({error}): `make setup` installs it; elsewhere, as what it asks for is "
+    "of 2023, pip install --no-deps --ignore-requires-python {package}."
 )
+# Of a package of their own.
+_ATTACKS = "privacy_tests"
 
 
 def load(module: str, what: str):
@@ -36,7 +38,9 @@ def load(module: str, what: str):
             warnings.simplefilter("ignore")
             return importlib.import_module(f"tensorflow_privacy.privacy.{module}")
     except ImportError as error:
-        raise MissingPackageError("tensorflow-privacy", f"{what} {_ABSENT.format(error=error)}") from error
+        raise _missing(
+            "tensorflow-empirical-privacy" if module.startswith(_ATTACKS) else "tensorflow-privacy", what, error
+        ) from error
 
 
 @functools.cache
@@ -53,9 +57,13 @@ def sgd_classes(what: str) -> tuple:
     try:
         from tf_keras.optimizers.legacy import SGD
     except ImportError as error:
-        raise MissingPackageError("tensorflow-privacy", f"{what} {_ABSENT.format(error=error)}") from error
+        raise _missing("tf-keras", what, error) from error
     generic = made.make_keras_generic_optimizer_class(SGD)
     return made.make_gaussian_query_optimizer_class(generic), generic
+
+
+def _missing(package, what, error):
+    return MissingPackageError(package, f"{what} {_ABSENT.format(package=package, error=error)}")
 
 
 def create_slots(optimizer, variables: list) -> None:

@@ -11,7 +11,7 @@ except ImportError as error:
     raise MissingPackageError(
         "spu",
         f"Computing on shares needs the engine SPU, which is not installed ({error}): it has wheels for Python 3.11, "
-        "there pip install 'tfprivacy_lab[mpc]'.",
+        "where `make setup` installs it.",
     ) from error
 
 __all__ = ["api", "libspu", "spu"]
