@@ -77,6 +77,10 @@ def _flat(tape, value, variables):
     return np.concatenate([tf.convert_to_tensor(g).numpy().astype(np.float64).ravel() for g in found])
 
 
+# What Keras' layers, and those of them that change images, call their seed generators.
+_GENERATORS = ("seed_generator", "generator")
+
+
 class SameDraws:
     """In place of a Keras layer's seed generator: every row of every batch is drawn alike.
 
@@ -90,10 +94,11 @@ class SameDraws:
 def draw_alike(model: keras.Model) -> list[SameDraws]:
     """Give every layer that may draw a seed by which all rows are drawn alike; returns these."""
     _know_same_draws()
-    able = [layer for layer in layers_of(model) if hasattr(layer, "seed_generator")]
-    for number, layer in enumerate(able):
-        layer.seed_generator = SameDraws(number)
-    return [layer.seed_generator for layer in able]
+    held = [(layer, name) for layer in layers_of(model) for name in _GENERATORS if hasattr(layer, name)]
+    draws = [SameDraws(number) for number in range(len(held))]
+    for (layer, name), same in zip(held, draws, strict=True):
+        setattr(layer, name, same)
+    return draws
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What is taken of Keras 3 beyond its public interface, all of it, a function each.
+"""What is taken of Keras 3 beyond its public interface, a function each.
 
 ``tests/test_keras_internals.py`` names the versions of Keras that this is for, and fails where one moves.
 """

@@ -13,11 +13,11 @@ _L, _SIDE = keras.layers, 32
 def _lively(base):
     """Weights under which activations keep their size; under Keras' own they fade over so many layers."""
     draw = np.random.default_rng(0)
-    for variable in base.weights:
-        if "kernel" in variable.name:
-            depthwise = "depthwise" in variable.name
-            spread = 1 if depthwise else np.sqrt(2 / np.prod(variable.shape[:-1]))
-            variable.assign(draw.normal(scale=spread, size=variable.shape))
+    for layer in base.layers:
+        for variable in layer.weights:
+            if variable.name == "kernel":
+                spread = 1 if isinstance(layer, _L.DepthwiseConv2D) else np.sqrt(2 / np.prod(variable.shape[:-1]))
+                variable.assign(draw.normal(scale=spread, size=variable.shape))
     return base
 
 
@@ -59,5 +59,10 @@ def _case(model, build, **more):
 CASES = (
     _case("MobileNetV2 frozen, Keras' transfer learning guide", lambda: _guide(_mobile_net_v2()), slow=True),
     _case("MobileNet, last layers trained, BatchNormalization frozen", lambda: _fine_tuned(_mobile_net()), slow=True),
-    _case("MobileNet unfrozen whole", lambda: _unfrozen(_mobile_net()), slow=True),
+    _case(
+        "MobileNet unfrozen whole",
+        lambda: _unfrozen(_mobile_net()),
+        not_compared="a batch of one image is normalised to zeros",
+        slow=True,
+    ),
 )

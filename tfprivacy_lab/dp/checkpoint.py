@@ -241,7 +241,7 @@ def _check_fit(path, what, variables, arrays):
 
 
 def _variables(optimizer) -> list[keras.Variable]:
-    """All that an optimizer keeps between steps; the learning rate is no part of it under every Keras."""
+    """All that an optimizer keeps between steps but the learning rate, which is kept by itself."""
     rate = getattr(optimizer, "learning_rate", None)
     return [variable for variable in optimizer.variables if variable is not rate]
 

@@ -99,7 +99,9 @@ class LinearUses(Uses):
         return self._products
 
     def _make_products(self):
-        pairs = [self.as_matrices(x, g) for x, g in zip(self.inputs, self.gradients, strict=True)]
+        # A layer takes whole numbers too, one-hot rows say, and computes with them as its kernel's.
+        uses = zip(self.inputs, self.gradients, strict=True)
+        pairs = [self.as_matrices(tf.cast(x, g.dtype), g) for x, g in uses]
         columns = zip(*pairs, strict=True)
         x, g = (parts[0] if len(parts) == 1 else tf.concat(parts, 2) for parts in columns)
         return products_of(x, g, bias=self._has_simple_bias())

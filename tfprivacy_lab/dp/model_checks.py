@@ -114,7 +114,7 @@ def _name(strategy):
 def without_training(model: keras.Model) -> keras.Model:
     """The model's weights without what training left beside them: the model itself, or a copy that is not compiled.
 
-    Metrics that its layers or its ``compile`` hold are reset: they would be saved, without noise.
+    Metrics that its layers or its ``compile`` hold are reset: they would be exported, without noise.
     """
     without_figures(model)
     is_compiled = getattr(model, "optimizer", None) is not None

@@ -15,7 +15,9 @@ from tfprivacy_lab.keras_internals import raw
 _WHERE = re.compile(r"(?i)^(in user code|file \"|graph execution error|detected at|<stack|call arguments|•)")
 _DRAWS = re.compile("Random|Rng|Multinomial|Normal|PyFunc")
 _NAMED = re.compile(r"^([\w.]*(?:Error|Exception)): (?!Exception encountered)(.*)")
-_CALLED = re.compile(r"xception encountered when calling layer ['\"]?([^'\" ]+)['\"]? \(type (\w+)\)")
+_CALLED = re.compile(r"xception encountered when calling (\w+)\.\w+\(\)")
+# Bold type, and names of functions that TensorFlow puts before what it says.
+_MARKS = re.compile(r"\x1b\[\d*m|\{\{[^}]*\}\}\s*")
 
 
 _INSTEAD = (
@@ -135,8 +137,8 @@ def known(error: BaseException | None) -> InputError | None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a line, and in which layer: Keras and TensorFlow say where at length."""
-    text = re.sub(r"\{\{[^}]*\}\}\s*", "", str(error))
+    """What went wrong, in a line, and in what kind of layer: Keras and TensorFlow say where at length."""
+    text = _MARKS.sub("", str(error))
     lines = [line.strip(" *\t") for line in text.splitlines() if line.strip(" *\t")]
     lines = [line for line in lines if not _WHERE.search(line)] or ["no message"]
     called = _CALLED.findall(text)
@@ -146,5 +148,5 @@ def reason(error: BaseException) -> str:
     elif called:
         said = lines[max(i for i, line in enumerate(lines) if _CALLED.search(line)) + 1 :][:1] or [said]
         said = said[0]
-    layer = f"layer {called[-1][0]!r} ({called[-1][1]}), " if called else ""
+    layer = f"layer of {called[-1]}, " if called else ""
     return f"{layer}{kind}: {said[:160]}".rstrip(".")
