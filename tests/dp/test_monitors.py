@@ -5,10 +5,10 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from tensorflow.python.eager import context
+import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import StopBeforeBudget
+from tfprivacy_lab.dp import StopBeforeBudget, example_batches, gaussian_noise
 
 from .test_private_model import B, N, dataset, private, weights_of
 
@@ -100,27 +100,48 @@ def test_callbacks_that_private_figures_would_steer_are_refused(refused, given, 
 
 
 def graphs_of(run):
-    """All graphs that TensorFlow runs meanwhile, as a trace collects them; a step's is among them."""
-    own = context.context()
-    own.enable_graph_collection()
-    try:
+    """All graphs that are traced meanwhile, a step's among them, as whoever exports one would have them.
+
+    But for those of the pipeline, which hold the examples as its memory does, and are run by nobody else.
+    """
+    made, plain = [], tf.function
+
+    def spied(function=None, **options):
+        if function is None:
+            return lambda later: spied(later, **options)
+        found = plain(function, **options)
+        if getattr(function, "__module__", "") != example_batches.__name__:
+            made.append(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf, "function", spied)
         run()
-        found = own.export_run_metadata()
-    finally:
-        own.disable_graph_collection()
-    content = found.SerializeToString()
-    assert b"steps_done" in content or b"AssignAddVariableOp" in content
-    assert b"Const" in content
-    return content
+    traced = [one for function in made for one in function._list_all_concrete_functions()]
+    assert any("AssignAddVariableOp" in operations(one) for one in traced), "no step was traced"
+    return b"".join(one.graph.as_graph_def().SerializeToString() for one in traced)
+
+
+def operations(function):
+    graph = function.graph.as_graph_def()
+    return {node.op for body in (graph.node, *(one.node_def for one in graph.library.function)) for node in body}
+
+
+def words_in(graphs, seed):
+    words = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(3, np.uint64)
+    return [word for word in words if word.tobytes() in graphs or varint(int(word)) in graphs]
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
-def test_the_key_of_the_noise_is_not_in_the_graph_of_a_step(engine):
+def test_the_key_of_the_noise_is_not_in_the_graph_of_a_step(engine, monkeypatch):
     """Graphs are written by summaries of a trace, and by whoever exports a step."""
-    wrapped = private(noise_multiplier=1.0, seed=2**100 + 9, engine=engine)
-    graphs = graphs_of(lambda: fit(wrapped=wrapped))
-    words = np.random.SeedSequence(2**100 + 9, spawn_key=(0,)).generate_state(3, np.uint64)
-    assert not any(word.tobytes() in graphs or varint(int(word)) in graphs for word in words)
+    seed = 2**100 + 9
+    wrapped = private(noise_multiplier=1.0, seed=seed, engine=engine)
+    assert words_in(graphs_of(lambda: fit(wrapped=wrapped)), seed) == []
+    if engine == "fast":  # The look finds a key that is there: TensorFlow writes so few words into a graph.
+        monkeypatch.setattr(gaussian_noise, "_HELD_BY_REFERENCE", 3)
+        wrapped = private(noise_multiplier=1.0, seed=seed, engine=engine)
+        assert words_in(graphs_of(lambda: fit(wrapped=wrapped)), seed)
 
 
 @pytest.mark.parametrize(("engine", "sampling"), [("fast", "poisson"), ("fast", "shuffled"), ("reference", "poisson")])
