@@ -73,6 +73,7 @@ def _check_graph(model) -> None:
     """That there is a graph of one input and one output, and that calling the model runs it."""
     from tfprivacy_lab.keras_internals import output_of
 
+    check_is_of_keras_3(model)
     name = getattr(model, "name", type(model).__name__)
     owner = next((kind for kind in type(model).__mro__ if "call" in vars(kind)), None)
     if owner is None or not is_from(owner, "keras"):
@@ -87,6 +88,19 @@ def _check_graph(model) -> None:
     if isinstance(output := output_of(model), dict):
         found = f"{name!r} with a dict of {', '.join(map(str, output))}"
         raise InputError(f"Expected a model whose output is a tensor, got {found}; make a model of the tensor.")
+
+
+def check_is_of_keras_3(model) -> None:
+    """Refuse a model of tf_keras.
+
+    Raises:
+        InputError: naming it.
+    """
+    if any(is_from(kind, "tf_keras") for kind in type(model).__mro__):
+        raise InputError(
+            f"Expected model to be of Keras 3, got {model.name!r} of tf_keras, which is Keras 2; build it with "
+            "`import keras`, and leave TF_USE_LEGACY_KERAS unset."
+        )
 
 
 def is_of_keras(layer) -> bool:

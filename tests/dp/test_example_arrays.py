@@ -112,6 +112,11 @@ class Items(keras.utils.PyDataset):
         return self.items[i]
 
 
+class Endless(keras.utils.PyDataset):
+    def __getitem__(self, i):
+        return X, Y
+
+
 def rows():
     yield X[:4], Y[:4]
 
@@ -125,6 +130,7 @@ REFUSED = {
     "no labels in a dataset": ((Dataset.from_tensor_slices(X),), r"\(example, label\)"),
     "a ragged dataset": ((Dataset.from_tensor_slices((tf.ragged.constant([[1.0], [1.0, 2.0]]), [0, 1])),), "Ragged"),
     "an empty Sequence": ((Items(),), "empty Sequence"),
+    "a Sequence of unknown length": ((Endless(),), "Sequence of known length, got Endless"),
     "a Sequence of inputs alone": ((Items(X, X),), r"\(x, y\)"),
     "a Sequence of unequal parts": ((Items((X, Y[:3])),), "one row per example, got lengths"),
     "a Sequence of several shapes": ((Items((X, Y), (X[:, :2], Y)),), "one shape"),

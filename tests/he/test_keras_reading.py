@@ -189,9 +189,21 @@ def with_weights(value):
     return model
 
 
+def mixing_rows():
+    x = layers.Input((4,))
+    return keras.Model(x, layers.Dense(2)(keras.ops.reshape(layers.Dense(4)(x), (-1, 2))))
+
+
+def of_keras_2():
+    tf_keras = pytest.importorskip("tf_keras")
+    return tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(3)])
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (mixing_rows, "the operation Reshape"),
+        (of_keras_2, "of tf_keras, which is Keras 2"),
         (used_twice, "used more than once; give each place a layer of its own"),
         (shared_over_a_nested_model, "used more than once"),
         (two_outputs, "one input and one output, got .* 1 and 2; make a model of the output"),

@@ -95,7 +95,7 @@ class ConvolutionUses(LinearUses):
     def kernel_shaped(self, summed):
         groups, _, p = summed.shape
         unfolded = tf.reshape(summed, (groups, *self.layer.kernel_size, -1, p))
-        return tf.reshape(tf.transpose(unfolded, (1, 2, 3, 0, 4)), self.kernel.shape)
+        return tf.reshape(tf.transpose(unfolded, (1, 2, 3, 0, 4)), self.layer.kernel.shape)
 
 
 class DepthwiseConvolutionUses(ConvolutionUses):

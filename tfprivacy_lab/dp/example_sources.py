@@ -110,7 +110,12 @@ def from_sequence(sequence: keras.utils.PyDataset, model: keras.Model | None = N
     Raises:
         InputError: if it is empty, of something else, or of examples of several shapes.
     """
-    parts = [sequence[i] for i in range(len(sequence))]
+    try:
+        parts = [sequence[i] for i in range(len(sequence))]
+    except TypeError as error:
+        raise InputError(
+            f"Expected x to be a Sequence of known length, got {type(sequence).__name__}: {error}."
+        ) from error
     if not parts:
         raise InputError("Expected x to hold examples, got an empty Sequence.")
     if any(not isinstance(part, tuple | list) or len(part) not in (2, 3) for part in parts):

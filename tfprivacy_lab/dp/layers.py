@@ -8,7 +8,6 @@ import math
 import keras
 import tensorflow as tf
 
-from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.convolutions import ConvolutionUses, DepthwiseConvolutionUses
 from tfprivacy_lab.dp.linear_layers import DenseUses, EinsumDenseUses, Uses
 from tfprivacy_lab.dp.products import ghost_norms
@@ -55,13 +54,6 @@ class EmbeddingUses(Uses):
 
 class NormalizationUses(Uses):
     """Layers that scale and shift what they normalised within an example: few weights, so gradients are made."""
-
-    def forward(self, call, inputs, *args, **kwargs):
-        if kwargs.get("mask") is not None and isinstance(self, GroupNormalizationUses):
-            raise InputError(
-                f"Layer {self.layer.name!r} normalises under a mask; the fast engine has no rule for that."
-            )
-        return call(inputs, *args, **kwargs)
 
     def activate(self, outputs):
         return outputs

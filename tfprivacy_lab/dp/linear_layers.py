@@ -74,16 +74,6 @@ class LinearUses(Uses):
         self._products: Products | None = None
         self._bias_gradients = None
 
-    @property
-    def kernel(self) -> keras.Variable:
-        """The layer's kernel."""
-        return self.layer.kernel
-
-    @property
-    def kernel_name(self) -> str:
-        """The attribute that holds it."""
-        return "kernel"
-
     @abc.abstractmethod
     def as_matrices(self, inputs, gradients) -> tuple[tf.Tensor, tf.Tensor]:
         """One use as X (batch, groups, positions, d) and G (batch, groups, positions, p)."""
@@ -121,7 +111,7 @@ class LinearUses(Uses):
         return norms + tf.reduce_sum(tf.square(self._bias_gradients), list(range(1, len(self._bias_gradients.shape))))
 
     def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
-        named = {self.kernel_name: self.kernel_shaped(self.products().weighted_sum(factors))}
+        named = {"kernel": self.kernel_shaped(self.products().weighted_sum(factors))}
         if self._bias_gradients is not None:
             named["bias"] = tf.tensordot(factors, self._bias_gradients, 1)
         return self._in_order(**named)
@@ -150,7 +140,7 @@ class DenseUses(LinearUses):
     """Dense: every axis between the first and the last is a position."""
 
     def as_matrices(self, inputs, gradients):
-        d, p = self.kernel.shape
+        d, p = self.layer.kernel.shape
         positions = -1 if None in inputs.shape[1:-1] else math.prod(inputs.shape[1:-1])
         return (tf.reshape(a, (tf.shape(a)[0], 1, positions, w)) for a, w in ((inputs, d), (gradients, p)))
 

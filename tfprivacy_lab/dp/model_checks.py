@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from tfprivacy_lab.chains import check_is_of_keras_3
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
 from tfprivacy_lab.keras_internals import is_network, is_overwritten, layers_of, own_weights, raw
@@ -16,11 +17,7 @@ def check_model(model) -> None:
     Raises:
         InputError: naming the argument, or the layer.
     """
-    if any(cls.__module__.partition(".")[0] == "tf_keras" for cls in type(model).__mro__):
-        raise InputError(
-            f"Expected model to be of Keras 3, got {model.name!r} of tf_keras, which is Keras 2; build it with "
-            "`import keras`, and leave TF_USE_LEGACY_KERAS unset."
-        )
+    check_is_of_keras_3(model)
     if keras.backend.backend() != "tensorflow":
         raise InputError(
             f"Expected Keras to compute by TensorFlow, got the backend {keras.backend.backend()!r}; set "

@@ -22,6 +22,8 @@ from tfprivacy_lab.he.layers import Affine
 _NOTHING = frozenset(
     {"Flatten", "Dropout", "Reshape", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "ActivityRegularization"}
 )
+# Of keras.ops in a functional model, those that are read as the layer of that name.
+_OPERATIONS = frozenset({"Square", "Softmax"})
 _SQUARES = frozenset({"square", "tfprivacy_lab>square"})
 _AT_THE_END = frozenset({"softmax", "sigmoid"})
 _INSTEAD = {
@@ -95,6 +97,8 @@ def _read(link: Link) -> list:
     for weights in getattr(layer, "get_weights", list)():  # an operation has none
         if not np.isfinite(weights).all():
             raise InputError(f"Layer {layer.name!r} ({kind}) has weights that are not finite; train the model again.")
+    if not hasattr(layer, "get_weights") and kind not in _OPERATIONS:
+        raise InputError(_refusal(layer.name, f"the operation {kind}", "use a layer of Keras in its place"))
     config = layer.get_config()
     if kind in _NOTHING:
         return []
