@@ -72,10 +72,20 @@ def test_raw_variables_are_tensorflows_and_the_same():
     assert [float(tf.reduce_max(one)) for one in found] == [1.0, 0.0, 0.0, 0.0]
 
 
-def test_networks_are_told_from_models_with_a_call_of_their_own():
-    assert keras_internals.is_network(network())
-    assert keras_internals.is_network(keras.Sequential([layers.Input((3,)), layers.Dense(1)]))
-    assert not keras_internals.is_network(Subclassed())
+def test_a_model_is_saved_as_if_it_had_not_been_compiled(tmp_path):
+    model = network()
+    model.compile("adam", "mse", metrics=["mae"])
+    x, y = np.ones((4, 4), np.float32), np.ones((4, 2), np.float32)
+    model.fit(x, y, verbose=0)
+    with keras_internals.as_before_compile(model):
+        model.save(tmp_path / "model.keras")
+    found = keras.models.load_model(tmp_path / "model.keras")
+    assert getattr(found, "optimizer", None) is None
+    assert not found.compiled
+    np.testing.assert_array_equal(found.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert model.compiled
+    model.fit(x, y, verbose=0)
+    assert int(model.optimizer.iterations.numpy()) == 2
 
 
 def test_masks_are_found_on_what_layers_give():

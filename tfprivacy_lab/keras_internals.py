@@ -39,9 +39,22 @@ def is_overwritten(variable: keras.Variable) -> bool:
     return bool(getattr(variable, "overwrite_with_gradient", False))
 
 
-def is_network(model: keras.Model) -> bool:
-    """Whether a model is Sequential or Functional, so that a clone of it computes the same."""
-    return isinstance(model, keras.Sequential | Functional)
+_OF_COMPILE = ("optimizer", "_loss_tracker", "_compile_metrics", "_compile_loss")
+
+
+@contextlib.contextmanager
+def as_before_compile(model: keras.Model):
+    """Meanwhile the model, and every model in it, is as if it had not been compiled."""
+    kept = []
+    for held in map(vars, layers_of(model)):
+        if held.get("compiled"):
+            kept.append((held, {name: held[name] for name in ("compiled", *_OF_COMPILE) if name in held}))
+            held.update(compiled=False, **{name: None for name in _OF_COMPILE if name in held})
+    try:
+        yield
+    finally:
+        for held, before in kept:
+            held.update(before)
 
 
 def mask_of(tensor):

@@ -132,3 +132,45 @@ def test_a_generator_of_tensorflow_does_not_count_the_rows_that_were_drawn():
         made.fit(*dataset(N), B, verbose=0)
         states.append(drawing.generator.state.numpy().tolist())
     assert states[0] == states[1]
+
+
+def normalised():
+    layer = layers.Normalization()
+    layer.adapt(np.random.default_rng(0).normal(3, 2, (50, WIDTH)).astype(np.float32))
+    return keras.Sequential([layers.Input((WIDTH,)), layer, layers.Dense(CLASSES)])
+
+
+def looked_up():
+    layer = layers.IntegerLookup(output_mode="one_hot")
+    layer.adapt(np.array([3, 5, 5, 7]))
+    return keras.Sequential([layers.Input((1,), dtype="int64"), layer, layers.Dense(CLASSES)])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Doubled(keras.Model):
+    """Functional, with a call of its own."""
+
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs, training=training)
+
+
+def doubled():
+    x = layers.Input((WIDTH,))
+    return Doubled(x, layers.Dense(CLASSES)(x))
+
+
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
+@pytest.mark.parametrize("build", [normalised, looked_up, doubled])
+def test_a_model_that_was_compiled_before_leaves_as_it_computes(build, tmp_path):
+    model = build()
+    model.compile("adam", LOSS)
+    made = wrapped(model)
+    x = np.array([[3], [7], [9]]) if build is looked_up else np.random.default_rng(1).normal(size=(3, WIDTH))
+    x = x.astype(model.inputs[0].dtype)
+    expected = np.asarray(model(x))
+    made.save(tmp_path / "model.keras")
+    np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras")(x), expected, rtol=1e-6)
+    made.export(str(tmp_path / "served"), verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    np.testing.assert_allclose(served.serve(x), expected, rtol=1e-6)
+    assert model.compiled

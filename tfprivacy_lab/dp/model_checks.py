@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
 from tfprivacy_lab.chains import check_is_of_keras_3
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.preprocessing_layers import warn_of_statistics
-from tfprivacy_lab.keras_internals import is_network, is_overwritten, layers_of, own_weights, raw
+from tfprivacy_lab.keras_internals import as_before_compile, is_overwritten, layers_of, own_weights, raw
 
 
 def check_model(model) -> None:
@@ -108,22 +110,15 @@ def _name(strategy):
     return "no strategy" if strategy is None or name.startswith("_Default") else name
 
 
-def without_training(model: keras.Model) -> keras.Model:
-    """The model's weights without what training left beside them: the model itself, or a copy that is not compiled.
+@contextlib.contextmanager
+def without_training(model: keras.Model):
+    """The model meanwhile without what training left beside its weights: what its ``compile`` made, and figures.
 
     Metrics that its layers or its ``compile`` hold are reset: they would be exported, without noise.
     """
     without_figures(model)
-    is_compiled = getattr(model, "optimizer", None) is not None
-    if not is_compiled or not is_network(model):
-        return model
-    compiled, model.compiled = model.compiled, False  # or the clone would be compiled as the model is
-    try:
-        bare = keras.models.clone_model(model)
-    finally:
-        model.compiled = compiled
-    bare.set_weights(model.get_weights())
-    return bare
+    with as_before_compile(model):
+        yield model
 
 
 def without_figures(model: keras.Model) -> keras.Model:

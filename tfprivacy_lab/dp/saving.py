@@ -46,11 +46,13 @@ class SavedAsWrapped:
 
         A subclassed model is saved as it is; loading it takes its class, as Keras does.
         """
-        model_checks.without_training(self.model).save(filepath, *arguments, **options)
+        with model_checks.without_training(self.model) as model:
+            model.save(filepath, *arguments, **options)
 
     def save_weights(self, filepath, *arguments, **options):
         """Save the wrapped model's weights, as Keras' ``save_weights``, in any of its formats."""
-        model_checks.without_training(self.model).save_weights(filepath, *arguments, **options)
+        with model_checks.without_training(self.model) as model:
+            model.save_weights(filepath, *arguments, **options)
 
     def load_weights(self, filepath, *arguments, **options):
         """Load weights into the wrapped model, as Keras' ``load_weights``.
@@ -65,7 +67,8 @@ class SavedAsWrapped:
 
     def export(self, filepath, *arguments, **options):
         """Export the wrapped model for serving, as Keras' ``export``."""
-        return model_checks.without_training(self.model).export(filepath, *arguments, **options)
+        with model_checks.without_training(self.model) as model:
+            return model.export(filepath, *arguments, **options)
 
     def get_weights(self):
         """The wrapped model's weights, as NumPy arrays."""
