@@ -1,6 +1,6 @@
 """A step of clipped descent by a loop over examples: what Keras makes of batches of one row, summed in doubles.
 
-It imports nothing of the engine, so that can be held against it.
+It imports nothing of the engine, so the engine can be held against it.
 """
 
 from __future__ import annotations

@@ -83,6 +83,11 @@ def test_whoever_only_asks_for_tensorflow_leaves_it_quiet():
     assert (result.stdout.splitlines(), result.stderr) == (["tensorflow False", "[]"], "")
 
 
+def test_tensorflow_loads_where_nothing_can_be_held_back():
+    result = python("import tempfile; tempfile.tempdir = '/no/such/folder'; import tfprivacy_lab, tensorflow; print(1)")
+    assert (result.returncode, result.stdout) == (0, "1\n")
+
+
 def test_every_promised_name_exists():
     for name in tfprivacy_lab._SUBMODULES:
         assert getattr(tfprivacy_lab, name).__name__ == f"tfprivacy_lab.{name}"

@@ -41,6 +41,16 @@ class Subclassed(keras.Model):
         return self.named["last"](inputs * self.scale)
 
 
+class Unshaped(layers.Layer):
+    """What it gives is known by calling it alone."""
+
+    def compute_output_spec(self, inputs):
+        raise NotImplementedError
+
+    def call(self, inputs):
+        return inputs
+
+
 def test_the_version_is_one_that_this_module_was_read_against():
     version = tuple(map(int, keras.__version__.split(".")[:2]))
     assert OLDEST <= version <= NEWEST, "read keras_internals.py against this Keras, then move the bound"
@@ -99,7 +109,9 @@ def test_inputs_are_known_of_every_kind_of_model():
     called(np.ones((2, 4), np.float32))
     later = keras.Sequential([layers.Dense(3)])
     later.build((None, 4))
-    for model in (network(), called, later):
+    unshaped = keras.Sequential([Unshaped()])
+    unshaped(np.ones((1, 4), np.float32))
+    for model in (network(), called, later, unshaped):
         assert tuple(keras_internals.inputs_of(model).shape[1:]) == (4,)
     taken = {"a": layers.Input((2,), name="a"), "b": layers.Input((3, 1), name="b")}
     several = keras.Model(taken, layers.Concatenate()([taken["a"], layers.Flatten()(taken["b"])]))
@@ -172,7 +184,15 @@ PRIVATE = re.compile(
     "|".join(
         rf"\b{name}\b"
         for name in (
-            *("_flatten_layers", "_trainable_variables", "_keras_mask", "_keras_history", "_inbound_nodes"),
+            *(
+                "_flatten_layers",
+                "_trainable_variables",
+                "_non_trainable_variables",
+                "_functional",
+                "_keras_mask",
+                "_keras_history",
+                "_inbound_nodes",
+            ),
             *("_build_shapes_dict", "_seed_generators", "_loss_tracker", "_compile_metrics", "_should_trace"),
             *("_maybe_symbolic_build", "_make_function", "_callable_losses", "_is_graph_network"),
         )

@@ -1,12 +1,15 @@
 """Doors that Keras 3 opened: each let something past the engine once."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import PrivateModel
+from tfprivacy_lab.dp import DpSgdRun, PrivateModel, TrainingPlan, private_steps, train
 from tfprivacy_lab.dp.clipping import UnknownLayerError
 
 from .test_private_model import B, N, dataset, private
@@ -124,14 +127,80 @@ class Drawing(layers.Layer):
         return inputs + 0.1 * self.generator.normal(tf.shape(inputs)) if training else inputs
 
 
-def test_a_generator_of_tensorflow_does_not_count_the_rows_that_were_drawn():
-    states = []
-    for seed in (3, 4):
+def states_of_generators():
+    """Of fits that differ in what they draw alone."""
+    for seed in range(6):
         drawing = Drawing()
         made = wrapped(keras.Sequential([layers.Input((WIDTH,)), drawing, layers.Dense(CLASSES)]), seed=seed)
         made.fit(*dataset(N), B, verbose=0)
-        states.append(drawing.generator.state.numpy().tolist())
-    assert states[0] == states[1]
+        yield tuple(drawing.generator.state.numpy())
+
+
+def test_a_generator_of_tensorflow_does_not_count_the_rows_that_were_drawn(monkeypatch):
+    assert len(set(states_of_generators())) == 1
+    monkeypatch.setattr(private_steps, "generators_of", lambda model: [])
+    assert len(set(states_of_generators())) > 1
+
+
+REPLICAS = """
+import sys, tfprivacy_lab
+import keras, numpy as np, tensorflow as tf
+from tfprivacy_lab.dp.replicas import Replicas
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][: int(sys.argv[1])])
+with strategy.scope():
+    replicas, variable = Replicas(), keras.Variable(np.zeros(3, np.float32))
+    optimizer = keras.optimizers.SGD(1.0, **{sys.argv[2]: 0.25})
+    optimizer.build([variable])
+strategy.run(tf.function(lambda: replicas.apply(optimizer, [tf.constant([1.0, 2.0, 0.0])], [variable])))
+print(replicas.count, *variable.numpy())
+"""
+
+
+@pytest.mark.parametrize("option", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_clipping_of_an_optimizer_is_the_same_on_two_replicas(option):
+    moved = []
+    for count in ("1", "2"):
+        command = [sys.executable, "-c", REPLICAS, count, option]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        found, *weights = done.stdout.split()
+        assert found == count
+        moved.append([float(weight) for weight in weights])
+    assert moved[0] == pytest.approx(moved[1], rel=1e-6)
+    assert 0 < np.max(np.abs(moved[0])) <= 0.25
+
+
+class Seen(keras.Model):
+    """Keeps the mean of what it sees in a metric of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.dense = keras.metrics.Mean("seen"), layers.Dense(4)
+
+    def call(self, inputs):
+        self.seen.update_state(inputs)
+        return self.dense(inputs)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_metrics_of_models_within_are_reset_by_training():
+    inner = Seen()
+    model = keras.Sequential([layers.Input((WIDTH,)), inner, layers.Dense(CLASSES)])
+    run = DpSgdRun(N, B, 1.0, N // B)
+    train(model, *dataset(N), plan=TrainingPlan(B, 1, 1.0, 0.1), run=run, delta=1e-5, seed=1, engine="reference")
+    assert [float(variable.numpy()) for variable in inner.seen.variables] == [0.0, 0.0]
+
+
+def test_steps_that_came_from_elsewhere_are_noticed_while_gradients_accumulate():
+    made = wrapped(network())
+    made.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=100), LOSS)
+    made.fit(*dataset(N), B, verbose=0)
+    assert int(made.optimizer.iterations.numpy()) == 0
+    made.optimizer.variables[0].assign(1)
+    with pytest.raises(InputError, match="restored or used elsewhere"):
+        made.fit(*dataset(N), B, verbose=0)
 
 
 def normalised():

@@ -55,6 +55,9 @@ class EmbeddingUses(Uses):
 class NormalizationUses(Uses):
     """Layers that scale and shift what they normalised within an example: few weights, so gradients are made."""
 
+    def forward(self, call, inputs, *args, **kwargs):
+        return call(inputs, *args, **kwargs)
+
     def activate(self, outputs):
         return outputs
 
