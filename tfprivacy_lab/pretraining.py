@@ -137,7 +137,7 @@ def _public_labels(task, labels, count):
 def _step(learner, optimizer):
     """One compiled optimizer step; returns the batch's metrics."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(images, labels):
         scaled = tf.cast(images, tf.float32) / (255.0 if images.dtype == tf.uint8 else 1.0)
         with tf.GradientTape() as tape:

@@ -208,6 +208,31 @@ def test_the_trial_leaves_no_trace_in_what_is_drawn_later():
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ("layer", "once"), [(lambda: layers.Dropout(0.5), True), (Drawn, False)], ids=["Keras'", "others'"]
+)
+def test_graphs_are_prepared_anew_only_for_draws_that_need_it(monkeypatch, layer, once):
+    """What tf.random.set_seed forgets takes longer than all the rest of a trial."""
+    model, seeds = stacked(layer()), []
+    set_seed = tf.random.set_seed
+    monkeypatch.setattr(tf.random, "set_seed", lambda seed: [seeds.append(seed), set_seed(seed)])
+    check_gradients_are_per_example(model, *losses_and_batch(model, dataset(N)))
+    assert (len(seeds) == 1) == once
+
+
+def test_a_trial_converts_no_code():
+    """fit does not either, and TensorFlow's conversion of Python's if and for takes longer than the rest of a trial."""
+    model, conversion = stacked(layers.Dropout(0.5)), []
+    losses_of, batch = losses_and_batch(model, dataset(N))
+
+    def noting(part, training):
+        conversion.append(tf.__internal__.autograph.control_status_ctx().status.name)
+        return losses_of(part, training)
+
+    check_gradients_are_per_example(model, noting, batch)
+    assert set(conversion) == {"DISABLED"}
+
+
 def test_unseeded_draws_stay_unseeded():
     code = tf.random.uniform
     from tensorflow.python.eager import context

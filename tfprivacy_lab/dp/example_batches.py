@@ -45,8 +45,9 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
                 held[begin : begin + one.size] = weights[one]
             yield places, held, ends, counts
 
+    @tf.autograph.experimental.do_not_convert
     def batches(places, held, ends, counts):
-        @tf.function
+        @tf.autograph.experimental.do_not_convert
         def gather(number):
             begin, end = ends[number], ends[number + 1]
             x, y = tf.nest.map_structure(lambda a: tf.gather(a, places[begin:end]), examples)

@@ -139,10 +139,14 @@ class _Trial:
 
     def _mixes_at_random(self, training, first) -> bool:
         """As they are drawn first, and as they are drawn next: what is dropped hides what mixes."""
-        if not training.draws_in_loops() and self._comes_again(training, first, times=1):
-            mixes = self._mixes(training, True, 0) or self._mixes(training, True, 1)
-            if not mixes or self._comes_again(training, first, times=4):
-                return mixes
+        for thorough in () if training.draws_in_loops() else (False, True):
+            self._draws.thorough = thorough
+            if thorough:
+                first = self._compute(training, self._all, 0, 0)
+            if self._comes_again(training, first, times=1):
+                mixes = self._mixes(training, True, 0) or self._mixes(training, True, 1)
+                if not mixes or (thorough and self._comes_again(training, first, times=4)):
+                    return mixes
         if not self._how["eagerly"]:  # A loop in a graph draws in no fixed order; one in Python does.
             how = {**self._how, "eagerly": True}
             return _Trial(self._model, self._losses_of, self._batch, self._draws, how).finds_mixing()

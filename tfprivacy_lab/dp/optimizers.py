@@ -169,7 +169,7 @@ def physical_steps(model: keras.Model, optimizer, losses_of):
     variables = raw(model.trainable_variables)
     tf_privacy.create_slots(optimizer, variables)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(x, y, weights):
         _minimize(optimizer, variables, lambda: losses_of(x, y) * weights)
 

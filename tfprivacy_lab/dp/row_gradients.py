@@ -44,9 +44,10 @@ class Compiled:
     def __init__(self, model, function, batch, *, height: int | None = None, eagerly: bool = False):
         self._model, self._function, self._eagerly = model, function, eagerly
         specs = tf.nest.map_structure(lambda a: tf.TensorSpec((height, *a.shape[1:]), a.dtype), batch)
-        self._compiled = (
-            function if eagerly else tf.function(function, input_signature=(specs, tf.TensorSpec((), tf.int32)))
-        )
+        signature = (specs, tf.TensorSpec((), tf.int32))
+        # No automatic conversion of Python's if and while, as in fit; it takes most of the time of tracing besides.
+        in_graph = tf.autograph.experimental.do_not_convert(function)
+        self._compiled = function if eagerly else tf.function(in_graph, input_signature=signature)
         self._traced = eagerly
 
     def draws_in_loops(self) -> bool:

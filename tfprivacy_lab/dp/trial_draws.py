@@ -33,6 +33,8 @@ class RepeatableDraws:
     Attributes:
         by_row: Whether a batch of another height draws the same for its first rows. TensorFlow fills tensors in order;
             but how far a ``tf.random.Generator`` moves on, to its next draw, depends on the height.
+        thorough: Whether to begin again costs TensorFlow all graphs that it has prepared. Operations that count their
+            draws themselves begin again only so; layers of Keras draw by a variable, for which nothing is lost.
     """
 
     def __init__(self, model: keras.Model):
@@ -40,6 +42,7 @@ class RepeatableDraws:
         self._seeded = seed_states(model)
         self._generators = generators_of(model)
         self.by_row = not self._generators
+        self.thorough, self._begun = False, False
 
     def states(self) -> list[tf.Variable]:
         """The variables that hold the generators."""
@@ -55,8 +58,10 @@ class RepeatableDraws:
         return self
 
     def begin_again(self) -> None:
-        """Whatever is drawn next is what was drawn after the last call, in a graph too."""
-        tf.random.set_seed(_SEED)
+        """Whatever is drawn next is what was drawn after the last call; in a graph, too, what ``thorough`` tells."""
+        if self.thorough or not self._begun:
+            tf.random.set_seed(_SEED)
+            self._begun = True
         np.random.seed(0)
         random.seed(0)
         for number, state in enumerate(raw(self._seeded)):
