@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The Python to make .venv with; without it the first of 3.11, 3.12 and 3.13 that is found.
+# The Python to make .venv with; without it that of .venv, or the first of 3.11, 3.12 and 3.13 that is found.
 PYTHON ?=
 LAB := .venv/bin/tfprivacy_lab
 RUN := .venv/bin/python

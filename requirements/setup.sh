@@ -5,7 +5,11 @@ cd "$(dirname "$0")/.."
 
 stop() { echo "make setup: $*" >&2; exit 2; }
 
+# Without PYTHON, that of the .venv that is there.
 if [ -z "${PYTHON:-}" ]; then
+    PYTHON=$(.venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null || true)
+fi
+if [ -z "$PYTHON" ]; then
     for version in 3.11 3.12 3.13; do
         PYTHON=python$version
         "$PYTHON" -c '' >/dev/null 2>&1 && break

@@ -30,8 +30,16 @@ log=runs/peers-setup.log
 : >"$log"
 rm -f "$ready"
 [ -d .venv-peers ] || room 3
+python=
+for one in "${PYTHON:-}" .venv/bin/python python3.11; do
+    if "$one" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then
+        python=$one
+        break
+    fi
+done
+[ -n "$python" ] || stop "no Python 3.11 found, which the lock of these is for; name one: make bench-dp PYTHON=/path/to/python3.11"
 echo "benchmarks/peers: installing into .venv-peers, some minutes (log: $log)" >&2
-"${PYTHON:-python3.11}" -m venv .venv-peers >>"$log" 2>&1 || stop "cannot make .venv-peers: $(tail -n 1 "$log")"
+"$python" -m venv .venv-peers >>"$log" 2>&1 || stop "cannot make .venv-peers: $(tail -n 1 "$log")"
 install requirements.txt
 if ! pip torch-cpu.txt; then
     room 10

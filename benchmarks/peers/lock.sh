@@ -4,7 +4,7 @@
 set -eu -o pipefail
 cd "$(dirname "$0")"
 uv=../../.venv-lock/bin/uv
-[ -x "$uv" ] || { "${PYTHON:-python3.11}" -m venv ../../.venv-lock && ../../.venv-lock/bin/pip -q install uv==0.13.9; }
+[ -x "$uv" ] || { "${PYTHON:-python3}" -m venv ../../.venv-lock && ../../.venv-lock/bin/pip -q install uv==0.13.9; }
 "$uv" pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header \
     --no-annotate requirements.in |
     awk '/^[a-z0-9]/ { out = "requirements.txt" } /^torch==/ { out = "torch.txt" } /^(cuda-|nvidia-|triton)/ { out = "cuda.txt" }

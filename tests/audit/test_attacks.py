@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.audit import PrivacyViolationWarning, Scores, membership_inference
 from tfprivacy_lab.checks import InputError
 
@@ -72,7 +73,21 @@ def test_they_are_those_of_tf_privacy(sides):
     for name, found in ours["attacks"].items():
         for figure in ("auc", "advantage", "epsilon_lower_bound"):
             assert found[figure] == pytest.approx(theirs["attacks"][name][figure], abs=1e-9), (name, figure)
-        assert found["epsilon"]["tfp_reported"] == pytest.approx(theirs["attacks"][name]["epsilon"]["tfp_reported"])
+
+
+def test_what_tf_privacy_reports_is_what_its_report_says():
+    """Read from TF Privacy's own result, which is given losses, where ours is given scores."""
+    package = "privacy_tests.membership_inference_attack"
+    attack = tf_privacy.load(f"{package}.membership_inference_attack", "TF Privacy's attacks")
+    kept = tf_privacy.load(f"{package}.data_structures", "TF Privacy's attacks")
+    pair = [Scores(*ten_classes(400, 40)), Scores(*ten_classes(300, 41))]
+    marked = Scores(pair[0].logits + 3 * np.eye(10)[pair[0].labels], pair[0].labels), pair[1]
+    data = kept.AttackInputData(loss_train=marked[0].losses(), loss_test=marked[1].losses())
+    [report] = attack.run_attacks(data, attack_types=[kept.AttackType.THRESHOLD_ATTACK]).single_attack_results
+    stated = report.epsilon_lower_bound_value.get_max_epsilon_bounds()[0]
+    found = membership_inference(*marked, DELTA, seed=3)["attacks"]["loss_threshold"]["epsilon"]
+    assert found["tfp_reported"] == pytest.approx(stated)
+    assert stated > 0.5
 
 
 @pytest.mark.parametrize("sides", [(3000, 1000), (1000, 3000)])
@@ -191,6 +206,7 @@ def test_losses_and_entropies_keep_confident_examples_apart():
         (np.array([[0.0, np.nan]]), np.zeros(1, int), "logits"),
         (np.array([[0.0, np.inf]]), np.zeros(1, int), "logits"),
         (np.array([["a", "b"]]), np.zeros(1, int), "logits"),
+        (np.array([[0.0, -1e200]]), np.zeros(1, int), r"float32's range, got one of size 1e\+200"),
         (np.full((4, 4), 0.25), np.zeros(4, int), "probabilities"),
         (np.zeros((3, 2)), np.zeros(2, int), "labels"),
         (np.zeros((3, 2)), np.zeros((3, 1), int), "labels"),

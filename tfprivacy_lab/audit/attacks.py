@@ -54,6 +54,8 @@ class Scores:
         logits = check_matrix("logits", self.logits)
         labels = np.asarray(self.labels)
         rows, classes = logits.shape
+        if (largest := np.abs(logits).max()) > np.finfo(np.float32).max:
+            raise InputError(f"Expected logits within float32's range, got one of size {largest:.3g}; scale them down.")
         if classes < 2:
             raise InputError(f"Expected logits to have at least 2 columns, one a class, got shape {logits.shape}.")
         if labels.dtype.kind not in "iu" or labels.shape != (rows,):

@@ -139,7 +139,7 @@ def tfp_epsilon_lower_bound(member_scores, nonmember_scores, confidence: float =
 
 
 def tfp_reported(member_scores, nonmember_scores) -> float | None:
-    """The bound on ε that the report of TF Privacy's attacks prints; None where they are not installed.
+    """The largest bound on ε of TF Privacy's report, of any of its methods; None where that is not installed.
 
     For comparison only: it is above 0 nearly always, see :func:`tfp_epsilon_lower_bound`.
     """
