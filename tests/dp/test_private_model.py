@@ -560,3 +560,23 @@ def test_masked_positions_count_for_nothing_in_an_examples_loss():
     wrapped.fit(tokens, tags, 3, steps_per_epoch=1, verbose=0)
     for before, after, step in zip(start, model.get_weights(), expected, strict=True):
         np.testing.assert_allclose(after, before - step, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_weighted_metrics_take_the_examples_weights(engine):
+    """Half of the examples weigh nothing: only the others count in the one metric, all count in the other."""
+    x, y = dataset(N)
+    weights = (np.arange(N) % 2).astype(np.float32)
+    logits = x @ np.zeros((WIDTH, CLASSES)) + np.eye(CLASSES)[0]  # always class 0
+    model = linear()
+    model.layers[-1].set_weights([np.zeros((WIDTH, CLASSES)), np.eye(CLASSES)[0]])
+    options = {
+        "metrics": ["accuracy"],
+        "compiled": {"weighted_metrics": [keras.metrics.SparseCategoricalAccuracy("w")]},
+    }
+    wrapped = private(model, keras.optimizers.SGD(0.0), engine=engine, **options)
+    history = wrapped.fit(x, y, N, sample_weight=weights, steps_per_epoch=1, verbose=0).history
+    right = logits.argmax(1) == y
+    assert history["accuracy"][0] == pytest.approx(right.mean(), abs=1e-6)
+    assert history["w"][0] == pytest.approx(right[weights == 1].mean(), abs=1e-6)
+    assert history["w"][0] != pytest.approx(history["accuracy"][0], abs=1e-3)

@@ -78,7 +78,7 @@ class PrivateSteps:
             self._reference.step(lambda x, y: self._losses_and_outputs((x, y), True)[0], x, y, weights)
             held = tf.nest.map_structure(lambda a: a[:count], (x, y))
             losses, outputs = self._losses_and_outputs(held, False)
-            self._show(losses * weights[:count], y[:count], outputs)
+            self._show(losses, weights[:count], y[:count], outputs)
             self._forget_how_often_was_drawn(steps)
             return
         gradients = self._noisy_steps.mean_gradient(
@@ -111,10 +111,10 @@ class PrivateSteps:
         outputs = self.model(batch[0], training=training)
         return self._example_losses(batch[1], outputs), outputs
 
-    def _show(self, losses, labels, outputs):
-        """Loss and metrics of examples."""
-        self._mean_loss.update_state(losses + self._penalty())
-        self.compute_metrics(None, labels, outputs)
+    def _show(self, losses, weights, labels, outputs):
+        """Loss and metrics of examples; ``weighted_metrics`` take their weights."""
+        self._mean_loss.update_state(losses * weights + self._penalty())
+        self.compute_metrics(None, labels, outputs, weights)
 
 
 def _tensor(value):

@@ -128,7 +128,7 @@ class NoisySteps:
 
         Args:
             forward: From (batch, training) to losses (rows,) and outputs.
-            show: Called with losses, labels and outputs of the examples, for metrics.
+            show: Called with losses, weights, labels and outputs of the examples, for metrics.
             data: x, y, weights (rows,) and the number of rows that hold an example.
             step: Number of the step; no two steps share noise.
             kind: Expected size, and how many rows to compute at a time.
@@ -183,7 +183,7 @@ class NoisySteps:
             found = self.book_keeping.gradients(lambda: forward((x, y), True), weights)
             total, norms = found.clipped_sum(clip, self._method)
             losses, outputs = found.losses, found.extra
-        show((losses * weights)[:count], y[:count], outputs[:count])
+        show(losses[:count], weights[:count], y[:count], outputs[:count])
         if self._quantile is None:
             return total
         return [*total, tf.reduce_sum(tf.where(norms[:count] <= clip, 0.5, -0.5))]
