@@ -574,7 +574,7 @@ def test_weighted_metrics_take_the_examples_weights(engine):
         "metrics": ["accuracy"],
         "compiled": {"weighted_metrics": [keras.metrics.SparseCategoricalAccuracy("w")]},
     }
-    wrapped = private(model, keras.optimizers.SGD(0.0), engine=engine, **options)
+    wrapped = private(model, keras.optimizers.SGD(1e-9), engine=engine, noise_multiplier=1.0, **options)
     history = wrapped.fit(x, y, N, sample_weight=weights, steps_per_epoch=1, verbose=0).history
     right = logits.argmax(1) == y
     assert history["accuracy"][0] == pytest.approx(right.mean(), abs=1e-6)
