@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import tensorflow as tf
 
@@ -28,22 +30,26 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
     *examples, weights = examples
     weights = weights.numpy()
 
-    begun = []
+    blocks = itertools.count()
 
-    def blocks():
-        if begun:  # Keras begins again on what it takes to be used up.
+    def block(number):
+        if number != next(blocks):  # Keras begins again on what it takes to be used up.
             raise RuntimeError("These batches were drawn already: a sample that comes twice is none.")
-        begun.append(True)
-        for start in range(first, last, _STEPS_AT_ONCE):
-            steps = range(start, min(start + _STEPS_AT_ONCE, last))
-            drawn = [indices[part::parts] for indices in map(sampler.indices, steps) for part in range(parts)]
-            counts = np.array([one.size for one in drawn])
-            ends = np.append(0, np.cumsum(np.maximum(1, -(-counts // rows)) * rows))
-            places, held = np.zeros(ends[-1], np.int64), np.zeros(ends[-1], np.float32)
-            for one, begin in zip(drawn, ends[:-1], strict=True):
-                places[begin : begin + one.size] = one
-                held[begin : begin + one.size] = weights[one]
-            yield places, held, ends, counts
+        start = first + number * _STEPS_AT_ONCE
+        steps = range(start, min(start + _STEPS_AT_ONCE, last))
+        drawn = [indices[part::parts] for indices in map(sampler.indices, steps) for part in range(parts)]
+        counts = np.array([one.size for one in drawn])
+        ends = np.append(0, np.cumsum(np.maximum(1, -(-counts // rows)) * rows))
+        places, held = np.zeros(ends[-1], np.int64), np.zeros(ends[-1], np.float32)
+        for one, begin in zip(drawn, ends[:-1], strict=True):
+            places[begin : begin + one.size] = one
+            held[begin : begin + one.size] = weights[one]
+        return places, held, ends, counts
+
+    @tf.autograph.experimental.do_not_convert
+    def drawn(number):
+        found = tf.numpy_function(block, [number], (tf.int64, tf.float32, tf.int64, tf.int64))
+        return tuple(tf.ensure_shape(part, (None,)) for part in found)
 
     @tf.autograph.experimental.do_not_convert
     def batches(places, held, ends, counts):
@@ -55,11 +61,11 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
 
         return tf.data.Dataset.range(tf.shape(counts, tf.int64)[0]).map(gather)
 
-    kinds = (tf.int64, tf.float32, tf.int64, tf.int64)
-    drawn = tf.data.Dataset.from_generator(
-        blocks, output_signature=tuple(tf.TensorSpec((None,), kind) for kind in kinds)
-    )
-    drawn = drawn.prefetch(1).flat_map(batches)
+    # Not from_generator: it has the whole process give memory back at once from then on, and every step fetch it anew.
+    found = tf.data.Dataset.range(-(-(last - first) // _STEPS_AT_ONCE)).map(drawn)
+    found = found.prefetch(1).flat_map(batches)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return drawn.prefetch(2).with_options(options)
+    # They would write the whole pipeline, and all examples with it, into a graph first.
+    options.experimental_optimization.apply_default_optimizations = False
+    return found.prefetch(2).with_options(options)

@@ -149,20 +149,23 @@ def evaluate_accuracy(model: keras.Model, examples: np.ndarray, labels: np.ndarr
 
 def physical_batches(batches, examples, labels, first, last):
     """The physical batches of logical steps first..last-1 as a tf.data.Dataset of fixed shapes."""
-    rows = batches.rows
+    shape = (batches.accumulation_steps, batches.rows)
 
-    def generate():
-        for step in range(first, last):
-            indices, weights = batches.layout(step)
-            for part, weight in zip(indices, weights, strict=True):
-                yield examples[part], labels[part], weight
+    def laid_out(step):
+        indices, weights = batches.layout(step)
+        return examples[indices], labels[indices], weights
 
-    signature = (
-        tf.TensorSpec((rows, *examples.shape[1:]), tf.float32),
-        tf.TensorSpec((rows,), tf.int64),
-        tf.TensorSpec((rows,), tf.float32),
-    )
-    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    @tf.autograph.experimental.do_not_convert
+    def drawn(step):
+        x, y, weights = tf.numpy_function(laid_out, [step], (tf.float32, tf.int64, tf.float32))
+        return (
+            tf.ensure_shape(x, (*shape, *examples.shape[1:])),
+            tf.ensure_shape(y, shape),
+            tf.ensure_shape(weights, shape),
+        )
+
+    # Not from_generator, see example_batches.
+    dataset = tf.data.Dataset.range(first, last).map(drawn).unbatch()
     count = (last - first) * batches.accumulation_steps
     return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
 
