@@ -143,6 +143,7 @@ def test_bad_arguments_are_refused(changes, naming):
         SharedGaussian(**{"parties": PARTIES, "l2_norm_clip": 1.0, "dimension": 3, "noise_multiplier": 1.0, **changes})
 
 
+@pytest.mark.usefixtures("engine")
 def test_noise_of_the_wrong_kind_is_refused():
     noise = SharedGaussian(PARTIES, 1.0, 3, 2.0).noise()
     steps = {party: np.zeros((1, 3)) for party in PARTIES}

@@ -39,7 +39,8 @@ def is_overwritten(variable: keras.Variable) -> bool:
     return bool(getattr(variable, "overwrite_with_gradient", False))
 
 
-_OF_COMPILE = ("optimizer", "_loss_tracker", "_compile_metrics", "_compile_loss")
+# What compile makes: without it, of the first three there is nothing, and the optimizer is no attribute.
+_OF_COMPILE = ("_loss_tracker", "_compile_metrics", "_compile_loss")
 
 
 @contextlib.contextmanager
@@ -48,8 +49,10 @@ def as_before_compile(model: keras.Model):
     kept = []
     for held in map(vars, layers_of(model)):
         if held.get("compiled"):
-            kept.append((held, {name: held[name] for name in ("compiled", *_OF_COMPILE) if name in held}))
+            names = [name for name in ("compiled", "optimizer", *_OF_COMPILE) if name in held]
+            kept.append((held, {name: held[name] for name in names}))
             held.update(compiled=False, **{name: None for name in _OF_COMPILE if name in held})
+            held.pop("optimizer", None)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from tfprivacy_lab.he import messages, remote
 
 MEBIBYTE = 2**20
 MAX_BYTES = 128 * MEBIBYTE
-ALLOCATOR_BYTES = 32 * MEBIBYTE
+ALLOCATOR_BYTES = 40 * MEBIBYTE
 """What the allocator keeps, and buffers of connections: beside the stated bound of what is held."""
 
 TLS_BYTES = MEBIBYTE // 8
