@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import warnings
@@ -31,6 +32,8 @@ ADJACENCY = ADD_OR_REMOVE_ONE
 
 # Beyond these the discretised distribution no longer fits, or rounding eats the answer.
 SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e5
+# Whole orders of RDP take a hundredth of the others' time.
+_QUICK_ORDERS = (2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 128, 256, 512, 1024)
 _MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**8, 100.0
 
 
@@ -256,12 +259,16 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
     check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
     check_delta(delta)
     warn_of_large_delta(delta, DpSgdRun(examples, batch_size, _LARGEST_NOISE, steps).examples)
+    return _calibrated(examples, batch_size, steps, epsilon, delta)
 
+
+@functools.lru_cache(256)
+def _calibrated(examples, batch_size, steps, epsilon, delta) -> float:
     def excess_by_rdp(noise_multiplier: float) -> float:
         run = DpSgdRun(examples, batch_size, noise_multiplier, steps)
         # At large sampling rates some orders do not converge and are left out, which is told as a warning each time.
         with _errors_only():
-            return float(rdp.RdpAccountant().compose(run.event()).get_epsilon(delta)) - epsilon
+            return float(rdp.RdpAccountant(_QUICK_ORDERS).compose(run.event()).get_epsilon(delta)) - epsilon
 
     def excess(noise_multiplier: float) -> float:
         return epsilon_after(DpSgdRun(examples, batch_size, noise_multiplier, steps), steps, delta) - epsilon
@@ -273,8 +280,10 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
         )
     if excess_by_rdp(SMALLEST_NOISE) <= 0:
         return SMALLEST_NOISE
-    # RDP is quick and never below PLD, so what it allows bounds the answer from above.
-    high = optimize.brentq(excess_by_rdp, SMALLEST_NOISE, _LARGEST_NOISE, xtol=1e-4) + 1e-4
+    # RDP is never below PLD, of however few orders, so what it allows bounds the answer from above.
+    bounds = math.log(SMALLEST_NOISE), math.log(_LARGEST_NOISE)
+    highest = optimize.brentq(lambda log: excess_by_rdp(min(math.exp(log), _LARGEST_NOISE)), *bounds, xtol=0.01)
+    high = 1.01 * math.exp(highest)
     low = 0.9 * high
     while low > SMALLEST_NOISE and excess(low) <= 0:
         low, high = 0.9 * low, low
