@@ -36,8 +36,8 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         if number != next(blocks):  # Keras begins again on what it takes to be used up.
             raise RuntimeError("These batches were drawn already: a sample that comes twice is none.")
         start = first + number * _STEPS_AT_ONCE
-        steps = range(start, min(start + _STEPS_AT_ONCE, last))
-        drawn = [indices[part::parts] for indices in map(sampler.indices, steps) for part in range(parts)]
+        numbers = range(start, min(start + _STEPS_AT_ONCE, last))
+        drawn = [indices[part::parts] for indices in map(sampler.indices, numbers) for part in range(parts)]
         counts = np.array([one.size for one in drawn])
         ends = np.append(0, np.cumsum(np.maximum(1, -(-counts // rows)) * rows))
         places, held = np.zeros(ends[-1], np.int64), np.zeros(ends[-1], np.float32)
@@ -47,23 +47,26 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         return places, held, ends, counts
 
     @tf.autograph.experimental.do_not_convert
-    def drawn(number):
+    def blockwise(number):
         found = tf.numpy_function(block, [number], (tf.int64, tf.float32, tf.int64, tf.int64))
         return tuple(tf.ensure_shape(part, (None,)) for part in found)
 
     @tf.autograph.experimental.do_not_convert
-    def batches(places, held, ends, counts):
-        @tf.autograph.experimental.do_not_convert
-        def gather(number):
+    def steps(places, held, ends, counts):
+        def one(number):
             begin, end = ends[number], ends[number + 1]
-            x, y = tf.nest.map_structure(lambda a: tf.gather(a, places[begin:end]), examples)
-            return x, y, held[begin:end], counts[number]
+            return places[begin:end], held[begin:end], counts[number]
 
-        return tf.data.Dataset.range(tf.shape(counts, tf.int64)[0]).map(gather)
+        return tf.data.Dataset.range(tf.shape(counts, tf.int64)[0]).map(tf.autograph.experimental.do_not_convert(one))
+
+    @tf.autograph.experimental.do_not_convert
+    def gathered(places, held, count):
+        x, y = tf.nest.map_structure(lambda a: tf.gather(a, places), examples)
+        return x, y, held, count
 
     # Not from_generator: it has the whole process give memory back at once from then on, and every step fetch it anew.
-    found = tf.data.Dataset.range(-(-(last - first) // _STEPS_AT_ONCE)).map(drawn)
-    found = found.prefetch(1).flat_map(batches)
+    found = tf.data.Dataset.range(-(-(last - first) // _STEPS_AT_ONCE)).map(blockwise)
+    found = found.prefetch(1).flat_map(steps).map(gathered, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # They would write the whole pipeline, and all examples with it, into a graph first.
