@@ -95,7 +95,7 @@ reproduce: $(READY) ## the figures of the README: accuracy table and a walkthrou
 reproduce-dp: $(READY) ## accuracy at epsilon 1, 2, 3 and 8, every recipe, three seeds (REPRODUCTION.md; hours, resumes)
 	@$(RUN) benchmarks/reproduce_dp.py
 
-test: $(READY) ## the test-suite, forty minutes on two cores (TESTS="tests/he tests/mpc": these of it)
+test: $(READY) ## the test-suite, half an hour on two cores (TESTS="tests/he tests/mpc": these of it)
 	@$(RUN) -m pytest -n auto --dist loadfile $(TESTS)
 
 test-slow: $(READY) ## the tests that take minutes

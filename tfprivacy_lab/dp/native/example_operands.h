@@ -23,25 +23,36 @@ constexpr int kSpill = 8;  // Runs of floats are copied eight at a time and may 
 
 inline int RoundUp(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
-typedef double Doubles __attribute__((vector_size(8 * kLanes), aligned(8), may_alias));
+// Numbers in doubles that floats are added to, one by one: compilers vectorise the loops below, and GCC makes of
+// __builtin_convertvector on vectors longer than the processor's a conversion at a time.
+struct Doubles {
+  double values[kLanes] = {};
 
-inline double Total(const Doubles& values) {
-  double total = 0.0;
-  for (int i = 0; i < kLanes; ++i) total += values[i];
-  return total;
-}
+  void Add(const Vector& floats) {
+    for (int i = 0; i < kLanes; ++i) values[i] += floats[i];
+  }
+
+  double Total() const {
+    double total = 0.0;
+    for (int i = 0; i < kLanes; ++i) total += values[i];
+    return total;
+  }
+};
 
 // In doubles, whose squares of floats neither vanish nor overflow; and never less than if every number were the
 // smallest that is not flushed to zero.
 inline double SquaredNorm(const float* values, int64_t count) {
   constexpr double kSmallest = 0x1p-126;
-  Doubles squares = {};
+  constexpr int kTogether = 16;  // As many sums as keep the adders of any processor busy.
+  double squares[kTogether] = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const Doubles value = __builtin_convertvector(*reinterpret_cast<const Vector*>(values + i), Doubles);
-    squares += value * value;
-  }
-  double total = Total(squares) + count * (kSmallest * kSmallest);
+  for (; i + kTogether <= count; i += kTogether)
+    for (int k = 0; k < kTogether; ++k) {
+      const double value = values[i + k];
+      squares[k] += value * value;
+    }
+  double total = count * (kSmallest * kSmallest);
+  for (int k = 0; k < kTogether; ++k) total += squares[k];
   for (; i < count; ++i) total += static_cast<double>(values[i]) * values[i];
   return total;
 }

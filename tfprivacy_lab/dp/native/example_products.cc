@@ -35,7 +35,6 @@ using tfprivacy_lab::kRows;
 using tfprivacy_lab::Operands;
 using tfprivacy_lab::RoundUp;
 using tfprivacy_lab::SquaredNorm;
-using tfprivacy_lab::Total;
 using tfprivacy_lab::Vector;
 
 constexpr int kBlocks = 16;  // A sum is made of so many parts at most, in one order, whatever the number of threads.
@@ -136,13 +135,13 @@ class ExampleProductsOp : public ProductsOp {
         operands.Load(inputs + b * input_size, g);
         operands.Sum(g, sum + b * filters);
         Vector squares = {};
-        Doubles total = {};
+        Doubles total;
         int added = 0;
         // Floats add up a tile's squares at most, doubles the rest.
         auto add_square = [&](const Vector& value) {
           squares += value * value;
           if (++added % kRows == 0) {
-            total += __builtin_convertvector(squares, Doubles);
+            total.Add(squares);
             squares = Vector{};
           }
         };
@@ -161,7 +160,7 @@ class ExampleProductsOp : public ProductsOp {
         } else {
           operands.Multiply([&](int, int, const Vector& value) { add_square(value); });
         }
-        double squared = Total(total);
+        double squared = total.Total();
         if (bias_) squared += SquaredNorm(sum + b * filters, filters);
         norm[b] = static_cast<float>(squared);
       }
