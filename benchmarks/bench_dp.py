@@ -153,7 +153,7 @@ def figures(events: list[dict], weights: int, reason: str | None, *, alone: bool
     """What a process's events say: times, ratios with their quartiles, peak memory; or why there are none."""
     built, warm = (next((e for e in events if e["event"] == name), {}) for name in ("built", "warm"))
     rounds = [event for event in events if event["event"] == "round"]
-    found = {"peak_mb": warm.get("peak_mb"), "rounds": len(rounds)}
+    found = {"peak_mb": warm.get("peak_mb"), "first_s": warm.get("first_s"), "rounds": len(rounds)}
     if built.get("note"):
         found["note"] = built["note"]
     if built and built["weights"] != weights:

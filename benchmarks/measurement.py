@@ -49,8 +49,9 @@ def measure(make_path: Callable, make_baseline: Callable | None, arguments: argp
     before = peak_mb()
     path = make_path()
     emit("built", weights=path.weights, note=getattr(path, "note", None))
+    begun = time.perf_counter()
     path.fit(arguments.first)
-    emit("warm", peak_mb=peak_mb(), before_mb=before)
+    emit("warm", first_s=time.perf_counter() - begun, peak_mb=peak_mb(), before_mb=before)
     if make_baseline is None:
         return
     blocks = {"ms": (path.fit, block_steps(path.fit, arguments.seconds))}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from the lock of the first Python found, requirements/lock-3.X.txt. Interrupted or failed, it is safe to run again.
+# Makes .venv from the lock of its Python, or of the first found, requirements/lock-3.X.txt. Interrupted or failed, it is safe to run again.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 
@@ -7,7 +7,8 @@ stop() { echo "make setup: $*" >&2; exit 2; }
 
 # Without PYTHON, that of the .venv that is there.
 if [ -z "${PYTHON:-}" ]; then
-    PYTHON=$(.venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null || true)
+    PYTHON=$(.venv/bin/python -c 'import os, sys
+if os.path.exists("requirements/lock-%d.%d.txt" % sys.version_info[:2]): print(sys._base_executable)' 2>/dev/null || true)
 fi
 if [ -z "$PYTHON" ]; then
     for version in 3.11 3.12 3.13; do

@@ -29,7 +29,7 @@ ROUNDS = [
 ]
 EVENTS = [
     {"event": "built", "weights": 101_770, "note": None},
-    {"event": "warm", "peak_mb": 900.0, "before_mb": 700.0},
+    {"event": "warm", "first_s": 2.5, "peak_mb": 900.0, "before_mb": 700.0},
     *ROUNDS,
 ]
 
@@ -50,12 +50,17 @@ def test_a_row_holds_medians_of_the_rounds_and_ratios_within_a_round():
 def test_a_process_that_was_stopped_keeps_the_rounds_that_it_finished():
     assert row(EVENTS, "not finished: more than 16 GB of memory")["rounds"] == 3
     stopped = row(EVENTS[:2], "not finished: a step took more than 120 s")
-    assert stopped == {"rounds": 0, "peak_mb": 900.0, "missing": "not finished: a step took more than 120 s"}
+    assert stopped == {
+        "rounds": 0,
+        "peak_mb": 900.0,
+        "first_s": 2.5,
+        "missing": "not finished: a step took more than 120 s",
+    }
     assert row([])["missing"] == "it ended without a round"
 
 
 def test_a_baseline_alone_needs_no_rounds():
-    assert row(EVENTS[:2], alone=True) == {"rounds": 0, "peak_mb": 900.0}
+    assert row(EVENTS[:2], alone=True) == {"rounds": 0, "peak_mb": 900.0, "first_s": 2.5}
     assert "missing" in row(EVENTS[:1], alone=True)
 
 
@@ -107,9 +112,9 @@ def test_metrics_table_and_figure(written):
     assert (keras["path"], keras["ms"], keras["ratio"]) == ("keras", 4.0, 1.0)
     assert (fast["path"], fast["ratio"], fast["peak_ratio"]) == ("fast", 2.0, 1.0)
     table = (written / "table.md").read_text()
-    assert "| tfprivacy_lab | 8 | 2.00 (1.75–2.50) | 3 | 2.50 | 900 | 1.00 |" in table
+    assert "| tfprivacy_lab | 8 | 2.00 (1.75–2.50) | 3 | 2.50 | 900 | 1.00 | 2.50 |" in table
     assert (
-        "| TF Privacy DPKerasSGDOptimizer | not finished: a step took more than 120 s | – | – | – | 900 | 1.00 |"
+        "| TF Privacy DPKerasSGDOptimizer | not finished: a step took more than 120 s | – | – | – | 900 | 1.00 | 2.50 |"
         in table
     )
     widths = {len(re.findall(r"\|", text)) for text in table.splitlines() if text.startswith("|")}
@@ -191,6 +196,7 @@ def test_blocks_are_measured_in_turn(capsys, monkeypatch):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["built", "warm", "round", "round"]
     assert events[1]["peak_mb"] >= events[1]["before_mb"] > 10
+    assert 0 < events[1]["first_s"] < 10
     assert (events[2]["ms"], events[2]["baseline_ms"]) == pytest.approx((1.0, 1.0))
     # Whoever goes first in one round goes second in the next.
     assert "".join(calls[-8:]) in ("BABAABAB", "ABABBABA")

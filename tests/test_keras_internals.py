@@ -5,10 +5,13 @@ What each function takes of Keras is written here from outside: by what the publ
 
 import ast
 import contextlib
+import io
 import pathlib
 import random
 import re
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -89,6 +92,11 @@ def test_a_model_is_saved_as_if_it_had_not_been_compiled(tmp_path):
     model.fit(x, y, verbose=0)
     with keras_internals.as_before_compile(model):
         model.save(tmp_path / "model.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "model.keras") as archive,
+        h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as held,
+    ):
+        assert set(held) <= {"layers", "vars"}
     found = keras.models.load_model(tmp_path / "model.keras")
     assert getattr(found, "optimizer", None) is None
     assert not found.compiled
@@ -96,6 +104,19 @@ def test_a_model_is_saved_as_if_it_had_not_been_compiled(tmp_path):
     assert model.compiled
     model.fit(x, y, verbose=0)
     assert int(model.optimizer.iterations.numpy()) == 2
+
+
+def test_models_within_are_as_before_compile_and_all_are_compiled_after_whatever_happens():
+    inner = network()
+    model = keras.Sequential([layers.Input((4,)), inner, layers.Dense(1)])
+    for one in (inner, model):
+        one.compile("adam", "mse")
+        one.build((None, 4))
+    with keras_internals.as_before_compile(model):
+        assert not any(one.compiled or hasattr(one, "optimizer") for one in (inner, model))
+    with pytest.raises(ZeroDivisionError), keras_internals.as_before_compile(model):
+        _ = 1 / 0
+    assert all(one.compiled and one.optimizer is not None for one in (inner, model))
 
 
 def test_masks_are_found_on_what_layers_give():
@@ -193,7 +214,14 @@ PRIVATE = re.compile(
                 "_keras_history",
                 "_inbound_nodes",
             ),
-            *("_build_shapes_dict", "_seed_generators", "_loss_tracker", "_compile_metrics", "_should_trace"),
+            *(
+                "_build_shapes_dict",
+                "_seed_generators",
+                "_loss_tracker",
+                "_compile_metrics",
+                "_compile_loss",
+                "_should_trace",
+            ),
             *("_maybe_symbolic_build", "_make_function", "_callable_losses", "_is_graph_network"),
         )
     )
@@ -210,6 +238,9 @@ def test_nothing_else_in_the_package_goes_beyond_the_public_interface():
             continue
         tree = ast.parse(text)
         names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
         imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         found = {name for name in names if PRIVATE.fullmatch(name)}

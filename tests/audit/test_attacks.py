@@ -82,12 +82,25 @@ def test_what_tf_privacy_reports_is_what_its_report_says():
     kept = tf_privacy.load(f"{package}.data_structures", "TF Privacy's attacks")
     pair = [Scores(*ten_classes(400, 40)), Scores(*ten_classes(300, 41))]
     marked = Scores(pair[0].logits + 3 * np.eye(10)[pair[0].labels], pair[0].labels), pair[1]
-    data = kept.AttackInputData(loss_train=marked[0].losses(), loss_test=marked[1].losses())
-    [report] = attack.run_attacks(data, attack_types=[kept.AttackType.THRESHOLD_ATTACK]).single_attack_results
-    stated = report.epsilon_lower_bound_value.get_max_epsilon_bounds()[0]
-    found = membership_inference(*marked, DELTA, seed=3)["attacks"]["loss_threshold"]["epsilon"]
-    assert found["tfp_reported"] == pytest.approx(stated)
-    assert stated > 0.5
+    figures = {}
+    for side, one in zip(("train", "test"), marked, strict=True):
+        figures |= {f"loss_{side}": one.losses(), f"entropy_{side}": one.entropies()}
+    kinds = {"loss_threshold": "THRESHOLD_ATTACK", "entropy_threshold": "THRESHOLD_ENTROPY_ATTACK"}
+    reports = attack.run_attacks(
+        kept.AttackInputData(**figures), attack_types=[kept.AttackType[kind] for kind in kinds.values()]
+    )
+    stated = {one.attack_type.name: one.epsilon_lower_bound_value for one in reports.single_attack_results}
+    found = membership_inference(*marked, DELTA, seed=3)["attacks"]
+    for name, kind in kinds.items():
+        expected = stated[kind].get_max_epsilon_bounds()[0]
+        assert found[name]["epsilon"]["tfp_reported"] == pytest.approx(expected), name
+    assert found["loss_threshold"]["epsilon"]["tfp_reported"] > 0.5
+
+
+def test_largest_logits_that_are_taken_have_finite_figures():
+    scores = Scores(np.array([[3.4e38, -3.4e38], [-3.4e38, 3.4e38]]), np.array([1, 1]))
+    for figures in (scores.losses(), scores.entropies()):
+        assert np.isfinite(figures).all()
 
 
 @pytest.mark.parametrize("sides", [(3000, 1000), (1000, 3000)])

@@ -114,7 +114,7 @@ def test_epsilon_grows_with_steps_and_is_free_before_the_first():
     assert np.all(np.diff(curve) > 0)
 
 
-@pytest.mark.parametrize("epsilon", [0.3, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.3, 1.0, 3.0, 8.0, 40.0])
 def test_calibration_is_tight_and_never_over(epsilon):
     steps = steps_for(55_000, 2048, 20)
     sigma = calibrate_noise_multiplier(55_000, 2048, steps, epsilon, 1e-5)
@@ -122,6 +122,28 @@ def test_calibration_is_tight_and_never_over(epsilon):
     less_noise = DpSgdRun(55_000, 2048, sigma - 1e-4, steps)
     assert epsilon_after(run, steps, 1e-5) <= epsilon
     assert epsilon_after(less_noise, steps, 1e-5) > epsilon
+
+
+@pytest.mark.parametrize("given", [(60_000, 60_000, 5, 1e-4, 1e-6), (10**6, 10**6, 1, 8e-5, 1e-9)])
+def test_calibration_meets_small_budgets_or_says_that_nothing_does(given):
+    """Noise of up to 1e5 meets them or not, and RDP of few orders has no say in which."""
+    examples, batch_size, steps, epsilon, delta = given
+    most = epsilon_after(DpSgdRun(examples, batch_size, 1e5, steps), steps, delta)
+    if most > epsilon:
+        with pytest.raises(InputError, match="meets epsilon"):
+            calibrate_noise_multiplier(*given)
+        epsilon = 1.001 * most
+    sigma = calibrate_noise_multiplier(examples, batch_size, steps, epsilon, delta)
+    assert epsilon_after(DpSgdRun(examples, batch_size, sigma, steps), steps, delta) <= epsilon
+
+
+def test_calibration_is_remembered_and_warns_each_time(monkeypatch):
+    given = (1010, 101, 10, 3.0, 1e-3)
+    with pytest.warns(LargeDeltaWarning):
+        first = calibrate_noise_multiplier(*given)
+    monkeypatch.setattr(accounting, "epsilon_after", None)
+    with pytest.warns(LargeDeltaWarning):
+        assert calibrate_noise_multiplier(*(np.array(value) for value in given)) == first
 
 
 def test_calibration_inverts_the_tutorial():

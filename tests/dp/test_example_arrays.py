@@ -112,6 +112,31 @@ class Items(keras.utils.PyDataset):
         return self.items[i]
 
 
+class Counted(keras.utils.PyDataset):
+    """As Keras' own message says to write one."""
+
+    num_batches = 3
+
+    def __getitem__(self, i):
+        return X[4 * i : 4 * i + 4], Y[4 * i : 4 * i + 4]
+
+
+class Broken(Counted):
+    def __getitem__(self, i):
+        raise TypeError("mine")
+
+
+def test_sequences_say_their_length_in_either_way_and_their_own_errors():
+    found = example_arrays.checked(Counted())
+    np.testing.assert_array_equal(found[0], X)
+    with pytest.raises(TypeError, match=r"^mine$"):
+        example_arrays.checked(Broken())
+
+
+class Unending(Counted):
+    num_batches = None
+
+
 class Endless(keras.utils.PyDataset):
     def __getitem__(self, i):
         return X, Y
@@ -130,6 +155,7 @@ REFUSED = {
     "no labels in a dataset": ((Dataset.from_tensor_slices(X),), r"\(example, label\)"),
     "a ragged dataset": ((Dataset.from_tensor_slices((tf.ragged.constant([[1.0], [1.0, 2.0]]), [0, 1])),), "Ragged"),
     "an empty Sequence": ((Items(),), "empty Sequence"),
+    "a Sequence without end": ((Unending(),), "Sequence of known length, got Unending"),
     "a Sequence of unknown length": ((Endless(),), "Sequence of known length, got Endless"),
     "a Sequence of inputs alone": ((Items(X, X),), r"\(x, y\)"),
     "a Sequence of unequal parts": ((Items((X, Y[:3])),), "one row per example, got lengths"),

@@ -1,5 +1,6 @@
 """Layers that let examples meet, or keep them, are found by trying; random ones that do neither are let through."""
 
+import secrets
 import warnings
 
 import keras
@@ -131,6 +132,31 @@ class Drawn(layers.Layer):
         return inputs * tf.random.uniform((tf.shape(inputs)[0], 1)) + tf.cast(drawn, inputs.dtype)
 
 
+class DrawnInALoop(layers.Layer):
+    """Draws in a loop of a graph, whose turns need not come in their order."""
+
+    def call(self, inputs, training=None):
+        if not training:
+            return inputs
+
+        def body(i, x):
+            return i + 1, x * tf.random.uniform((tf.shape(x)[0], 1), 0.5, 1.5)
+
+        return tf.while_loop(lambda i, _: i < 3, body, (tf.constant(0), inputs))[1]
+
+
+class DrawnNowhere(layers.Layer):
+    """Draws what no seed repeats."""
+
+    def call(self, inputs, training=None):
+        if not training:
+            return inputs
+        drawn = tf.numpy_function(
+            lambda n: secrets.randbelow(1000) / 100 * np.ones((n, 1)), [tf.shape(inputs)[0]], float
+        )
+        return inputs * tf.cast(tf.ensure_shape(drawn, (None, 1)), inputs.dtype)
+
+
 RANDOM = {
     "dropout": lambda: layers.Dropout(0.5),
     "dropout with a seed": lambda: layers.Dropout(0.5, seed=3),
@@ -140,6 +166,7 @@ RANDOM = {
     "multiplicative": lambda: layers.GaussianDropout(0.3),
     "home-made generator": Jitter,
     "global generators": Drawn,
+    "a loop": DrawnInALoop,
 }
 PICTURES = {
     "flip": lambda: layers.RandomFlip(),
@@ -158,6 +185,19 @@ PICTURES = {
 def test_random_layers_are_let_through(layer):
     model = stacked(layer())
     check_gradients_are_per_example(model, *losses_and_batch(model, dataset(N)))
+
+
+@pytest.mark.parametrize("layer", [Drawn, DrawnInALoop])
+def test_what_mixes_behind_draws_of_tensorflows_is_found(layer):
+    model = keras.Sequential([layers.Input((WIDTH,)), layer(), StopMean(), layers.Dense(CLASSES)])
+    with pytest.raises(InputError, match="mixes the examples"):
+        check_gradients_are_per_example(model, *losses_and_batch(model, dataset(N)))
+
+
+def test_draws_that_nothing_repeats_are_refused():
+    model = stacked(DrawnNowhere())
+    with pytest.raises(InputError, match="draws random numbers that a trial cannot repeat"):
+        check_gradients_are_per_example(model, *losses_and_batch(model, dataset(N)))
 
 
 @pytest.mark.parametrize("layer", PICTURES.values(), ids=PICTURES.keys())
@@ -217,7 +257,7 @@ def test_graphs_are_prepared_anew_only_for_draws_that_need_it(monkeypatch, layer
     set_seed = tf.random.set_seed
     monkeypatch.setattr(tf.random, "set_seed", lambda seed: [seeds.append(seed), set_seed(seed)])
     check_gradients_are_per_example(model, *losses_and_batch(model, dataset(N)))
-    assert (len(seeds) == 1) == once
+    assert len(seeds) == 1 if once else len(seeds) > 1
 
 
 def test_a_trial_converts_no_code():

@@ -562,21 +562,23 @@ def test_masked_positions_count_for_nothing_in_an_examples_loss():
         np.testing.assert_allclose(after, before - step, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["fast", "reference"])
-def test_weighted_metrics_take_the_examples_weights(engine):
-    """Half of the examples weigh nothing: only the others count in the one metric, all count in the other."""
+@pytest.mark.parametrize(("engine", "physical"), [("fast", None), ("fast", 7), ("reference", None)])
+def test_weighted_metrics_take_the_examples_weights(engine, physical):
+    """Half of the examples weigh nothing: only the others count in the loss and in the one metric, all in the other."""
     x, y = dataset(N)
     weights = (np.arange(N) % 2).astype(np.float32)
-    logits = x @ np.zeros((WIDTH, CLASSES)) + np.eye(CLASSES)[0]  # always class 0
-    model = linear()
+    model = linear(kernel_regularizer=keras.regularizers.L2(1.0), bias_regularizer=keras.regularizers.L2(0.5))
     model.layers[-1].set_weights([np.zeros((WIDTH, CLASSES)), np.eye(CLASSES)[0]])
     options = {
         "metrics": ["accuracy"],
         "compiled": {"weighted_metrics": [keras.metrics.SparseCategoricalAccuracy("w")]},
     }
     wrapped = private(model, keras.optimizers.SGD(1e-9), engine=engine, noise_multiplier=1.0, **options)
-    history = wrapped.fit(x, y, N, sample_weight=weights, steps_per_epoch=1, verbose=0).history
-    right = logits.argmax(1) == y
+    options = {"sample_weight": weights, "physical_batch_size": physical, "steps_per_epoch": 1, "verbose": 0}
+    history = wrapped.fit(x, y, N, **options).history
+    right = y == 0  # what the bias alone predicts
+    losses = np.log(np.e + CLASSES - 1) - right
+    assert history["loss"][0] == pytest.approx((losses * weights).mean() + 0.5, rel=1e-4)
     assert history["accuracy"][0] == pytest.approx(right.mean(), abs=1e-6)
     assert history["w"][0] == pytest.approx(right[weights == 1].mean(), abs=1e-6)
     assert history["w"][0] != pytest.approx(history["accuracy"][0], abs=1e-3)

@@ -30,6 +30,21 @@ def test_another_number_of_rows_is_refused_at_tracing_and_at_run_time(length):
         assert_one_row_per_example(5, {"the losses": tf.zeros((length, 2))})
 
 
+def test_a_step_pays_for_what_its_shapes_leave_open_alone():
+    """No conditional around the assertion, and none at all where shapes say it."""
+
+    def kinds(height):
+        @tf.function(input_signature=[tf.TensorSpec((height, 2)), tf.TensorSpec((height,))])
+        def step(values, weights):
+            return after(assert_one_row_per_example(tf.shape(weights)[0], {"the losses": values}), values)
+
+        return {operation.type for operation in step.get_concrete_function().graph.get_operations()}
+
+    assert "Assert" in kinds(None)
+    assert not {"If", "StatelessIf"} & kinds(None)
+    assert "Assert" not in kinds(5)
+
+
 def test_another_error_is_no_refusal():
     assert refusal_of(tf.errors.InvalidArgumentError(None, None, "Incompatible shapes: [2] vs. [3]")) is None
 

@@ -104,6 +104,23 @@ def test_a_last_softmax_or_sigmoid_is_dropped_and_that_is_said(name, apart):
         Network.from_keras(middle)
 
 
+SOFTMAXES = {
+    "a layer": lambda axis: layers.Softmax(axis),
+    "an operation": lambda axis: lambda x: keras.ops.softmax(x, axis),
+}
+
+
+@pytest.mark.parametrize("softmax", SOFTMAXES.values(), ids=SOFTMAXES)
+def test_a_softmax_of_either_make_is_dropped_at_the_end_and_refused_over_rows(softmax):
+    x = layers.Input((4,))
+    logits = layers.Dense(3)(models.Square()(layers.Dense(3)(x)))
+    with pytest.warns(ModelReadingWarning, match="the softmax of layer .* is dropped"):
+        network = Network.from_keras(keras.Model(x, softmax(-1)(logits)))
+    same(keras.Model(x, logits), network)
+    with pytest.raises(InputError, match="softmax along axis 0"):
+        Network.from_keras(keras.Model(x, softmax(0)(logits)))
+
+
 def used_twice():
     x, dense = layers.Input((4,)), layers.Dense(4)
     return keras.Model(x, layers.Dense(2)(models.Square()(dense(dense(x)))))
@@ -195,7 +212,8 @@ def mixing_rows():
 
 
 def of_keras_2():
-    tf_keras = pytest.importorskip("tf_keras")
+    import tf_keras
+
     return tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(3)])
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import resource
 import select
 import socket
+import sys
 import threading
 import time
 
@@ -21,7 +22,7 @@ from tfprivacy_lab.he import messages, remote
 
 MEBIBYTE = 2**20
 MAX_BYTES = 128 * MEBIBYTE
-ALLOCATOR_BYTES = 40 * MEBIBYTE
+ALLOCATOR_BYTES = (32 if sys.version_info < (3, 12) else 40) * MEBIBYTE
 """What the allocator keeps, and buffers of connections: beside the stated bound of what is held."""
 
 TLS_BYTES = MEBIBYTE // 8

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import math
+import operator
 import warnings
 
 import dp_accounting
@@ -256,34 +257,37 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
     Warns:
         LargeDeltaWarning: if δ is not below 1 / examples.
     """
-    check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
-    check_delta(delta)
-    warn_of_large_delta(delta, DpSgdRun(examples, batch_size, _LARGEST_NOISE, steps).examples)
-    return _calibrated(examples, batch_size, steps, epsilon, delta)
+    epsilon = check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
+    delta = check_delta(delta)
+    run = DpSgdRun(examples, batch_size, _LARGEST_NOISE, steps)
+    warn_of_large_delta(delta, run.examples)
+    return _calibrated(*map(operator.index, (run.examples, run.batch_size, run.steps)), epsilon, delta)
 
 
 @functools.lru_cache(256)
 def _calibrated(examples, batch_size, steps, epsilon, delta) -> float:
     def excess_by_rdp(noise_multiplier: float) -> float:
         run = DpSgdRun(examples, batch_size, noise_multiplier, steps)
-        # At large sampling rates some orders do not converge and are left out, which is told as a warning each time.
-        with _errors_only():
+        with _errors_only():  # of divergences that rounding leaves below zero, under much noise
             return float(rdp.RdpAccountant(_QUICK_ORDERS).compose(run.event()).get_epsilon(delta)) - epsilon
 
     def excess(noise_multiplier: float) -> float:
         return epsilon_after(DpSgdRun(examples, batch_size, noise_multiplier, steps), steps, delta) - epsilon
 
-    if excess_by_rdp(_LARGEST_NOISE) > 0:
+    by_rdp = excess_by_rdp(_LARGEST_NOISE) <= 0
+    if not by_rdp and excess(_LARGEST_NOISE) > 0:
         raise InputError(
             f"No noise multiplier up to {_LARGEST_NOISE:g} meets epsilon={epsilon:g} at delta={delta:g} in "
             f"{steps} steps; ask for a larger epsilon or fewer epochs."
         )
     if excess_by_rdp(SMALLEST_NOISE) <= 0:
         return SMALLEST_NOISE
-    # RDP is never below PLD, of however few orders, so what it allows bounds the answer from above.
-    bounds = math.log(SMALLEST_NOISE), math.log(_LARGEST_NOISE)
-    highest = optimize.brentq(lambda log: excess_by_rdp(min(math.exp(log), _LARGEST_NOISE)), *bounds, xtol=0.01)
-    high = 1.01 * math.exp(highest)
+    # RDP, of however few orders, allows hardly more than PLD: its answer is where to look from.
+    high = _LARGEST_NOISE
+    if by_rdp:
+        logs = math.log(SMALLEST_NOISE), math.log(_LARGEST_NOISE)
+        root = optimize.brentq(lambda log: excess_by_rdp(min(math.exp(log), _LARGEST_NOISE)), *logs, xtol=0.01)
+        high = min(math.exp(root + 0.01), _LARGEST_NOISE)
     low = 0.9 * high
     while low > SMALLEST_NOISE and excess(low) <= 0:
         low, high = 0.9 * low, low

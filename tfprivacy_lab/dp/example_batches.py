@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import tensorflow as tf
 
 # Python draws so many steps at a time, so that it seldom stands between TensorFlow and the interpreter's lock.
 _STEPS_AT_ONCE = 64
+# Logical batches that are laid out meanwhile; each is in memory whole.
+_GATHERED_AT_ONCE = 2
 
 
 def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, parts: int = 1) -> tf.data.Dataset:
@@ -30,10 +30,10 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
     *examples, weights = examples
     weights = weights.numpy()
 
-    blocks = itertools.count()
+    blocks = [0]
 
     def block(number):
-        if number != next(blocks):  # Keras begins again on what it takes to be used up.
+        if number != blocks[0]:  # Keras begins again on what it takes to be used up.
             raise RuntimeError("These batches were drawn already: a sample that comes twice is none.")
         start = first + number * _STEPS_AT_ONCE
         numbers = range(start, min(start + _STEPS_AT_ONCE, last))
@@ -44,6 +44,7 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         for one, begin in zip(drawn, ends[:-1], strict=True):
             places[begin : begin + one.size] = one
             held[begin : begin + one.size] = weights[one]
+        blocks[0] += 1
         return places, held, ends, counts
 
     @tf.autograph.experimental.do_not_convert
@@ -64,9 +65,9 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         x, y = tf.nest.map_structure(lambda a: tf.gather(a, places), examples)
         return x, y, held, count
 
-    # Not from_generator: it has the whole process give memory back at once from then on, and every step fetch it anew.
+    # Not from_generator, which sets for the whole process how soon the allocator gives memory back.
     found = tf.data.Dataset.range(-(-(last - first) // _STEPS_AT_ONCE)).map(blockwise)
-    found = found.prefetch(1).flat_map(steps).map(gathered, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    found = found.prefetch(1).flat_map(steps).map(gathered, num_parallel_calls=_GATHERED_AT_ONCE, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # They would write the whole pipeline, and all examples with it, into a graph first.

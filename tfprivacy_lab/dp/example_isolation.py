@@ -138,7 +138,10 @@ class _Trial:
         return mixes
 
     def _mixes_at_random(self, training, first) -> bool:
-        """As they are drawn first, and as they are drawn next: what is dropped hides what mixes."""
+        """As they are drawn first, and as they are drawn next: what is dropped hides what mixes.
+
+        By draws that are cheap to repeat, which show most models to mix nothing; thoroughly only before a refusal.
+        """
         for thorough in () if training.draws_in_loops() else (False, True):
             self._draws.thorough = thorough
             if thorough:
@@ -194,7 +197,7 @@ class _Trial:
     def _compute(self, function, rows, place, draw=None):
         """What the function gives, after so many draws for as many rows as there are; None goes on drawing.
 
-        To begin again costs as much as to prepare the graph anew: models that draw nothing need none.
+        To begin again thoroughly costs as much as to prepare the graph anew.
         """
         if draw is not None:
             self._draws.begin_again()

@@ -111,11 +111,14 @@ def from_sequence(sequence: keras.utils.PyDataset, model: keras.Model | None = N
         InputError: if it is empty, of something else, or of examples of several shapes.
     """
     try:
-        parts = [sequence[i] for i in range(len(sequence))]
-    except TypeError as error:
+        length = sequence.num_batches
+    except (NotImplementedError, TypeError):
+        length = None
+    if length is None:
         raise InputError(
-            f"Expected x to be a Sequence of known length, got {type(sequence).__name__}: {error}."
-        ) from error
+            f"Expected x to be a Sequence of known length, got {type(sequence).__name__} without one; give it __len__."
+        )
+    parts = [sequence[i] for i in range(length)]
     if not parts:
         raise InputError("Expected x to hold examples, got an empty Sequence.")
     if any(not isinstance(part, tuple | list) or len(part) not in (2, 3) for part in parts):

@@ -13,7 +13,7 @@ _MARK = "one row per example"
 
 
 def assert_one_row_per_example(rows, tensors: dict) -> tf.Operation:
-    """An assertion that first axes are as long as there are rows: at tracing where shapes are known, then every batch.
+    """An assertion that first axes are as long as there are rows: at tracing where shapes are known, else every batch.
 
     Args:
         rows: Number of rows, an int or a scalar tensor.
@@ -41,7 +41,7 @@ def assert_one_row_per_example(rows, tensors: dict) -> tf.Operation:
     lengths, rows = tf.stack([length for _, length in said]), tf.cast(rows, tf.int64)
     data = [_MARK, rows, *(part for pair in said for part in pair)]
     # The bare operation: tf.debugging.Assert puts a conditional around it, at every step.
-    return tf.raw_ops.Assert(condition=tf.reduce_all(tf.equal(lengths, rows)), data=data, summarize=3)
+    return tf.raw_ops.Assert(condition=tf.reduce_all(tf.equal(lengths, rows)), data=data)
 
 
 def after(check: tf.Operation | None, tensors):

@@ -15,7 +15,7 @@ from tfprivacy_lab.dp import model_checks
 from tfprivacy_lab.dp.record import TrainingRecord
 
 # What a model that was compiled before it was wrapped has beside its weights.
-_OF_COMPILE = (keras.optimizers.Optimizer, keras.metrics.Metric)
+_MADE_BY_COMPILE = (keras.optimizers.Optimizer, keras.metrics.Metric)
 
 
 class ShownFigures:
@@ -132,7 +132,7 @@ class SavedAsWrapped:
         if wrapped is None:
             return {}
         children = model_checks.without_figures(wrapped)._trackable_children(save_type, **options)
-        return {name: child for name, child in children.items() if not isinstance(child, _OF_COMPILE)}
+        return {name: child for name, child in children.items() if not isinstance(child, _MADE_BY_COMPILE)}
 
 
 def _refusal(why, instead):

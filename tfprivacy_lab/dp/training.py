@@ -149,23 +149,21 @@ def evaluate_accuracy(model: keras.Model, examples: np.ndarray, labels: np.ndarr
 
 def physical_batches(batches, examples, labels, first, last):
     """The physical batches of logical steps first..last-1 as a tf.data.Dataset of fixed shapes."""
-    shape = (batches.accumulation_steps, batches.rows)
-
-    def laid_out(step):
-        indices, weights = batches.layout(step)
-        return examples[indices], labels[indices], weights
+    kinds = (tf.float32, tf.int64)
 
     @tf.autograph.experimental.do_not_convert
-    def drawn(step):
-        x, y, weights = tf.numpy_function(laid_out, [step], (tf.float32, tf.int64, tf.float32))
-        return (
-            tf.ensure_shape(x, (*shape, *examples.shape[1:])),
-            tf.ensure_shape(y, shape),
-            tf.ensure_shape(weights, shape),
-        )
+    def layout(step):
+        shape = (batches.accumulation_steps, batches.rows)
+        found = tf.numpy_function(batches.layout, [step], (tf.int64, tf.float32))
+        return [tf.ensure_shape(part, shape) for part in found]
+
+    @tf.autograph.experimental.do_not_convert
+    def gathered(places, weights):
+        x, y = tf.numpy_function(lambda places: (examples[places], labels[places]), [places], kinds)
+        return tf.ensure_shape(x, (batches.rows, *examples.shape[1:])), tf.ensure_shape(y, (batches.rows,)), weights
 
     # Not from_generator, see example_batches.
-    dataset = tf.data.Dataset.range(first, last).map(drawn).unbatch()
+    dataset = tf.data.Dataset.range(first, last).map(layout).unbatch().map(gathered)
     count = (last - first) * batches.accumulation_steps
     return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
 

@@ -98,7 +98,9 @@ def _read(link: Link) -> list:
         if not np.isfinite(weights).all():
             raise InputError(f"Layer {layer.name!r} ({kind}) has weights that are not finite; train the model again.")
     if not hasattr(layer, "get_weights") and kind not in _OPERATIONS:
-        raise InputError(_refusal(layer.name, f"the operation {kind}", "use a layer of Keras in its place"))
+        raise InputError(
+            _refusal(layer.name, f"the operation {kind}", "use Dense, Conv2D, AveragePooling2D and Square")
+        )
     config = layer.get_config()
     if kind in _NOTHING:
         return []
@@ -106,6 +108,8 @@ def _read(link: Link) -> list:
     after = _after(activation, layer)
     if _is_square(layer):
         return [_SQUARE]
+    if kind == "Softmax" and layer.axis not in (1, -1):
+        raise InputError(_refusal(layer.name, f"softmax along axis {layer.axis}", "use the last axis"))
     if kind in ("Activation", "Softmax") and (found := after if kind == "Activation" else _after("softmax", layer)):
         return found
     if kind == "Activation" and activation == "linear":

@@ -23,8 +23,8 @@ constexpr int kSpill = 8;  // Runs of floats are copied eight at a time and may 
 
 inline int RoundUp(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
-// Numbers in doubles that floats are added to, one by one: compilers vectorise the loops below, and GCC makes of
-// __builtin_convertvector on vectors longer than the processor's a conversion at a time.
+// Doubles that floats are added to. Loops, which compilers vectorise: of __builtin_convertvector on vectors longer than
+// the processor's, GCC 12 makes a conversion at a time.
 struct Doubles {
   double values[kLanes] = {};
 

@@ -1,0 +1,78 @@
+"""The batches that a fit is given: the samples, in order, once, over blocks and replicas."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfprivacy_lab.dp import example_batches, training
+from tfprivacy_lab.dp.example_batches import pipeline
+from tfprivacy_lab.dp.sampling import PoissonBatches, PoissonSample
+
+from .test_private_model import B, N, dataset, private
+
+FIRST, SAMPLER = 5, PoissonSample(N, B / N, 3)
+WEIGHTS = (1 + np.arange(N) % 3).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def blocks_of_four(monkeypatch):
+    monkeypatch.setattr(example_batches, "_STEPS_AT_ONCE", 4)
+
+
+def made(steps, parts=1, rows=4):
+    examples = *map(tf.constant, dataset(N)), tf.constant(WEIGHTS)
+    return pipeline(SAMPLER, examples, FIRST, FIRST + steps, rows=rows, parts=parts)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("steps", [0, 1, 4, 11])
+def test_batches_are_the_samples_in_their_order(steps, parts):
+    x, y = dataset(N)
+    wanted = [SAMPLER.indices(FIRST + step)[part::parts] for step in range(steps) for part in range(parts)]
+    found = list(made(steps, parts))
+    assert len(found) == len(wanted)
+    for (features, labels, weights, count), drawn in zip(found, wanted, strict=True):
+        assert count == drawn.size
+        assert len(weights) == len(labels) == len(features) == max(1, -(-drawn.size // 4)) * 4
+        np.testing.assert_array_equal(features[:count], x[drawn])
+        np.testing.assert_array_equal(labels[:count], y[drawn])
+        np.testing.assert_array_equal(weights[:count], WEIGHTS[drawn])
+        assert not np.any(weights[count:])
+
+
+def test_no_sample_comes_twice_and_whoever_asks_again_disturbs_nobody():
+    batches = made(40)
+    one = iter(batches)
+    next(one)
+    with pytest.raises(tf.errors.OpError, match="drawn already"):
+        next(iter(batches))
+    assert len([*one]) == 39
+
+
+def test_no_generator_sets_the_allocator_of_the_whole_process(monkeypatch):
+    """from_generator's operation lowers the trim threshold of malloc, and every later step fetches its memory anew."""
+    monkeypatch.setattr(tf.data.Dataset, "from_generator", None)
+    assert len(list(made(2))) == 2
+    x, y = dataset(N)
+    assert len(list(training.physical_batches(PoissonBatches(N, B, 2, 60, seed=2), x, y, 0, 2))) == 2
+    private(engine="reference", noise_multiplier=1.0).fit(x, y, B, verbose=0)
+
+
+def test_tf_data_rewrites_no_pipeline_that_holds_the_examples():
+    assert made(1).options().experimental_optimization.apply_default_optimizations is False
+
+
+@pytest.mark.parametrize("physical", [5, 12, 60])
+def test_physical_batches_hold_every_sample(physical):
+    x, y = dataset(N)
+    batches = PoissonBatches(N, B, 7, physical, seed=2)
+    found = list(training.physical_batches(batches, x, y.astype(np.int64), 2, 7))
+    assert len(found) == 5 * batches.accumulation_steps
+    for step in range(5):
+        parts = found[step * batches.accumulation_steps : (step + 1) * batches.accumulation_steps]
+        features, labels, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
+        assert {part[0].shape for part in parts} == {(batches.rows, x.shape[1])}
+        drawn = batches.indices(step + 2)
+        np.testing.assert_array_equal(features[weights == 1], x[drawn])
+        np.testing.assert_array_equal(labels[weights == 1], y[drawn])
+        assert np.sum(weights) == drawn.size
