@@ -152,7 +152,7 @@ class DrawnNowhere(layers.Layer):
         if not training:
             return inputs
         drawn = tf.numpy_function(
-            lambda n: secrets.randbelow(1000) / 100 * np.ones((n, 1)), [tf.shape(inputs)[0]], float
+            lambda n: secrets.randbelow(1000) / 100 * np.ones((n, 1)), [tf.shape(inputs)[0]], tf.float64
         )
         return inputs * tf.cast(tf.ensure_shape(drawn, (None, 1)), inputs.dtype)
 
