@@ -39,7 +39,7 @@ def is_overwritten(variable: keras.Variable) -> bool:
     return bool(getattr(variable, "overwrite_with_gradient", False))
 
 
-# What compile makes: without it, of the first three there is nothing, and the optimizer is no attribute.
+# What compile makes beside the optimizer. Without it these are None, and the optimizer is no attribute.
 _OF_COMPILE = ("_loss_tracker", "_compile_metrics", "_compile_loss")
 
 

@@ -280,7 +280,7 @@ def _calibrated(examples, batch_size, steps, epsilon, delta) -> float:
         )
     if excess_by_rdp(SMALLEST_NOISE) <= 0:
         return SMALLEST_NOISE
-    # RDP is never below PLD, of however few orders, so what it allows bounds the answer from above.
+    # RDP, of however few orders, allows hardly more than PLD: its answer is where to look from.
     bounds = math.log(SMALLEST_NOISE), math.log(_LARGEST_NOISE)
     highest = optimize.brentq(lambda log: excess_by_rdp(min(math.exp(log), _LARGEST_NOISE)), *bounds, xtol=0.01)
     high = 1.01 * math.exp(highest)

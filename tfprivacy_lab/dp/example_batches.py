@@ -64,7 +64,7 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         x, y = tf.nest.map_structure(lambda a: tf.gather(a, places), examples)
         return x, y, held, count
 
-    # Not from_generator: it has the whole process give memory back at once from then on, and every step fetch it anew.
+    # Not from_generator, which sets for the whole process how soon the allocator gives memory back.
     found = tf.data.Dataset.range(-(-(last - first) // _STEPS_AT_ONCE)).map(blockwise)
     found = found.prefetch(1).flat_map(steps).map(gathered, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()

@@ -194,7 +194,7 @@ class _Trial:
     def _compute(self, function, rows, place, draw=None):
         """What the function gives, after so many draws for as many rows as there are; None goes on drawing.
 
-        To begin again costs as much as to prepare the graph anew: models that draw nothing need none.
+        To begin again thoroughly costs as much as to prepare the graph anew.
         """
         if draw is not None:
             self._draws.begin_again()

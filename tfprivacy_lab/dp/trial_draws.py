@@ -33,8 +33,8 @@ class RepeatableDraws:
     Attributes:
         by_row: Whether a batch of another height draws the same for its first rows. TensorFlow fills tensors in order;
             but how far a ``tf.random.Generator`` moves on, to its next draw, depends on the height.
-        thorough: Whether to begin again costs TensorFlow all graphs that it has prepared. Operations that count their
-            draws themselves begin again only so; layers of Keras draw by a variable, for which nothing is lost.
+        thorough: Whether operations of TensorFlow's that count their own draws (``tf.random``) begin again, too. All
+            graphs that TensorFlow has prepared are lost by it; layers of Keras count in a variable and need it not.
     """
 
     def __init__(self, model: keras.Model):
@@ -58,7 +58,7 @@ class RepeatableDraws:
         return self
 
     def begin_again(self) -> None:
-        """Whatever is drawn next is what was drawn after the last call; in a graph, too, what ``thorough`` tells."""
+        """Whatever is drawn next is what was drawn after the last call; TensorFlow's own draws only if ``thorough``."""
         if self.thorough or not self._begun:
             tf.random.set_seed(_SEED)
             self._begun = True
