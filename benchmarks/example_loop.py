@@ -11,9 +11,8 @@ import math
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend import random
 
-from tfprivacy_lab.keras_internals import layers_of, raw
+from tfprivacy_lab.keras_internals import drawing, layers_of, raw
 
 
 def gradients(model: keras.Model, x, y, weights, loss) -> np.ndarray:
@@ -104,6 +103,7 @@ def draw_alike(model: keras.Model) -> list[SameDraws]:
 @functools.cache
 def _know_same_draws() -> None:
     """Have Keras' draws, those that its layers take, know :class:`SameDraws`."""
+    random = drawing()
     for name in ("normal", "uniform", "truncated_normal"):
         setattr(random, name, _alike(getattr(random, name)))
     random.dropout = _dropped_alike(random.dropout)

@@ -31,6 +31,7 @@ from model_catalogue.case import EXAMPLES, Case
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel
+from tfprivacy_lab.keras_internals import layers_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 # Of the step's length: what single precision leaves, with room for other processors' order of sums.
@@ -145,7 +146,7 @@ def _fitted(case, expected, unknown_layers, *, draw_alike=False):
         private.compile(keras.optimizers.SGD(1.0), case.loss, **case.compiled)
         private.fit(**case.given(case.x, case.y), batch_size=EXAMPLES, verbose=0, **case.options)
     said = dict.fromkeys(str(warning.message) for warning in caught)
-    return model, [one for one in said if any(repr(layer.name) in one for layer in model._flatten_layers())]
+    return model, [one for one in said if any(repr(layer.name) in one for layer in layers_of(model))]
 
 
 def _compared(case, expected, path, model, note) -> Row:

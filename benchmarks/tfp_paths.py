@@ -1,7 +1,7 @@
 """The paths of the DP benchmark that run on Keras 2: plain, and TF Privacy's four.
 
 ``python benchmarks/tfp_paths.py PATH MODEL BATCH`` measures one in this process, against tf_keras in the same one.
-TF Privacy's classes take ``tf.keras`` for Keras 2, which in this process it is.
+TF Privacy's classes take the Keras of TensorFlow for Keras 2, which in this process it is.
 """
 
 from __future__ import annotations

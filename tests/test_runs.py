@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import dp_accounting
 import numpy as np
@@ -27,8 +28,7 @@ def images_and_labels(count, seed):
     return data.Split(images, labels)
 
 
-@pytest.fixture
-def recipe(monkeypatch):
+def small_recipe(monkeypatch):
     """The document's network on 600 private examples."""
     private = data.PrivateData(images_and_labels(600, 1), images_and_labels(100, 2), official=False)
     monkeypatch.setattr(data, "load_private", lambda *arguments, **options: private)
@@ -40,21 +40,41 @@ def recipe(monkeypatch):
 
 
 @pytest.fixture
+def recipe(monkeypatch):
+    return small_recipe(monkeypatch)
+
+
+def train(recipe, folder, epsilon=3.0, seed=0, **options):
+    return runs.train_recipe(recipe, folder, epsilon=epsilon, delta=DELTA, seed=seed, **options)
+
+
+@pytest.fixture
 def run(recipe, tmp_path):
     """Train into a folder; returns metrics."""
+    return lambda name="run", *arguments, **options: train(recipe, tmp_path / name, *arguments, **options)
 
-    def train(name="run", epsilon=3.0, seed=0, **options):
-        return runs.train_recipe(recipe, tmp_path / name, epsilon=epsilon, delta=DELTA, seed=seed, **options)
 
-    return train
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    """A finished run of seed 0 at epsilon 3, for tests that look at one: (folder, metrics)."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        return folder, train(small_recipe(patched), folder)
+
+
+@pytest.fixture
+def finished(seeded, recipe, tmp_path):
+    """A copy of it in ``tmp_path / "run"``; its metrics."""
+    shutil.copytree(seeded[0], tmp_path / "run")
+    return seeded[1]
 
 
 def weights(folder):
     return np.concatenate([array.ravel() for array in runs.load_model(folder / "model.keras").get_weights()])
 
 
-def test_writes_a_run(run, tmp_path):
-    metrics = run()
+def test_writes_a_run(finished, tmp_path):
+    metrics = finished
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
     spent = accounting.DpSgdRun(600, 100, metrics["noise_multiplier"], metrics["steps"])
     assert metrics["epsilon"] == accounting.epsilon_after(spent, spent.steps, DELTA) <= 3.0
@@ -66,10 +86,10 @@ def test_writes_a_run(run, tmp_path):
     assert names == {"model.keras", "metrics.json", "privacy_statement.txt", "settings.json", ".lock"}
 
 
-def test_same_seed_same_weights_and_another_differs(run, tmp_path):
-    run("a"), run("b"), run("c", seed=1)
-    assert np.array_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    assert not np.array_equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+def test_same_seed_same_weights_and_another_differs(finished, run, tmp_path):
+    run("b"), run("c", seed=1)
+    assert np.array_equal(weights(tmp_path / "run"), weights(tmp_path / "b"))
+    assert not np.array_equal(weights(tmp_path / "run"), weights(tmp_path / "c"))
 
 
 def test_secret_seeds_differ_and_leave_no_trace(run, tmp_path):
@@ -115,10 +135,9 @@ def test_first_weights_do_not_depend_on_the_secret_seed(recipe, monkeypatch, tmp
     assert (tmp_path / "a" / ".noise_seed").read_bytes() != (tmp_path / "b" / ".noise_seed").read_bytes()
 
 
-def test_a_finished_run_is_not_done_again_nor_overwritten(run, tmp_path):
-    metrics = run()
+def test_a_finished_run_is_not_done_again_nor_overwritten(finished, run, tmp_path):
     before = (tmp_path / "run" / "model.keras").read_bytes()
-    assert run() == metrics
+    assert run() == finished
     for change in ({"epsilon": 1.0}, {"seed": 1}, {"epochs": 3}):
         with pytest.raises(InputError, match="other settings"):
             run(**change)
@@ -178,7 +197,7 @@ def test_a_run_that_would_overspend_is_refused_and_leaves_nothing(run, ledger, t
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger, tmp_path, seed):
+def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger, seed):
     """Its noise is drawn, whoever counted it; and however often the command is given, it is drawn once."""
     metrics = run("a", epsilon=2.0, seed=seed)
     for _ in range(2):
@@ -186,16 +205,20 @@ def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger
         shown = Ledger.open(ledger).show()
         assert [(one["run"], one["finished"]) for one in shown["runs"]] == [(metrics["run_name"], True)]
         assert shown["spent"] == pytest.approx(metrics["epsilon"], rel=1e-6)
-    # A run of before names went into metrics is known by its weights.
-    run("b", epsilon=2.5, seed=1)
-    path = tmp_path / "b" / "metrics.json"
+
+
+def test_a_finished_run_without_a_name_is_known_by_its_weights(finished, run, recipe, tmp_path):
+    """As runs were of before names went into metrics; refused where it would overspend, and kept."""
+    private = data.load_private()
+    scarce = Ledger.create(tmp_path / "scarce.db", dataset_digest(private.train, private.validation), 2.0, DELTA)
+    path = tmp_path / "run" / "metrics.json"
     older = json.loads(path.read_text())
     del older["run_name"]
     path.write_text(json.dumps(older))
     with pytest.raises(InputError, match=r"refuses run 'seed-mlp-.*above the total"):
-        run("b", epsilon=2.5, seed=1, ledger=ledger)
-    assert len(Ledger.open(ledger).entries()) == 2
-    assert (tmp_path / "b" / "model.keras").exists()
+        run(ledger=scarce.path)
+    assert not scarce.entries()
+    assert (tmp_path / "run" / "model.keras").exists()
 
 
 def test_a_run_charged_before_is_not_charged_when_asked_again(run, ledger):
@@ -219,19 +242,17 @@ def test_engines_spend_the_same_and_both_learn(run, tmp_path):
         run("c", engine="quick")
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 3.0])
-def test_epsilon_follows_from_the_runs_own_log(run, epsilon):
+def test_epsilon_follows_from_the_runs_own_log(finished):
     """The log of events, rebuilt and accounted here by dp-accounting alone."""
-    metrics = run(epsilon=epsilon)
 
     def rebuilt(node):
         node = {key: rebuilt(value) if key == "event" else value for key, value in node.items()}
         return getattr(dp_accounting, node.pop("type"))(**node)
 
     accountant = pld.PLDAccountant()
-    for event in metrics["events"]:
+    for event in finished["events"]:
         accountant.compose(rebuilt(event))
-    assert accountant.get_epsilon(DELTA) == pytest.approx(metrics["epsilon"], rel=1e-6)
+    assert accountant.get_epsilon(DELTA) == pytest.approx(finished["epsilon"], rel=1e-6)
 
 
 def test_the_twin_without_dp_is_the_runs_own_network(recipe, monkeypatch):
@@ -247,8 +268,7 @@ def test_the_twin_without_dp_is_the_runs_own_network(recipe, monkeypatch):
     assert seen == {"name": "tutorial_cnn", "epochs": 7}
 
 
-def test_audit_of_a_run(run, tmp_path):
-    run()
+def test_audit_of_a_run(finished, tmp_path):
     metrics = leakage.audit_run(tmp_path / "run", tmp_path / "audit")
     assert {"dp", "non_private", "positive_control"} == set(metrics["audit"])
     assert metrics["audit"]["dp"]["accounted"]["violation"] is False
@@ -258,8 +278,7 @@ def test_audit_of_a_run(run, tmp_path):
     assert "roc" not in metrics["audit"]["dp"]["attacks"]["loss_threshold"]
 
 
-def test_audit_refuses_what_is_no_run(run, tmp_path):
-    run()
+def test_audit_refuses_what_is_no_run(finished, tmp_path):
     path = tmp_path / "run" / "metrics.json"
     whole = json.loads(path.read_text())
     for change, naming in (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 
 import keras
+from keras.src.backend import random
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.random.seed_generator import global_seed_generator
@@ -90,6 +91,11 @@ def maker_of(tensor: keras.KerasTensor) -> tuple[keras.layers.Layer, list | None
 def seed_states(model: keras.Model) -> list[keras.Variable]:
     """The states of the seed generators that a model's layers hold: a seed, and a count that goes up at every draw."""
     return [generator.state for layer in layers_of(model) for generator in layer._seed_generators]
+
+
+def drawing():
+    """The module by whose functions Keras' layers draw."""
+    return random
 
 
 @contextlib.contextmanager

@@ -68,9 +68,9 @@ def settings_for(*, fast: bool = False, seed: int | None = 0) -> Settings:
     if not fast:
         return Settings(seed, fast, recipe)
     plan = dataclasses.replace(recipe.plan, batch_size=512, epochs=4)
-    pretraining = Pretraining(recipe.pretraining.task, images=6_000, epochs=3, seed=recipe.pretraining.seed)
+    pretraining = Pretraining(recipe.pretraining.task, images=4_000, epochs=2, seed=recipe.pretraining.seed)
     small = dataclasses.replace(recipe, plan=plan, pretraining=pretraining, validation=1_000)
-    return Settings(seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=1_500)
+    return Settings(seed, fast, small, train_limit=8_000, test_limit=1_000, compared_images=768)
 
 
 def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger=None, on_progress=None) -> dict:

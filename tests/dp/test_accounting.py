@@ -234,9 +234,14 @@ def test_no_amplification_says_for_which_neighbours_it_holds():
     assert (laplace["adjacency"], laplace["epsilon_no_amplification_adjacency"]) == ("add_or_remove_one", "zero_out")
 
 
-def test_calibrating_at_a_large_sampling_rate_is_quiet():
-    """RDP drops orders there, and said so on stderr at every step of the search."""
-    code = "from tfprivacy_lab.dp.accounting import calibrate_noise_multiplier as c; print(c(1170, 128, 46, 3.0, 1e-4))"
+def test_accounting_at_a_large_sampling_rate_is_quiet():
+    """RDP drops orders there, and said so on stderr at every step of a search, and in TF Privacy's figures."""
+    code = """
+from tfprivacy_lab.dp import accounting
+multiplier = accounting.calibrate_noise_multiplier(1170, 128, 46, 3.0, 1e-4)
+accounting.tensorflow_privacy_figures(accounting.DpSgdRun(600, 100, 1.1274, 12), 1e-4)
+print(multiplier)
+"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert (found.returncode, found.stderr) == (0, "")
     assert 0.5 < float(found.stdout) < 3

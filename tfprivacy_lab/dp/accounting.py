@@ -317,20 +317,26 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
         ``statement_default``: with its default ``used_microbatching=True``, which doubles the
         sensitivity, wrong for one microbatch an example.
     """
-    tfp = tf_privacy.load("analysis.compute_dp_sgd_privacy_lib", "A figure of TF Privacy's own")
-
     # Whole epochs if they give the same steps: the statement rounds them up to count passes.
     whole = math.floor(run.epochs)
     same = whole > 0 and steps_for(run.examples, run.batch_size, whole) == run.steps
-    arguments = (run.examples, run.batch_size, whole if same else run.epochs, run.noise_multiplier, delta)
-    n, batch_size, epochs, noise_multiplier, _ = arguments
-    with _errors_only():  # the deprecation is told beside the figure
-        epsilon, _ = tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)
-    return {
-        "compute_dp_sgd_privacy": float(epsilon),
-        "statement": tfp.compute_dp_sgd_privacy_statement(*arguments, used_microbatching=False),
-        "statement_default": tfp.compute_dp_sgd_privacy_statement(*arguments),
-    }
+    epochs = whole if same else run.epochs
+    return dict(_figures(run.examples, run.batch_size, epochs, run.noise_multiplier, float(delta)))
+
+
+@functools.lru_cache(64)
+def _figures(n, batch_size, epochs, noise_multiplier, delta):
+    """TF Privacy's figures and texts; remembered, for its accounting by real orders takes a second or two."""
+    tfp = tf_privacy.load("analysis.compute_dp_sgd_privacy_lib", "A figure of TF Privacy's own")
+    arguments = (n, batch_size, epochs, noise_multiplier, delta)
+    with _errors_only():  # The deprecation is told beside the figure; an order that does not converge is left out.
+        return {
+            "compute_dp_sgd_privacy": float(
+                tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)[0]
+            ),
+            "statement": tfp.compute_dp_sgd_privacy_statement(*arguments, used_microbatching=False),
+            "statement_default": tfp.compute_dp_sgd_privacy_statement(*arguments),
+        }
 
 
 @contextlib.contextmanager
