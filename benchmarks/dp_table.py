@@ -92,8 +92,8 @@ def notes(metrics: dict) -> list[str]:
         "own framework's step without privacy; ratios are medians over rounds, and comparable although the machine "
         "is shared. *Peak* is the process's largest resident memory in its first call of `fit`: interpreter, framework "
         "and data included, over that of a process with the baseline alone. *First fit* is that call's time, of 20 "
-        "steps (TF Privacy's DPKerasSGDOptimizer: 1, JAX-Privacy's clipped_grad: 2), in a process that has computed "
-        "nothing before.",
+        "steps (TF Privacy's DPKerasSGDOptimizer: 1, JAX-Privacy's clipped_grad: 2), in a process that has built the "
+        "model and computed little else.",
         "",
         f"{metrics['hardware']}; " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
     ]

@@ -1,6 +1,8 @@
 """What a run of a recipe writes, refuses, and keeps secret; on a small private set."""
 
+import copy
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -66,7 +68,7 @@ def seeded(tmp_path_factory):
 def finished(seeded, recipe, tmp_path):
     """A copy of it in ``tmp_path / "run"``; its metrics."""
     shutil.copytree(seeded[0], tmp_path / "run")
-    return seeded[1]
+    return copy.deepcopy(seeded[1])
 
 
 def weights(folder):
@@ -208,14 +210,19 @@ def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger
 
 
 def test_a_finished_run_without_a_name_is_known_by_its_weights(finished, run, recipe, tmp_path):
-    """As runs were of before names went into metrics; refused where it would overspend, and kept."""
+    """As runs were of before names went into metrics: charged once, or refused and kept."""
     private = data.load_private()
-    scarce = Ledger.create(tmp_path / "scarce.db", dataset_digest(private.train, private.validation), 2.0, DELTA)
+    digest = dataset_digest(private.train, private.validation)
+    ample, scarce = (Ledger.create(tmp_path / f"{total}.db", digest, total, DELTA) for total in (10.0, 2.0))
     path = tmp_path / "run" / "metrics.json"
     older = json.loads(path.read_text())
     del older["run_name"]
     path.write_text(json.dumps(older))
-    with pytest.raises(InputError, match=r"refuses run 'seed-mlp-.*above the total"):
+    named = "seed-mlp-" + hashlib.sha256((tmp_path / "run" / "model.keras").read_bytes()).hexdigest()[:16]
+    for _ in range(2):
+        run(ledger=ample.path)
+        assert [(one["run"], one["finished"]) for one in ample.show()["runs"]] == [(named, True)]
+    with pytest.raises(InputError, match=f"refuses run '{named}'.*above the total"):
         run(ledger=scarce.path)
     assert not scarce.entries()
     assert (tmp_path / "run" / "model.keras").exists()

@@ -83,6 +83,12 @@ def check_positive_int(name: str, value, *, at_least: int = 1, at_most: int | No
     return number
 
 
+def settle(instance, **values) -> None:
+    """Keep in a frozen dataclass what checks gave back, so that no array of one number or the like goes on from it."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
 def check_choice(name: str, value, choices) -> str:
     """Return ``value`` if it is one of ``choices``.
 

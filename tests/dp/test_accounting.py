@@ -1,5 +1,6 @@
 """Golden numbers, independent oracles and refusals of the accountant."""
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -124,17 +125,22 @@ def test_calibration_is_tight_and_never_over(epsilon):
     assert epsilon_after(less_noise, steps, 1e-5) > epsilon
 
 
-@pytest.mark.parametrize("given", [(60_000, 60_000, 5, 1e-4, 1e-6), (10**6, 10**6, 1, 8e-5, 1e-9)])
-def test_calibration_meets_small_budgets_or_says_that_nothing_does(given):
-    """Noise of up to 1e5 meets them or not, and RDP of few orders has no say in which."""
+@pytest.mark.parametrize(
+    "given", [(60_000, 60_000, 5, 1e-4, 1e-6), (10**6, 10**6, 1, 8e-5, 1e-9), (60_000, 30_000, 4, 1e-3, 1e-7)]
+)
+def test_calibration_meets_small_budgets_tightly(given):
+    """RDP of few orders has no say in which budgets noise of up to 1e5 meets."""
     examples, batch_size, steps, epsilon, delta = given
-    most = epsilon_after(DpSgdRun(examples, batch_size, 1e5, steps), steps, delta)
-    if most > epsilon:
-        with pytest.raises(InputError, match="meets epsilon"):
-            calibrate_noise_multiplier(*given)
-        epsilon = 1.001 * most
-    sigma = calibrate_noise_multiplier(examples, batch_size, steps, epsilon, delta)
-    assert epsilon_after(DpSgdRun(examples, batch_size, sigma, steps), steps, delta) <= epsilon
+    sigma = calibrate_noise_multiplier(*given)
+    assert 1e3 < sigma < 1e5
+    enough, less = (DpSgdRun(examples, batch_size, factor * sigma, steps) for factor in (1, 0.99))
+    assert epsilon_after(enough, steps, delta) <= epsilon < epsilon_after(less, steps, delta)
+
+
+def test_calibration_says_which_budgets_nothing_meets():
+    assert epsilon_after(DpSgdRun(60_000, 60_000, 1e5, 5), 5, 1e-6) > 2e-5
+    with pytest.raises(InputError, match="No noise multiplier up to 100000 meets epsilon=2e-05"):
+        calibrate_noise_multiplier(60_000, 60_000, 5, 2e-5, 1e-6)
 
 
 def test_calibration_is_remembered_and_warns_each_time(monkeypatch):
@@ -232,6 +238,25 @@ def test_no_amplification_says_for_which_neighbours_it_holds():
     assert (figures["adjacency"], figures["epsilon_no_amplification_adjacency"]) == ("add_or_remove_one", "zero_out")
     laplace = account_laplace(LaplaceRun(100, 10, 2.0, 20), 1e-5)
     assert (laplace["adjacency"], laplace["epsilon_no_amplification_adjacency"]) == ("add_or_remove_one", "zero_out")
+
+
+def test_arrays_of_one_number_are_numbers():
+    run = DpSgdRun(np.array(600), np.array(100), np.array(1.5), np.array(12))
+    plain = DpSgdRun(600, 100, 1.5, 12)
+    assert run == plain
+    assert [type(value) for value in dataclasses.astuple(run)] == [int, int, float, int]
+    assert epsilon_after(run, np.array(12), np.array(1e-4)) == epsilon_after(plain, 12, 1e-4)
+    assert account(run, np.array(1e-4)) == account(plain, 1e-4)
+    assert accounting.tensorflow_privacy_figures(run, np.array(1e-4)) == accounting.tensorflow_privacy_figures(
+        plain, 1e-4
+    )
+
+
+def test_the_largest_noise_is_tried_before_a_budget_is_refused():
+    given = 10**7, 100, 10**8
+    epsilon = epsilon_after(DpSgdRun(10**7, 100, 97_000.0, 10**8), 10**8, 1e-12)
+    sigma = calibrate_noise_multiplier(*given, epsilon, 1e-12)
+    assert 90_000 < sigma <= 1e5
 
 
 def test_accounting_at_a_large_sampling_rate_is_quiet():

@@ -137,6 +137,19 @@ class Unending(Counted):
     num_batches = None
 
 
+class OfLength(Items):
+    def __init__(self, length):
+        super().__init__((X, Y))
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+
+class HalfABatch(Counted):
+    num_batches = 0.5
+
+
 class Endless(keras.utils.PyDataset):
     def __getitem__(self, i):
         return X, Y
@@ -156,6 +169,14 @@ REFUSED = {
     "a ragged dataset": ((Dataset.from_tensor_slices((tf.ragged.constant([[1.0], [1.0, 2.0]]), [0, 1])),), "Ragged"),
     "an empty Sequence": ((Items(),), "empty Sequence"),
     "a Sequence without end": ((Unending(),), "Sequence of known length, got Unending"),
+    "a Sequence of a broken length": (
+        (OfLength(2.0),),
+        r"got OfLength: 'float' object cannot be interpreted",
+    ),
+    "a Sequence of half a batch": (
+        (HalfABatch(),),
+        r"the number of batches of HalfABatch to be .*0\.5",
+    ),
     "a Sequence of unknown length": ((Endless(),), "Sequence of known length, got Endless"),
     "a Sequence of inputs alone": ((Items(X, X),), r"\(x, y\)"),
     "a Sequence of unequal parts": ((Items((X, Y[:3])),), "one row per example, got lengths"),

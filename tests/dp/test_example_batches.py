@@ -1,5 +1,8 @@
 """The batches that a fit is given: the samples, in order, once, over blocks and replicas."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,17 +22,20 @@ def blocks_of_four(monkeypatch):
     monkeypatch.setattr(example_batches, "_STEPS_AT_ONCE", 4)
 
 
-def made(steps, parts=1, rows=4):
+def made(steps, parts=1, rows=4, sampler=SAMPLER):
     examples = *map(tf.constant, dataset(N)), tf.constant(WEIGHTS)
-    return pipeline(SAMPLER, examples, FIRST, FIRST + steps, rows=rows, parts=parts)
+    return pipeline(sampler, examples, FIRST, FIRST + steps, rows=rows, parts=parts)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("steps", [0, 1, 4, 11])
-def test_batches_are_the_samples_in_their_order(steps, parts):
+@pytest.mark.parametrize(
+    ("steps", "sampler"), [*((steps, SAMPLER) for steps in (0, 1, 4, 11)), (11, PoissonSample(N, 1 / N, 3))]
+)
+def test_batches_are_the_samples_in_their_order(steps, sampler, parts):
     x, y = dataset(N)
-    wanted = [SAMPLER.indices(FIRST + step)[part::parts] for step in range(steps) for part in range(parts)]
-    found = list(made(steps, parts))
+    wanted = [sampler.indices(FIRST + step)[part::parts] for step in range(steps) for part in range(parts)]
+    assert sampler is SAMPLER or 0 in map(len, wanted)
+    found = list(made(steps, parts, sampler=sampler))
     assert len(found) == len(wanted)
     for (features, labels, weights, count), drawn in zip(found, wanted, strict=True):
         assert count == drawn.size
@@ -47,6 +53,31 @@ def test_no_sample_comes_twice_and_whoever_asks_again_disturbs_nobody():
     with pytest.raises(tf.errors.OpError, match="drawn already"):
         next(iter(batches))
     assert len([*one]) == 39
+
+
+class Slow:
+    """A sampler that takes its time."""
+
+    def indices(self, step):
+        time.sleep(0.02)
+        return SAMPLER.indices(step)
+
+
+def test_whoever_asks_at_the_same_time_gets_none_of_it():
+    batches, found = made(40, sampler=Slow()), []
+
+    def ask():
+        try:
+            found.append(len(list(batches)))
+        except tf.errors.OpError:
+            found.append(0)
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert sorted(found) == [0, 0, 40]
 
 
 def test_no_generator_sets_the_allocator_of_the_whole_process(monkeypatch):

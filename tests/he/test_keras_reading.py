@@ -121,6 +121,18 @@ def test_a_softmax_of_either_make_is_dropped_at_the_end_and_refused_over_rows(so
         Network.from_keras(keras.Model(x, softmax(0)(logits)))
 
 
+@pytest.mark.parametrize("axis", [3, [-1], (3,), 1, [1, 3]])
+def test_a_softmax_layer_goes_along_the_last_axis_however_that_is_said(axis):
+    parts = layers.Conv2D(2, 3), models.Square(), layers.Conv2D(5, 4), layers.Softmax(axis)
+    model = stack((6, 6, 1), *parts)
+    if axis in (1, [1, 3]):
+        with pytest.raises(InputError, match=r"softmax along axis .*use the last axis"):
+            Network.from_keras(model)
+    else:
+        with pytest.warns(ModelReadingWarning, match="the softmax of layer .* is dropped"):
+            Network.from_keras(model)
+
+
 def used_twice():
     x, dense = layers.Input((4,)), layers.Dense(4)
     return keras.Model(x, layers.Dense(2)(models.Square()(dense(dense(x)))))

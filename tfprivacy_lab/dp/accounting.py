@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import math
-import operator
+import threading
 import warnings
 
 import dp_accounting
@@ -23,7 +23,7 @@ from dp_accounting import rdp
 from scipy import optimize
 
 from tfprivacy_lab import tf_privacy
-from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp import analytic_gaussian
 from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
 from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
@@ -61,10 +61,15 @@ class DpSgdRun:
     steps: int
 
     def __post_init__(self):
-        check_positive_int("examples", self.examples, at_most=_MOST_EXAMPLES)
-        check_positive_int("batch_size", self.batch_size)
-        check_positive_int("steps", self.steps, at_most=_MOST_STEPS)
-        check_finite_number("noise_multiplier", self.noise_multiplier, above=0, at_most=_LARGEST_NOISE)
+        settle(self, examples=check_positive_int("examples", self.examples, at_most=_MOST_EXAMPLES))
+        settle(self, batch_size=check_positive_int("batch_size", self.batch_size))
+        settle(self, steps=check_positive_int("steps", self.steps, at_most=_MOST_STEPS))
+        settle(
+            self,
+            noise_multiplier=check_finite_number(
+                "noise_multiplier", self.noise_multiplier, above=0, at_most=_LARGEST_NOISE
+            ),
+        )
         if self.batch_size > self.examples:
             raise InputError(
                 f"Expected batch_size <= examples, got batch_size={self.batch_size} for "
@@ -164,13 +169,13 @@ def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
     Raises:
         InputError: if δ or the noise (at least 0.1 here) is too small for a finite figure.
     """
-    check_positive_int("steps", steps, at_least=0)
-    check_delta(delta)
+    steps = check_positive_int("steps", steps, at_least=0)
+    delta = check_delta(delta)
     if steps == 0:
         return 0.0
     check_finite_number("noise_multiplier", run.noise_multiplier, at_least=SMALLEST_NOISE)
-    step = ("gaussian", run.sampling_probability, float(run.noise_multiplier))
-    return finite(epsilon_of_counts(canonical({step: steps}), float(delta)), delta)
+    step = ("gaussian", run.sampling_probability, run.noise_multiplier)
+    return finite(epsilon_of_counts(canonical({step: steps}), delta), delta)
 
 
 def finite(epsilon: float, delta: float) -> float:
@@ -261,7 +266,7 @@ def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsil
     delta = check_delta(delta)
     run = DpSgdRun(examples, batch_size, _LARGEST_NOISE, steps)
     warn_of_large_delta(delta, run.examples)
-    return _calibrated(*map(operator.index, (run.examples, run.batch_size, run.steps)), epsilon, delta)
+    return _calibrated(run.examples, run.batch_size, run.steps, epsilon, delta)
 
 
 @functools.lru_cache(256)
@@ -296,9 +301,9 @@ def _calibrated(examples, batch_size, steps, epsilon, delta) -> float:
         return low
     # At very small budgets the discretisation costs more than RDP loses.
     while excess(high) > 0:
-        high *= 1.1
-        if high > _LARGEST_NOISE:
+        if high >= _LARGEST_NOISE:
             raise InputError(f"No noise multiplier meets epsilon={epsilon:g} by PLD; ask for a larger epsilon.")
+        high = min(1.1 * high, _LARGEST_NOISE)
     root = optimize.brentq(excess, low, high, xtol=1e-6)
     noise_multiplier = math.ceil(root * 1e4) / 1e4
     while excess(noise_multiplier) > 0:
@@ -321,7 +326,7 @@ def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
     whole = math.floor(run.epochs)
     same = whole > 0 and steps_for(run.examples, run.batch_size, whole) == run.steps
     epochs = whole if same else run.epochs
-    return dict(_figures(run.examples, run.batch_size, epochs, run.noise_multiplier, float(delta)))
+    return dict(_figures(run.examples, run.batch_size, epochs, run.noise_multiplier, check_delta(delta)))
 
 
 @functools.lru_cache(64)
@@ -329,7 +334,8 @@ def _figures(n, batch_size, epochs, noise_multiplier, delta):
     """TF Privacy's figures and texts; remembered, for its accounting by real orders takes a second or two."""
     tfp = tf_privacy.load("analysis.compute_dp_sgd_privacy_lib", "A figure of TF Privacy's own")
     arguments = (n, batch_size, epochs, noise_multiplier, delta)
-    with _errors_only():  # The deprecation is told beside the figure; an order that does not converge is left out.
+    # The deprecation is told beside the figure; orders that do not converge, or are rounded below zero, are left out.
+    with _errors_only():
         return {
             "compute_dp_sgd_privacy": float(
                 tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)[0]
@@ -339,14 +345,19 @@ def _figures(n, batch_size, epochs, noise_multiplier, delta):
         }
 
 
+# How much the libraries say is a setting of the whole process.
+_VERBOSITY = threading.RLock()
+
+
 @contextlib.contextmanager
 def _errors_only():
     """Keep the libraries' warnings from the user."""
     from absl import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+    with _VERBOSITY:
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp import noise
 from tfprivacy_lab.zcdp import zcdp_epsilon
 
@@ -107,10 +107,13 @@ class GridGaussian:
     granularity: float
 
     def __post_init__(self):
-        check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0, at_most=1e100)
-        check_positive_int("dimension", self.dimension, at_most=2**40)
-        check_finite_number("noise_multiplier", self.noise_multiplier, above=0, at_most=1e5)
-        granularity = check_finite_number("granularity", self.granularity, above=0, at_most=1e100)
+        settle(self, l2_norm_clip=check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0, at_most=1e100))
+        settle(self, dimension=check_positive_int("dimension", self.dimension, at_most=2**40))
+        settle(
+            self, noise_multiplier=check_finite_number("noise_multiplier", self.noise_multiplier, above=0, at_most=1e5)
+        )
+        settle(self, granularity=check_finite_number("granularity", self.granularity, above=0, at_most=1e100))
+        granularity = self.granularity
         if math.frexp(granularity)[0] != 0.5:
             nearest = 2.0 ** round(math.log2(granularity))
             raise InputError(f"Expected granularity to be a power of two, got {granularity!r}; use {nearest!r}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import tensorflow as tf
 
@@ -30,11 +32,17 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
     *examples, weights = examples
     weights = weights.numpy()
 
-    blocks = [0]
+    blocks, drawing = [0], threading.Lock()
 
     def block(number):
-        if number != blocks[0]:  # Keras begins again on what it takes to be used up.
-            raise RuntimeError("These batches were drawn already: a sample that comes twice is none.")
+        with drawing:
+            if number != blocks[0]:  # Keras begins again on what it takes to be used up.
+                raise RuntimeError("These batches were drawn already: a sample that comes twice is none.")
+            found = drawn_block(number)
+            blocks[0] += 1
+        return found
+
+    def drawn_block(number):
         start = first + number * _STEPS_AT_ONCE
         numbers = range(start, min(start + _STEPS_AT_ONCE, last))
         drawn = [indices[part::parts] for indices in map(sampler.indices, numbers) for part in range(parts)]
@@ -44,7 +52,6 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         for one, begin in zip(drawn, ends[:-1], strict=True):
             places[begin : begin + one.size] = one
             held[begin : begin + one.size] = weights[one]
-        blocks[0] += 1
         return places, held, ends, counts
 
     @tf.autograph.experimental.do_not_convert

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab import keras_internals
-from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.checks import InputError, check_positive_int
 
 # In the names of what takes elements apart, and of what makes one of several.
 _APART, _TOGETHER = ("Unbatch", "FlatMap", "Interleave"), ("Batch", "GroupByWindow")
@@ -110,14 +110,18 @@ def from_sequence(sequence: keras.utils.PyDataset, model: keras.Model | None = N
     Raises:
         InputError: if it is empty, of something else, or of examples of several shapes.
     """
+    kind = type(sequence).__name__
     try:
         length = sequence.num_batches
-    except (NotImplementedError, TypeError):
+    except NotImplementedError:
         length = None
-    if length is None:
+    except TypeError as error:  # A class without __len__; or what its __len__ does, or gives.
         raise InputError(
-            f"Expected x to be a Sequence of known length, got {type(sequence).__name__} without one; give it __len__."
-        )
+            f"Expected x to be a Sequence of known length, got {kind}: {error}; give it __len__."
+        ) from error
+    if length is None:
+        raise InputError(f"Expected x to be a Sequence of known length, got {kind} without one; give it __len__.")
+    length = check_positive_int(f"the number of batches of {kind}", length, at_least=0)
     parts = [sequence[i] for i in range(length)]
     if not parts:
         raise InputError("Expected x to hold examples, got an empty Sequence.")

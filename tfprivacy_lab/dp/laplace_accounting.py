@@ -12,7 +12,7 @@ import math
 
 import dp_accounting
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp.accounting import ADJACENCY, SAMPLING, accountant_name, check_delta, steps_for
 from tfprivacy_lab.dp.adjacency import ZERO_OUT
 from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
@@ -45,10 +45,15 @@ class LaplaceRun:
     steps: int
 
     def __post_init__(self):
-        check_positive_int("examples", self.examples, at_most=_MOST_EXAMPLES)
-        check_positive_int("batch_size", self.batch_size)
-        check_positive_int("steps", self.steps, at_most=_MOST_STEPS)
-        check_finite_number("noise_multiplier", self.noise_multiplier, at_least=_SMALLEST_NOISE, at_most=_LARGEST_NOISE)
+        settle(self, examples=check_positive_int("examples", self.examples, at_most=_MOST_EXAMPLES))
+        settle(self, batch_size=check_positive_int("batch_size", self.batch_size))
+        settle(self, steps=check_positive_int("steps", self.steps, at_most=_MOST_STEPS))
+        settle(
+            self,
+            noise_multiplier=check_finite_number(
+                "noise_multiplier", self.noise_multiplier, at_least=_SMALLEST_NOISE, at_most=_LARGEST_NOISE
+            ),
+        )
         if self.batch_size > self.examples:
             raise InputError(
                 f"Expected batch_size <= examples, got batch_size={self.batch_size} for "
@@ -112,11 +117,11 @@ class LaplacePlan:
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "physical_batch_size"):
-            check_positive_int(name, getattr(self, name))
-        check_finite_number("l1_norm_clip", self.l1_norm_clip, above=0)
-        check_finite_number("learning_rate", self.learning_rate, above=0)
-        check_finite_number("momentum", self.momentum, at_least=0, below=1)
-        check_finite_number("average_last", self.average_last, at_least=0, at_most=1)
+            settle(self, **{name: check_positive_int(name, getattr(self, name))})
+        settle(self, l1_norm_clip=check_finite_number("l1_norm_clip", self.l1_norm_clip, above=0))
+        settle(self, learning_rate=check_finite_number("learning_rate", self.learning_rate, above=0))
+        settle(self, momentum=check_finite_number("momentum", self.momentum, at_least=0, below=1))
+        settle(self, average_last=check_finite_number("average_last", self.average_last, at_least=0, at_most=1))
 
     def calibrated(self, examples: int, epsilon: float, delta: float = 0.0) -> LaplaceRun:
         r"""The run that spends a pure ε on ``examples`` private examples; a pure ε holds at any ``delta``.

@@ -15,7 +15,7 @@ import math
 import numpy as np
 from scipy import optimize, special
 
-from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number
+from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, settle
 from tfprivacy_lab.dp import noise
 
 _LARGEST, _LARGEST_EPSILON = 1e100, 1e4
@@ -43,8 +43,8 @@ class LaplaceMechanism:
     scale: float
 
     def __post_init__(self):
-        check_finite_number("sensitivity", self.sensitivity, above=0, at_most=_LARGEST)
-        check_finite_number("scale", self.scale, above=0, at_most=_LARGEST)
+        settle(self, sensitivity=check_finite_number("sensitivity", self.sensitivity, above=0, at_most=_LARGEST))
+        settle(self, scale=check_finite_number("scale", self.scale, above=0, at_most=_LARGEST))
 
     @classmethod
     def calibrated(cls, sensitivity: float, epsilon: float) -> LaplaceMechanism:
@@ -114,8 +114,8 @@ class GaussianMechanism:
     stddev: float
 
     def __post_init__(self):
-        check_finite_number("sensitivity", self.sensitivity, above=0, at_most=_LARGEST)
-        check_finite_number("stddev", self.stddev, above=0, at_most=_LARGEST)
+        settle(self, sensitivity=check_finite_number("sensitivity", self.sensitivity, above=0, at_most=_LARGEST))
+        settle(self, stddev=check_finite_number("stddev", self.stddev, above=0, at_most=_LARGEST))
 
     @classmethod
     def classical(cls, sensitivity: float, epsilon: float, delta: float) -> GaussianMechanism:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfprivacy_lab.checks import check_finite_number, check_positive_int
+from tfprivacy_lab.checks import check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp.accounting import DpSgdRun, calibrate_noise_multiplier, steps_for
 
 
@@ -33,11 +33,11 @@ class TrainingPlan:
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "physical_batch_size"):
-            check_positive_int(name, getattr(self, name))
-        check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0)
-        check_finite_number("learning_rate", self.learning_rate, above=0)
-        check_finite_number("momentum", self.momentum, at_least=0, below=1)
-        check_finite_number("average_last", self.average_last, at_least=0, at_most=1)
+            settle(self, **{name: check_positive_int(name, getattr(self, name))})
+        settle(self, l2_norm_clip=check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0))
+        settle(self, learning_rate=check_finite_number("learning_rate", self.learning_rate, above=0))
+        settle(self, momentum=check_finite_number("momentum", self.momentum, at_least=0, below=1))
+        settle(self, average_last=check_finite_number("average_last", self.average_last, at_least=0, at_most=1))
 
     def calibrated(self, examples: int, epsilon: float, delta: float) -> DpSgdRun:
         """The run that spends (ε, δ) on ``examples`` private examples.

@@ -14,7 +14,7 @@ import math
 import dp_accounting
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_finite_number, check_matrix
+from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_finite_number, check_matrix, settle
 from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
 from tfprivacy_lab.dp.mechanisms import GaussianMechanism
 
@@ -65,9 +65,9 @@ class PrivateScale:
         low, high = bounds
         if low.shape != high.shape or not np.all(low < high) or not np.all(np.isfinite(high - low)):
             raise InputError(f"Expected low < high for every column, got low={low} and high={high}.")
-        check_finite_number("noise_multiplier", self.noise_multiplier, above=0)
+        settle(self, noise_multiplier=check_finite_number("noise_multiplier", self.noise_multiplier, above=0))
         if self.count is not None:
-            check_finite_number("count", self.count, at_least=1)
+            settle(self, count=check_finite_number("count", self.count, at_least=1))
 
     @classmethod
     def calibrated(cls, low, high, *, epsilon: float, delta: float, count: int | None = None) -> PrivateScale:

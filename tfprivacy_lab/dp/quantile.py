@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
 
 # Counting b - 1/2 instead of b in {0, 1}: an example moves the count by a half, whichever side it is on.
 _COUNT_SENSITIVITY = 0.5
@@ -55,11 +55,18 @@ class QuantileClip:
     largest: float = 1e6
 
     def __post_init__(self):
-        check_positive_int("batch_size", self.batch_size)
+        settle(self, batch_size=check_positive_int("batch_size", self.batch_size))
         for name in ("count_stddev", "learning_rate", "smallest", "largest"):
-            check_finite_number(name, getattr(self, name), above=0)
-        check_finite_number("target_quantile", self.target_quantile, at_least=0, at_most=1)
-        check_finite_number("l2_norm_clip", self.l2_norm_clip, at_least=self.smallest, at_most=self.largest)
+            settle(self, **{name: check_finite_number(name, getattr(self, name), above=0)})
+        settle(
+            self, target_quantile=check_finite_number("target_quantile", self.target_quantile, at_least=0, at_most=1)
+        )
+        settle(
+            self,
+            l2_norm_clip=check_finite_number(
+                "l2_norm_clip", self.l2_norm_clip, at_least=self.smallest, at_most=self.largest
+            ),
+        )
 
     def centred_count(self, norms, weights=None) -> float:
         r""":math:`\sum_i w_i (1[\|g_i\| \le C] - \tfrac12)`: the noiseless count, to be released under noise only.

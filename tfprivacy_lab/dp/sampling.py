@@ -15,7 +15,7 @@ import secrets
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.checks import InputError, check_positive_int, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +107,8 @@ class PoissonBatches:
 
     def __post_init__(self):
         for name in ("examples", "batch_size", "steps", "physical_batch_size"):
-            check_positive_int(name, getattr(self, name))
-        check_positive_int("seed", self.seed, at_least=0)
+            settle(self, **{name: check_positive_int(name, getattr(self, name))})
+        settle(self, seed=check_positive_int("seed", self.seed, at_least=0))
         if self.batch_size > self.examples:
             raise InputError(
                 f"Expected batch_size <= examples, got batch_size={self.batch_size} for "

@@ -95,11 +95,13 @@ def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoc
     records, averages, step = [], [], 0
     for epoch in range(1, plan.epochs + 1):
         start, end = time.perf_counter(), steps_for(run.examples, run.batch_size, epoch)
-        run_steps(step, end)
-        without_figures(model)  # A mean loss of private examples would be exported with the model.
-        step = end
-        _check_weights_finite(model, epoch)
-        accuracy = None if validation is None else evaluate_accuracy(model, *validation)
+        try:
+            run_steps(step, end)
+            step = end
+            _check_weights_finite(model, epoch)
+            accuracy = None if validation is None else evaluate_accuracy(model, *validation)
+        finally:
+            without_figures(model)  # A mean of private examples would be exported with the model.
         records.append(EpochRecord(epoch, step, epsilon_at(step), accuracy, time.perf_counter() - start))
         if plan.epochs - epoch < round(plan.epochs * plan.average_last, 9):
             averages.append(model.get_weights())

@@ -16,7 +16,7 @@ import secrets
 from dp_accounting import dp_event, rdp
 from scipy import optimize
 
-from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
+from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, settle
 from tfprivacy_lab.dp import accounting, adjacency, composition
 
 _LARGEST_MEAN = 1e6
@@ -44,11 +44,11 @@ class Repetitions:
 
     def __post_init__(self):
         check_choice("distribution", self.distribution, ("negative_binomial", "poisson"))
-        check_finite_number("shape", self.shape, at_least=0, at_most=100)
+        settle(self, shape=check_finite_number("shape", self.shape, at_least=0, at_most=100))
         if self.distribution == "poisson":
-            check_finite_number("mean", self.mean, at_least=1, at_most=_LARGEST_MEAN)
+            settle(self, mean=check_finite_number("mean", self.mean, at_least=1, at_most=_LARGEST_MEAN))
         else:
-            check_finite_number("mean", self.mean, above=1, at_most=_LARGEST_MEAN)
+            settle(self, mean=check_finite_number("mean", self.mean, above=1, at_most=_LARGEST_MEAN))
 
     @functools.cached_property
     def gamma(self) -> float:

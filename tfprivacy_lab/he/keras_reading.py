@@ -108,7 +108,7 @@ def _read(link: Link) -> list:
     after = _after(activation, layer)
     if _is_square(layer):
         return [_SQUARE]
-    if kind == "Softmax" and layer.axis not in (1, -1):
+    if kind == "Softmax" and not _is_last_axis(layer.axis, link.shape):
         raise InputError(_refusal(layer.name, f"softmax along axis {layer.axis}", "use the last axis"))
     if kind in ("Activation", "Softmax") and (found := after if kind == "Activation" else _after("softmax", layer)):
         return found
@@ -164,8 +164,13 @@ def _affine(layer, kind: str, config, shape) -> Affine:
     return Affine(kernel, bias[0] if bias else np.zeros(kernel.shape[1]), windows, inputs)
 
 
+def _is_last_axis(axis, shape) -> bool:
+    """Whether an axis, counted from the examples', or a list of one, is the last of an example of the shape."""
+    return list(np.ravel(axis)) in ([-1], [len(shape)])
+
+
 def _batch_normalization(layer, shape) -> _Scaling:
-    if layer.axis not in (-1, len(shape)):
+    if not _is_last_axis(layer.axis, shape):
         what = f"BatchNormalization, axis {layer.axis}"
         raise InputError(_refusal(layer.name, what, "normalise the last axis"))
     mean, variance = (np.asarray(value, np.float64) for value in (layer.moving_mean, layer.moving_variance))
