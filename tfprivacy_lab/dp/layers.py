@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.dp.convolutions import ConvolutionUses, DepthwiseConvolutionUses
 from tfprivacy_lab.dp.linear_layers import DenseUses, EinsumDenseUses, Uses
-from tfprivacy_lab.dp.products import ghost_norms
+from tfprivacy_lab.dp.products import ghost_norms, summed
 
 _layers = keras.layers
 
@@ -87,7 +87,7 @@ class NormalizationUses(Uses):
         return sum(tf.reduce_sum(tf.square(g), list(range(1, len(g.shape)))) for g in self._found.values())
 
     def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
-        return self._in_order(**{name: tf.tensordot(factors, g, 1) for name, g in self._found.items()})
+        return self._in_order(**{name: summed(factors, g) for name, g in self._found.items()})
 
     def floats_per_example(self) -> int:
         return 2 * sum(math.prod(x.shape[1:]) for x in self.inputs)

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.products import Products, cleared, products_of
+from tfprivacy_lab.dp.products import Products, cleared, products_of, summed
 from tfprivacy_lab.keras_internals import own_weights
 
 
@@ -113,7 +113,7 @@ class LinearUses(Uses):
     def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
         named = {"kernel": self.kernel_shaped(self.products().weighted_sum(factors))}
         if self._bias_gradients is not None:
-            named["bias"] = tf.tensordot(factors, self._bias_gradients, 1)
+            named["bias"] = summed(factors, self._bias_gradients)
         return self._in_order(**named)
 
     def keeping(self, rows):

@@ -54,6 +54,11 @@ class Products(abc.ABC):
         return cleared(self, rows)
 
 
+def summed(factors: tf.Tensor, each: tf.Tensor) -> tf.Tensor:
+    """Σ_b factors_b each_b, of (batch, ...); a product of a row and a matrix waits for all threads, and is slower."""
+    return tf.reduce_sum(each * tf.reshape(factors, (-1, *[1] * (len(each.shape) - 1))), 0)
+
+
 def cleared(one, rows: tf.Tensor, but: tuple[str, ...] = ()):
     """A copy whose tensors, all (batch, ...), are zero for the examples that ``rows`` says no to."""
 
