@@ -236,7 +236,13 @@ def events_of(*arguments):
 
 
 @pytest.mark.parametrize(
-    "path", ["DPKerasSGDOptimizer", "VectorizedDPKerasSGDOptimizer", "DPModel", "DPModel + registry"]
+    "path",
+    [
+        "DPKerasSGDOptimizer",
+        "VectorizedDPKerasSGDOptimizer",
+        pytest.param("DPModel", marks=pytest.mark.slow),
+        "DPModel + registry",
+    ],
 )
 def test_paths_of_tf_privacy_train_the_model_of_the_benchmark(path):
     built, *_, last = events_of(path, "document_mlp")
