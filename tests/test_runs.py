@@ -249,17 +249,19 @@ def test_engines_spend_the_same_and_both_learn(run, tmp_path):
         run("c", engine="quick")
 
 
-def test_epsilon_follows_from_the_runs_own_log(finished):
+@pytest.mark.parametrize("epsilon", [1.0, 3.0])
+def test_epsilon_follows_from_the_runs_own_log(finished, run, epsilon):
     """The log of events, rebuilt and accounted here by dp-accounting alone."""
+    metrics = finished if epsilon == 3.0 else run("other", epsilon=epsilon)
 
     def rebuilt(node):
         node = {key: rebuilt(value) if key == "event" else value for key, value in node.items()}
         return getattr(dp_accounting, node.pop("type"))(**node)
 
     accountant = pld.PLDAccountant()
-    for event in finished["events"]:
+    for event in metrics["events"]:
         accountant.compose(rebuilt(event))
-    assert accountant.get_epsilon(DELTA) == pytest.approx(finished["epsilon"], rel=1e-6)
+    assert accountant.get_epsilon(DELTA) == pytest.approx(metrics["epsilon"], rel=1e-6)
 
 
 def test_the_twin_without_dp_is_the_runs_own_network(recipe, monkeypatch):

@@ -38,6 +38,25 @@ _QUICK_ORDERS = (2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 128, 256, 512, 1024)
 _MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**8, 100.0
 
 
+def settle_sizes(run, *, most_steps: int) -> None:
+    """Keep examples, batch_size and steps of a run, under whatever noise, as whole numbers.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+    """
+    settle(
+        run,
+        examples=check_positive_int("examples", run.examples, at_most=_MOST_EXAMPLES),
+        batch_size=check_positive_int("batch_size", run.batch_size),
+        steps=check_positive_int("steps", run.steps, at_most=most_steps),
+    )
+    if run.batch_size > run.examples:
+        raise InputError(
+            f"Expected batch_size <= examples, got batch_size={run.batch_size} for "
+            f"examples={run.examples}; use a smaller batch."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class DpSgdRun:
     r"""What one run of DP-SGD does to a private set.
@@ -61,20 +80,11 @@ class DpSgdRun:
     steps: int
 
     def __post_init__(self):
-        settle(self, examples=check_positive_int("examples", self.examples, at_most=_MOST_EXAMPLES))
-        settle(self, batch_size=check_positive_int("batch_size", self.batch_size))
-        settle(self, steps=check_positive_int("steps", self.steps, at_most=_MOST_STEPS))
-        settle(
-            self,
-            noise_multiplier=check_finite_number(
-                "noise_multiplier", self.noise_multiplier, above=0, at_most=_LARGEST_NOISE
-            ),
+        settle_sizes(self, most_steps=_MOST_STEPS)
+        noise_multiplier = check_finite_number(
+            "noise_multiplier", self.noise_multiplier, above=0, at_most=_LARGEST_NOISE
         )
-        if self.batch_size > self.examples:
-            raise InputError(
-                f"Expected batch_size <= examples, got batch_size={self.batch_size} for "
-                f"examples={self.examples}; use a smaller batch."
-            )
+        settle(self, noise_multiplier=noise_multiplier)
 
     @property
     def sampling_probability(self) -> float:

@@ -13,13 +13,13 @@ import math
 import dp_accounting
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
-from tfprivacy_lab.dp.accounting import ADJACENCY, SAMPLING, accountant_name, check_delta, steps_for
+from tfprivacy_lab.dp.accounting import ADJACENCY, SAMPLING, accountant_name, check_delta, settle_sizes, steps_for
 from tfprivacy_lab.dp.adjacency import ZERO_OUT
 from tfprivacy_lab.dp.fourier_accountant import canonical, epsilon_of_counts
 
 # Within these the discretised privacy loss has at most some 10^5 points a step.
 _SMALLEST_NOISE, _LARGEST_NOISE = 0.05, 1e7
-_MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**6, 100.0
+_MOST_STEPS, _LARGEST_EPSILON = 10**6, 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +45,9 @@ class LaplaceRun:
     steps: int
 
     def __post_init__(self):
-        settle(self, examples=check_positive_int("examples", self.examples, at_most=_MOST_EXAMPLES))
-        settle(self, batch_size=check_positive_int("batch_size", self.batch_size))
-        settle(self, steps=check_positive_int("steps", self.steps, at_most=_MOST_STEPS))
-        settle(
-            self,
-            noise_multiplier=check_finite_number(
-                "noise_multiplier", self.noise_multiplier, at_least=_SMALLEST_NOISE, at_most=_LARGEST_NOISE
-            ),
-        )
-        if self.batch_size > self.examples:
-            raise InputError(
-                f"Expected batch_size <= examples, got batch_size={self.batch_size} for "
-                f"examples={self.examples}; use a smaller batch."
-            )
+        settle_sizes(self, most_steps=_MOST_STEPS)
+        limits = {"at_least": _SMALLEST_NOISE, "at_most": _LARGEST_NOISE}
+        settle(self, noise_multiplier=check_finite_number("noise_multiplier", self.noise_multiplier, **limits))
 
     @property
     def sampling_probability(self) -> float:
