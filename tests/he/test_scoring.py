@@ -290,9 +290,12 @@ def test_what_cannot_begin_is_refused_before_anything_is_written(tmp_path, head,
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://h:1", "tcp://", "tcp://127.0.0.1:1", "tcp://127.0.0.1:x"])
 def test_clusters_that_are_none(tmp_path, head, queries, address, monkeypatch):
+    """No thread is left: distributed's locks are shared, and a collected client would close in somebody's start."""
     monkeypatch.setattr(scoring, "_CONNECT_SECONDS", 0.5)
+    before = set(threading.enumerate())
     with pytest.raises(InputError, match="luster"):
         score(head[0], queries, tmp_path / "out", cluster=address)
+    assert [thread for thread in threading.enumerate() if thread not in before and thread.name == "IO loop"] == []
 
 
 def test_a_scheduler_that_goes_away(tmp_path, head, made):

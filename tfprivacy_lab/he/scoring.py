@@ -272,8 +272,19 @@ def _run_cluster(address: str, waiting, on_progress) -> list[tuple[str, str]]:
     import distributed
     import joblib
 
+    class Client(distributed.Client):
+        """Leaves nothing behind where it cannot connect: collected later, it could block another one's start."""
+
+        def start(self, **options):
+            try:
+                super().start(**options)
+            except BaseException:
+                self.close()
+                self._loop_runner.stop()
+                raise
+
     try:
-        client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(
             f"Cannot reach cluster {address}: {str(error) or 'no answer'}; is a scheduler there?"
