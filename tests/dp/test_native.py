@@ -210,6 +210,26 @@ def test_a_scale_for_another_number_of_tensors_is_refused(compiled):
         )
 
 
+def test_rows_are_counted_against_a_number_or_the_first_tensor(compiled):
+    def check(*lengths, rows=-1, names=("a",)):
+        compiled.tfprivacy_lab_assert_rows([tf.zeros((n, 2)) for n in lengths], mark="m", rows=rows, names=list(names))
+
+    check(3, 3)
+    check(0, 0)
+    check(3, rows=3)
+    for arguments, options, said in (
+        ((3, 2), {}, r"\[m\] \[3\] \[a\] \[2\]"),
+        ((2,), {"rows": 3}, r"\[m\] \[3\] \[a\] \[2\]"),
+        ((3, 3, 0), {"names": ("a", "b")}, r"\[m\] \[3\] \[b\] \[0\]"),
+        ((3, 3), {"names": ()}, "a name a tensor"),
+        ((3,), {}, "a name a tensor"),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=said):
+            check(*arguments, **options)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="first axis"):
+        compiled.tfprivacy_lab_assert_rows([tf.zeros(()), tf.zeros(3)], mark="m", rows=-1, names=["a"])
+
+
 def test_without_a_compiler_set_up_says_what_is_lost_and_goes_on(tmp_path):
     code = """
 import os, runpy, sys

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import private_model, steps
+from tfprivacy_lab.dp import native, private_model, steps
 from tfprivacy_lab.dp.clipping import BookKeeping, clipped_sum_example_by_example
 from tfprivacy_lab.dp.rows import after, assert_one_row_per_example, refusal_of
 
@@ -16,11 +16,20 @@ from .test_training import CLASSES, WIDTH
 layers = keras.layers
 
 
+@pytest.fixture(params=["compiled", "TensorFlow"])
+def is_compiled(request, monkeypatch):
+    """Whether the assertion is one compiled operation, or TensorFlow's own."""
+    found = request.getfixturevalue("compiled") if request.param == "compiled" else None
+    monkeypatch.setattr(native, "operations", lambda: found)
+    return found is not None
+
+
+@pytest.mark.usefixtures("is_compiled")
 @pytest.mark.parametrize("length", [0, 1, 4, 6])
 def test_another_number_of_rows_is_refused_at_tracing_and_at_run_time(length):
     @tf.function(input_signature=[tf.TensorSpec((None, 2)), tf.TensorSpec((None,))])
     def step(values, weights):
-        return after(assert_one_row_per_example(tf.shape(weights)[0], {"the losses": values}), values)
+        return after(assert_one_row_per_example(weights, {"the losses": values}), values)
 
     assert step(tf.zeros((5, 2)), tf.zeros(5)).shape == (5, 2)
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
@@ -30,19 +39,34 @@ def test_another_number_of_rows_is_refused_at_tracing_and_at_run_time(length):
         assert_one_row_per_example(5, {"the losses": tf.zeros((length, 2))})
 
 
-def test_a_step_pays_for_what_its_shapes_leave_open_alone():
+def test_tensors_are_told_apart_by_their_names(is_compiled):
+    @tf.function(input_signature=[tf.TensorSpec((None,)), tf.TensorSpec(None, tf.int32), tf.TensorSpec((5, None))])
+    def step(rows, labels, fixed):
+        return after(assert_one_row_per_example(rows, {"a": rows, "b": [labels, fixed]}), labels)
+
+    assert step(tf.zeros(5), tf.zeros((5, 1), tf.int32), tf.zeros((5, 2))).shape == (5, 1)
+    for rows, labels, got in ((5, 4, 4), (6, 6, 5)):
+        with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+            step(tf.zeros(rows), tf.zeros((labels, 1), tf.int32), tf.zeros((5, 2)))
+        assert f"Expected b to have one row per example, got {got} rows for {rows}" in refusal_of(caught.value)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        step(tf.zeros(5), tf.zeros((), tf.int32), tf.zeros((5, 2)))
+
+
+def test_a_step_pays_for_what_its_shapes_leave_open_alone(is_compiled):
     """No conditional around the assertion, and none at all where shapes say it."""
 
     def kinds(height):
         @tf.function(input_signature=[tf.TensorSpec((height, 2)), tf.TensorSpec((height,))])
         def step(values, weights):
-            return after(assert_one_row_per_example(height or tf.shape(weights)[0], {"the losses": values}), values)
+            return after(assert_one_row_per_example(height or weights, {"the losses": values}), values)
 
         return {operation.type for operation in step.get_concrete_function().graph.get_operations()}
 
-    assert "Assert" in kinds(None)
+    assert ("TfprivacyLab>AssertRows" if is_compiled else "Assert") in kinds(None)
     assert not {"If", "StatelessIf"} & kinds(None)
-    assert "Assert" not in kinds(5)
+    assert not is_compiled or not {"Shape", "StridedSlice"} & kinds(None)
+    assert not {"Assert", "TfprivacyLab>AssertRows"} & kinds(5)
 
 
 def test_another_error_is_no_refusal():

@@ -106,11 +106,11 @@ class BookKeeping:
         check_first_axes(uses, losses)
         outputs = [output for use in uses for output in use.outputs]
         found = tape.gradient(total, outputs, unconnected_gradients="zero")
-        named: dict = {"the losses": losses, "the sample weights": [] if weights is None else weights}
+        named: dict = {"the losses": losses}
         for use in uses:
             named[f"the input of layer {use.layer.name!r}"] = use.inputs
             named[f"the output of layer {use.layer.name!r}"] = use.outputs
-        rows = tf.shape(losses if weights is None else weights)[0]
+        rows = losses if weights is None else weights
         named["the outputs' gradients"] = found
         found = iter(after(assert_one_row_per_example(rows, named), found) if asserted else found)
         for use in uses:
@@ -227,7 +227,7 @@ def clipped_sum_example_by_example(
         Gradients of the trainable variables, norms (batch,), losses (batch,).
     """
     variables = raw(model.trainable_variables)
-    weights = after(assert_one_row_per_example(tf.shape(weights)[0], {"x and y": batch}), weights)
+    weights = after(assert_one_row_per_example(weights, {"x and y": batch}), weights)
     count = tf.shape(weights)[0]
     norms, losses = (tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(2))
     total, i = [tf.zeros_like(variable) for variable in variables], tf.constant(0)

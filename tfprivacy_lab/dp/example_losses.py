@@ -60,7 +60,7 @@ class ExampleLosses:
                 "Expected loss to give one value an example, got a single number: clipping it would bound nothing; "
                 "return the losses before their mean."
             )
-        rows = assert_one_row_per_example(tf.shape(labels)[0], {"the model's output": outputs, "the losses": values})
+        rows = assert_one_row_per_example(labels, {"the model's output": outputs, "the losses": values})
         values, over = after(rows, values), list(range(1, len(values.shape)))
         mask = mask_of(outputs)
         if mask is None or not over:

@@ -142,7 +142,8 @@ class DenseUses(LinearUses):
     def as_matrices(self, inputs, gradients):
         d, p = self.layer.kernel.shape
         positions = -1 if None in inputs.shape[1:-1] else math.prod(inputs.shape[1:-1])
-        return (tf.reshape(a, (tf.shape(a)[0], 1, positions, w)) for a, w in ((inputs, d), (gradients, p)))
+        rows = -1 if positions > 0 else tf.shape(inputs)[0]
+        return (tf.reshape(a, (rows, 1, positions, width)) for a, width in ((inputs, d), (gradients, p)))
 
     def kernel_shaped(self, summed):
         return summed[0]

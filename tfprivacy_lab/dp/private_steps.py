@@ -72,7 +72,7 @@ class PrivateSteps:
     def train_step(self, data):
         """One logical batch: clip, sum, add noise once, divide by the expected size, let the optimizer step."""
         x, y, weights, count = data
-        x, y = after(assert_one_row_per_example(tf.shape(weights)[0], {"x": x, "y": y}), (x, y))
+        x, y = after(assert_one_row_per_example(weights, {"x": x, "y": y}), (x, y))
         steps = self._record.count_step()
         if self.engine == "reference":
             self._reference.step(lambda x, y: self._losses_and_outputs((x, y), True)[0], x, y, weights)

@@ -7,16 +7,17 @@ import re
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import native
 
 # Begins the message of an assertion that fails at run time.
 _MARK = "one row per example"
 
 
-def assert_one_row_per_example(rows, tensors: dict) -> tf.Operation:
+def assert_one_row_per_example(rows: int | tf.Tensor, tensors: dict) -> tf.Operation:
     """An assertion that first axes are as long as there are rows: at tracing where shapes are known, else every batch.
 
     Args:
-        rows: Number of rows, an int or a scalar tensor.
+        rows: Number of rows, or a tensor that has them, (rows, ...).
         tensors: By what to call them, tensors or structures of tensors, (rows, ...).
 
     Returns:
@@ -25,7 +26,7 @@ def assert_one_row_per_example(rows, tensors: dict) -> tf.Operation:
     Raises:
         InputError: naming the first tensor whose shape shows it at tracing.
     """
-    known, said = tf.get_static_value(rows), []
+    known, opened = rows.shape[0] if tf.is_tensor(rows) else rows, []
     for name, group in tensors.items():
         for tensor in tf.nest.flatten(group):
             if tensor.shape.rank == 0:
@@ -33,15 +34,22 @@ def assert_one_row_per_example(rows, tensors: dict) -> tf.Operation:
             length = None if tensor.shape.rank is None else tensor.shape[0]
             if None not in (known, length):
                 if length != known:
-                    raise InputError(_refusal(name, length, int(known)))
-                continue
-            said.append((name, tf.shape(tensor, tf.int64)[0]))
-    if not said:
+                    raise InputError(_refusal(name, length, known))
+            elif tensor is not rows:
+                opened.append((name, tensor))
+    if not opened:
         return tf.no_op()
-    lengths, rows = tf.stack([length for _, length in said]), tf.cast(rows, tf.int64)
-    data = [_MARK, rows, *(part for pair in said for part in pair)]
+    names, opened = zip(*opened, strict=True)
+    if compiled := native.operations():
+        given = [*([rows] if known is None else []), *opened]
+        return compiled.tfprivacy_lab_assert_rows(
+            given, mark=_MARK, rows=-1 if known is None else known, names=list(names)
+        )
+    lengths = [tf.shape(tensor, tf.int64)[0] for tensor in opened]
+    rows = tf.shape(rows, tf.int64)[0] if known is None else tf.constant(known, tf.int64)
+    data = [_MARK, rows, *(part for pair in zip(names, lengths, strict=True) for part in pair)]
     # The bare operation: tf.debugging.Assert puts a conditional around it, at every step.
-    return tf.raw_ops.Assert(condition=tf.reduce_all(tf.equal(lengths, rows)), data=data)
+    return tf.raw_ops.Assert(condition=tf.reduce_all(tf.equal(tf.stack(lengths), rows)), data=data)
 
 
 def after(check: tf.Operation | None, tensors):
