@@ -84,6 +84,16 @@ def test_raw_variables_are_tensorflows_and_the_same():
     assert [float(tf.reduce_max(one)) for one in found] == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_a_variable_that_its_gradient_overwrites_is_told_from_others():
+    """Keras' optimizers put the gradient of such a one in its place: so one does here."""
+    scale, weight = keras.Variable([1.0]), keras.Variable([1.0])
+    scale.overwrite_with_gradient = True
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.apply_gradients([(tf.constant([7.0]), scale), (tf.constant([2.0]), weight)])
+    assert [float(variable.numpy()[0]) for variable in (scale, weight)] == [7.0, 0.0]
+    assert [keras_internals.is_overwritten(variable) for variable in (scale, weight)] == [True, False]
+
+
 def test_a_model_is_saved_as_if_it_had_not_been_compiled(tmp_path):
     model = network()
     model.compile("adam", "mse", metrics=["mae"])
@@ -195,9 +205,10 @@ def test_metrics_are_built_without_a_batch():
 
 
 def test_profiling_is_told_from_none():
-    if not keras_internals.profiles(keras.callbacks.TensorBoard("nowhere", profile_batch=2)):
-        pytest.skip("no profiler: this Keras turns profiling off without TensorBoard's package")
-    assert not keras_internals.profiles(keras.callbacks.TensorBoard("nowhere", profile_batch=0))
+    callback = keras.callbacks.TensorBoard("nowhere", profile_batch=0)
+    assert not keras_internals.profiles(callback)
+    callback._init_profile_batch(2)
+    assert keras_internals.profiles(callback)
 
 
 PRIVATE = re.compile(

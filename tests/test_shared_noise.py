@@ -1,5 +1,6 @@
 """DP noise from shares: its scale, what colluding parties leave of it, and the figure that is claimed."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,6 +20,16 @@ def has_stddev(sample, stddev):
     """Two-sided chi-squared test at one in a million: the noise is the operating system's, and has no seed."""
     statistic = np.sum(np.square(sample)) / stddev**2
     return 5e-7 < stats.chi2.cdf(statistic, len(sample)) < 1 - 5e-7
+
+
+def test_numbers_are_kept_as_numbers():
+    plain = SharedGaussian(PARTIES, 1.5, 4000, 2.0, colluding=1, fraction_bits=18, releases=3, roundings=2)
+    given = [np.array(value) for value in (1.5, 4000, 2, 1, 18, 3, 2)]
+    kept = SharedGaussian(list(PARTIES), *given)
+    assert kept == plain
+    assert dataclasses.astuple(kept)[1:] == dataclasses.astuple(plain)[1:]
+    assert [type(value) for value in dataclasses.astuple(kept)] == [tuple, float, int, float, *[int] * 4]
+    assert kept.epsilon(1e-6) == plain.epsilon(1e-6)
 
 
 def test_revealed_sum_carries_the_claimed_noise_and_collusion_leaves_the_stated_rest():

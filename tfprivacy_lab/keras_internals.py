@@ -126,7 +126,7 @@ def build_metrics(model: keras.Model, labels, outputs) -> None:
 
 def profiles(callback: keras.callbacks.TensorBoard) -> bool:
     """Whether a TensorBoard callback profiles batches."""
-    return bool(getattr(callback, "_should_trace", False))
+    return bool(callback._should_trace)
 
 
 class BuiltBeforehand:

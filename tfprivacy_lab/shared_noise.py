@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp.discrete import discrete_gaussian
 from tfprivacy_lab.mpc import noise_shares
 from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
@@ -60,16 +60,15 @@ class SharedGaussian:
     roundings: int = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "parties", listed("parties", self.parties, str))
+        settle(self, parties=listed("parties", self.parties, str))
         if not self.parties or len(set(self.parties)) != len(self.parties):
             raise InputError(f"Expected parties to be different names, got {self.parties!r}.")
-        check_finite_number("l2_norm_clip", self.l2_norm_clip, above=0, at_most=1e100)
-        check_finite_number("noise_multiplier", self.noise_multiplier, above=0, at_most=1e5)
-        check_positive_int("dimension", self.dimension, at_most=2**40)
-        check_positive_int("colluding", self.colluding, at_least=0, at_most=len(self.parties) - 1)
-        check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
-        check_positive_int("releases", self.releases)
-        check_positive_int("roundings", self.roundings)
+        for name, at_most in {"l2_norm_clip": 1e100, "noise_multiplier": 1e5}.items():
+            settle(self, **{name: check_finite_number(name, getattr(self, name), above=0, at_most=at_most)})
+        whole = {"dimension": (1, 2**40), "colluding": (0, len(self.parties) - 1), "fraction_bits": (8, 40)}
+        for name, (at_least, at_most) in (whole | {"releases": (1, None), "roundings": (1, None)}).items():
+            number = check_positive_int(name, getattr(self, name), at_least=at_least, at_most=at_most)
+            settle(self, **{name: number})
         if self.sigma < 2:
             raise InputError(f"Expected noise of at least two grid steps, got {self.sigma}; raise fraction_bits.")
         if self.sigma > 2**40:

@@ -105,14 +105,22 @@ OPTIONS = {
     "clipvalue": lambda: SGD(0.5, clipvalue=1.0),
     "global_clipnorm": lambda: SGD(0.5, global_clipnorm=1.0),
     "use_ema": lambda: SGD(0.5, use_ema=True),
-    "Nesterov": lambda: SGD(0.5, 0.9, nesterov=True),
+    "gradient_accumulation_steps": lambda: SGD(0.5, gradient_accumulation_steps=2),
+    "loss_scale_factor": lambda: SGD(0.5, loss_scale_factor=2.0),
+    "nesterov": lambda: SGD(0.5, 0.9, nesterov=True),
 }
+# Of Keras' SGD; those of the moving average do nothing without use_ema.
+TAKEN = {"name", "learning_rate", "momentum", "ema_momentum", "ema_overwrite_frequency"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_that_the_reference_engine_would_leave_undone_are_refused(option):
-    with pytest.raises(InputError, match=option):
+    with pytest.raises(InputError, match=f"(?i){option}"):
         private(optimizer=OPTIONS[option](), engine="reference")
+
+
+def test_every_option_is_taken_or_refused():
+    assert set(SGD().get_config()) == TAKEN | set(OPTIONS)
 
 
 def test_engines_follow_a_learning_rate_that_a_callback_sets_and_count_steps():

@@ -74,6 +74,10 @@ def pauses(monkeypatch):
     return noted
 
 
+def test_the_limit_is_kept_as_a_number():
+    assert type(remote.Service("http://127.0.0.1:1", seconds=np.array(5)).seconds) is float
+
+
 def test_after_503_and_broken_connections_the_same_query_is_asked_again(pauses):
     cut = answer(200, b"12345")[:-2]
     with Script(problem(503, "busy", Retry_After=1), b"", cut, answer(200, b"reply")) as script:

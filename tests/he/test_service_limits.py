@@ -1,6 +1,7 @@
 """The service's limits inside one process: an evaluator that waits for the test, called by the ASGI protocol."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import threading
@@ -13,6 +14,12 @@ from tfprivacy_lab.he import service
 from tfprivacy_lab.he.admission import CREDIT_SECONDS, PATIENCE_SECONDS, Admission, Limits
 from tfprivacy_lab.he.prepared import PreparedHeads
 from tfprivacy_lab.he.server import Cost
+
+
+def test_limits_are_kept_as_numbers():
+    plain = Limits(workers=2)
+    kept = Limits(**{name: np.array(value) for name, value in dataclasses.asdict(plain).items()})
+    assert json.dumps(dataclasses.asdict(kept)) == json.dumps(dataclasses.asdict(plain))
 
 
 class Evaluator:

@@ -25,6 +25,7 @@ from tfprivacy_lab.checks import (
     check_finite_number,
     check_matrix,
     check_positive_int,
+    settle,
 )
 
 FPR_LEVELS = (0.001, 0.01)
@@ -71,8 +72,7 @@ class Scores:
                 "Expected logits, got rows of probabilities that sum to 1; take the model's output before "
                 "softmax, or pass np.log(np.maximum(probabilities, 1e-30))."
             )
-        object.__setattr__(self, "logits", logits)
-        object.__setattr__(self, "labels", labels.astype(np.int64))
+        settle(self, logits=logits, labels=labels.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.labels)

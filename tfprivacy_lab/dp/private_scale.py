@@ -60,7 +60,7 @@ class PrivateScale:
                 raise InputError(f"Expected {name} to be one number per column, got {getattr(self, name)!r}.")
             array = array.astype(np.float64)
             check_all_finite(name, array)
-            object.__setattr__(self, name, array)
+            settle(self, **{name: array})
             bounds.append(array)
         low, high = bounds
         if low.shape != high.shape or not np.all(low < high) or not np.all(np.isfinite(high - low)):

@@ -26,7 +26,7 @@ def assert_one_row_per_example(rows: int | tf.Tensor, tensors: dict) -> tf.Opera
     Raises:
         InputError: naming the first tensor whose shape shows it at tracing.
     """
-    known, opened = rows.shape[0] if tf.is_tensor(rows) else rows, []
+    known, opened = (rows.shape[0] if rows.shape.rank else None) if tf.is_tensor(rows) else rows, []
     for name, group in tensors.items():
         for tensor in tf.nest.flatten(group):
             if tensor.shape.rank == 0:

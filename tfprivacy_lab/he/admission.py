@@ -17,7 +17,7 @@ import dataclasses
 import math
 import os
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.he.parameters import MAX_MESSAGE_BYTES
 
 MEBIBYTE = 2**20
@@ -70,11 +70,12 @@ class Limits:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_seconds"):
-                check_finite_number(field.name, value, above=0, at_most=86_400)
+                value = check_finite_number(field.name, value, above=0, at_most=86_400)
             elif field.name == "workers":
-                check_positive_int("workers", value, at_least=0, at_most=1024)
+                value = check_positive_int("workers", value, at_least=0, at_most=1024)
             else:
-                check_positive_int(field.name, value)
+                value = check_positive_int(field.name, value)
+            settle(self, **{field.name: value})
         if self.max_body_bytes > MAX_MESSAGE_BYTES + MEBIBYTE:
             raise InputError(
                 f"Expected max_body_bytes of at most {MAX_MESSAGE_BYTES + MEBIBYTE}, the largest message, "
@@ -86,7 +87,7 @@ class Limits:
                 "half of it is for bodies; raise the one or lower the other."
             )
         if not self.workers:
-            object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))
+            settle(self, workers=len(os.sched_getaffinity(0)))
 
 
 class Ticket:

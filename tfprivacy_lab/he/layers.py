@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.he.parameters import MAX_FEATURES
 
 MAX_SQUARES = 2
@@ -35,11 +35,11 @@ class Affine:
     inputs: int
 
     def __post_init__(self):
-        object.__setattr__(self, "inputs", check_positive_int("inputs", self.inputs))
+        settle(self, inputs=check_positive_int("inputs", self.inputs))
         for name in ("kernel", "bias", "windows"):  # copies: plans are made of them, and servers later
             array = np.array(getattr(self, name))
             array.setflags(write=False)
-            object.__setattr__(self, name, array)
+            settle(self, **{name: array})
 
     @property
     def outputs(self) -> int:

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_matrix, check_numbers
+from tfprivacy_lab.checks import InputError, check_finite_number, check_matrix, check_numbers, settle
 from tfprivacy_lab.he import limits
 from tfprivacy_lab.he.parameters import MAX_CLASSES, MAX_FEATURES, Parameters
 
@@ -83,9 +83,9 @@ class QuantizedHead:
                 )
             array = array.astype(np.int64)
             array.setflags(write=False)
-            object.__setattr__(self, name, array)
+            settle(self, **{name: array})
         check_head(self.kernel, self.bias)
-        check_finite_number("weight_scale", self.weight_scale, above=0)
+        settle(self, weight_scale=check_finite_number("weight_scale", self.weight_scale, above=0))
         load = limits.load(self.parameters, self.kernel, self.bias, self.packing)
         for limit, used in load.items():
             if used.max() > 1:

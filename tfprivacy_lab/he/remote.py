@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_finite_number
+from tfprivacy_lab.checks import InputError, check_finite_number, settle
 from tfprivacy_lab.he.client import Client
 from tfprivacy_lab.he.openapi import OCTETS
 from tfprivacy_lab.he.parameters import MAX_MESSAGE_BYTES
@@ -93,7 +93,7 @@ class Service:
     _random: random.Random = dataclasses.field(default_factory=random.SystemRandom, repr=False, compare=False)
 
     def __post_init__(self):
-        check_finite_number("seconds", self.seconds, above=0, at_most=86_400)
+        settle(self, seconds=check_finite_number("seconds", self.seconds, above=0, at_most=86_400))
         _split(self.url)
         if self.certificate_authority is not None:
             self._context()

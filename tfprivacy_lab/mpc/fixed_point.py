@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.checks import InputError, check_positive_int, settle
 
 # Finest first; 64 bits cost half of the traffic of 128.
 _CHOICES = ((64, 20), (64, 18), (64, 16), (128, 40), (128, 32), (128, 24))
@@ -33,7 +33,7 @@ class FixedPoint:
 
     def __post_init__(self):
         for name in ("field_bits", "fraction_bits"):
-            object.__setattr__(self, name, check_positive_int(name, getattr(self, name), at_most=128))
+            settle(self, **{name: check_positive_int(name, getattr(self, name), at_most=128)})
         if self.field_bits not in (64, 128):
             raise InputError(f"Expected field_bits to be 64 or 128, got field_bits={self.field_bits!r}.")
         if not 8 <= self.fraction_bits <= self.field_bits // 2 - 8:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfprivacy_lab.checks import InputError, check_array, check_choice, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_array, check_choice, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.mpc.fixed_point import FixedPoint
 from tfprivacy_lab.mpc.models import LARGEST_AXIS, Layer, Training
 from tfprivacy_lab.mpc.noise_shares import NoiseShares, logistic_gradient_norm
@@ -20,34 +20,30 @@ SPLITS = ("columns", "rows")
 _OF_A_SUM = ("world", "layers", "features", "holders", "reveal_predictions", "feature_range", "noise", "arithmetic")
 
 
-def settle(job) -> None:
+def check_fields(job) -> None:
     """Every field as the type that it has in the job's file, whatever equal thing it was given as."""
     check_world(job.world)
     for name, kind in {"training": Training, "noise": NoiseShares, "arithmetic": FixedPoint}.items():
         value = getattr(job, name)
         if value is not None and not isinstance(value, kind):
             raise InputError(f"Expected {name} to be a {kind.__name__}, got {name}={value!r:.80}.")
-    _put(job, "layers", listed("layers", job.layers, Layer))
+    settle(job, layers=listed("layers", job.layers, Layer))
     for name in ("labels", "reveal_weights", "reveal_predictions", "holders"):
-        _put(job, name, listed(name, getattr(job, name), str))
+        settle(job, **{name: listed(name, getattr(job, name), str)})
     for name in ("features", "query"):
-        _put(job, name, _shapes(name, getattr(job, name)))
+        settle(job, **{name: _shapes(name, getattr(job, name))})
     if not job.holders:
-        _put(job, "holders", tuple(job.features or job.query))
+        settle(job, holders=tuple(job.features or job.query))
     check_choice("split", job.split, SPLITS)
     if not isinstance(job.initial, str):
         raise InputError(f"Expected initial to be public, shares or a party's name, got initial={job.initial!r:.80}.")
     for name in ("feature_range", "label_range"):
-        _put(job, name, check_finite_number(name, getattr(job, name), above=0))
-    _put(job, "sigmoid_error", check_finite_number("sigmoid_error", job.sigmoid_error, at_least=1e-6, at_most=0.1))
+        settle(job, **{name: check_finite_number(name, getattr(job, name), above=0)})
+    settle(job, sigmoid_error=check_finite_number("sigmoid_error", job.sigmoid_error, at_least=1e-6, at_most=0.1))
     if job.weight_range is not None:
-        _put(job, "weight_range", check_finite_number("weight_range", job.weight_range, above=0))
+        settle(job, weight_range=check_finite_number("weight_range", job.weight_range, above=0))
     if job.weights is not None:
-        _put(job, "weights", _numbers(job.weights))
-
-
-def _put(job, name: str, value) -> None:
-    object.__setattr__(job, name, value)
+        settle(job, weights=_numbers(job.weights))
 
 
 def _shapes(argument: str, given) -> dict[str, tuple[int, int]]:
@@ -105,8 +101,8 @@ def put_in_order(job) -> None:
     place = {party: number for number, party in enumerate(job.holders)}
     for name in ("features", "query"):
         given = getattr(job, name)
-        _put(job, name, {party: given[party] for party in sorted(given, key=lambda party: place.get(party, 0))})
-    _put(job, "labels", tuple(sorted(job.labels, key=lambda party: place.get(party, 0))))
+        settle(job, **{name: {party: given[party] for party in sorted(given, key=lambda party: place.get(party, 0))}})
+    settle(job, labels=tuple(sorted(job.labels, key=lambda party: place.get(party, 0))))
 
 
 def check_sum(job) -> None:

@@ -73,7 +73,7 @@ class Job:
     arithmetic: FixedPoint | None = None
 
     def __post_init__(self):
-        job_checks.settle(self)
+        job_checks.check_fields(self)
         job_checks.check_names(self)
         job_checks.put_in_order(self)
         if not self.layers:

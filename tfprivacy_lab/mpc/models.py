@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfprivacy_lab.checks import check_choice, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import check_choice, check_finite_number, check_positive_int, settle
 
 ACTIVATIONS = ("linear", "sigmoid", "relu")
 LOSSES = ("sum_of_squares", "mean_squared_error", "binary_crossentropy")
@@ -19,7 +19,7 @@ class Layer:
     activation: str = "linear"
 
     def __post_init__(self):
-        object.__setattr__(self, "units", check_positive_int("units", self.units, at_most=LARGEST_AXIS))
+        settle(self, units=check_positive_int("units", self.units, at_most=LARGEST_AXIS))
         check_choice("activation", self.activation, ACTIVATIONS)
 
 
@@ -43,9 +43,9 @@ class Training:
 
     def __post_init__(self):
         check_choice("loss", self.loss, LOSSES)
-        object.__setattr__(self, "learning_rate", check_finite_number("learning_rate", self.learning_rate, above=0))
-        object.__setattr__(self, "steps", check_positive_int("steps", self.steps, at_most=_LARGEST_STEPS))
+        settle(self, learning_rate=check_finite_number("learning_rate", self.learning_rate, above=0))
+        settle(self, steps=check_positive_int("steps", self.steps, at_most=_LARGEST_STEPS))
         if self.batch_size is not None:
-            object.__setattr__(self, "batch_size", check_positive_int("batch_size", self.batch_size))
+            settle(self, batch_size=check_positive_int("batch_size", self.batch_size))
         if self.row_norm is not None:
-            object.__setattr__(self, "row_norm", check_finite_number("row_norm", self.row_norm, above=0))
+            settle(self, row_norm=check_finite_number("row_norm", self.row_norm, above=0))

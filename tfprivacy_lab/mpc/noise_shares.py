@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.mpc.protocols import listed
 from tfprivacy_lab.zcdp import zcdp_epsilon
 
@@ -46,10 +46,10 @@ class NoiseClaim:
         numbers = {"epsilon": {"above": 0}, "delta": {"at_least": 1e-300, "below": 1}, "l2_norm_clip": {"above": 0}}
         for name, limits in numbers.items():
             value = check_finite_number(f"noise.claim.{name}", getattr(self, name), **limits)
-            object.__setattr__(self, name, value)
+            settle(self, **{name: value})
         for name, least in {"colluding": 0, "roundings": 1}.items():
             value = check_positive_int(f"noise.claim.{name}", getattr(self, name), at_least=least, at_most=10**9)
-            object.__setattr__(self, name, value)
+            settle(self, **{name: value})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +72,16 @@ class NoiseShares:
     claim: NoiseClaim | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "parties", listed("noise.parties", self.parties, str))
+        settle(self, parties=listed("noise.parties", self.parties, str))
         if not self.parties or len(set(self.parties)) != len(self.parties):
             raise InputError(
                 f"Expected noise.parties to be different names, got {self.parties!r}: a name that counts twice "
                 "would contribute once."
             )
         stddev = check_finite_number("stddev", self.stddev, above=0, at_most=2.0**110)
-        object.__setattr__(self, "stddev", stddev)
+        settle(self, stddev=stddev)
         bits = check_positive_int("fraction_bits", self.fraction_bits, at_least=8, at_most=40)
-        object.__setattr__(self, "fraction_bits", bits)
+        settle(self, fraction_bits=bits)
         if self.claim is not None and not isinstance(self.claim, NoiseClaim):
             raise InputError(f"Expected noise.claim to be a NoiseClaim or None, got {self.claim!r:.80}.")
         if self.claim is not None and self.claim.colluding >= len(self.parties):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfprivacy_lab.checks import InputError, check_choice
+from tfprivacy_lab.checks import InputError, check_choice, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ class World:
 
     def __post_init__(self):
         check_choice("protocol", self.protocol, tuple(PROTOCOLS))
-        object.__setattr__(self, "parties", party_names(self.parties))
+        settle(self, parties=party_names(self.parties))
         least, most = self.kind.sizes
         if not least <= len(self.parties) <= most:
             count = f"{least}" if least == most else f"{least} to {most}"
