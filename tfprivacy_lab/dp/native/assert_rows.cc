@@ -1,4 +1,4 @@
-// One operation in place of the three a tensor that TensorFlow needs to read and compare lengths.
+// One operation an assertion, in place of two a tensor that read its length and of those that compare the lengths.
 
 #include <string>
 #include <vector>
