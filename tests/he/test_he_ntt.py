@@ -62,7 +62,7 @@ def test_products_are_exact_at_the_ends():
 
 
 def test_slots_are_where_the_library_puts_them():
-    from Pyfhel import Pyfhel
+    from tfprivacy_lab.he.seal_library import Pyfhel
 
     parameters = PARAMETERS["bfv"]
     t, degree = parameters.plaintext_modulus, parameters.poly_modulus_degree

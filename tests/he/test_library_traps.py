@@ -7,12 +7,14 @@ is gone.
 import ast
 import dataclasses
 import pickle
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from Pyfhel import PyCtxt, Pyfhel
 
 import tfprivacy_lab
 from tests.he.networks import dense_network
@@ -29,11 +31,13 @@ from tfprivacy_lab.he.network_server import NetworkServer
 from tfprivacy_lab.he.parameters import PARAMETERS
 from tfprivacy_lab.he.quantize import QuantizedHead
 from tfprivacy_lab.he.seal_context import seal_context
+from tfprivacy_lab.he.seal_library import PyCtxt, Pyfhel
 from tfprivacy_lab.he.single_client import SingleImageClient
 from tfprivacy_lab.he.single_image import SinglePlan
 from tfprivacy_lab.he.single_server import SingleImageServer
 
 BFV = PARAMETERS["bfv"]
+LOADS = re.compile(r"^[ \"]*(from|import) Pyfhel\b", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +97,14 @@ def test_insecure_parameters(monkeypatch):
     assert status.startswith("invalid")  # a string that holds "valid", and no error
     original = Pyfhel.contextGen
     for parameters, make in ((BFV, make_library), (BATCHED["bfv", 1], seal_context)):
-        monkeypatch.setattr("Pyfhel.Pyfhel", answering(lambda library, **asked: original(library, **weak)))
+        monkeypatch.setattr(
+            "tfprivacy_lab.he.seal_library.Pyfhel", answering(lambda library, **asked: original(library, **weak))
+        )
         with pytest.raises(RuntimeError, match="another context than asked for: none, but invalid"):
             make(parameters)
         # Also where it says so of a context that is the one asked for.
         saying = answering(lambda library, **asked: original(library, **asked) and status)
-        monkeypatch.setattr("Pyfhel.Pyfhel", saying)
+        monkeypatch.setattr("tfprivacy_lab.he.seal_library.Pyfhel", saying)
         with pytest.raises(RuntimeError, match="another context than asked for: none, but invalid"):
             make(parameters)
         monkeypatch.undo()
@@ -123,7 +129,7 @@ def test_replaced_moduli(monkeypatch):
         wanted = parameters.key_primes if parameters is BFV else parameters.coeff_modulus
         assert (library.n, tuple(library.qi)) == (parameters.poly_modulus_degree, wanted)
         assert library.t == parameters.plaintext_modulus
-        monkeypatch.setattr("Pyfhel.Pyfhel", answering(replacing))
+        monkeypatch.setattr("tfprivacy_lab.he.seal_library.Pyfhel", answering(replacing))
         with pytest.raises(RuntimeError, match="another context than asked for: success"):
             make(parameters)
         monkeypatch.undo()
@@ -232,3 +238,35 @@ def test_a_library_of_another_layout_is_noticed(monkeypatch):
     context_module.ciphertext_prefix.cache_clear()
     with pytest.raises(RuntimeError, match="another layout"):
         context_module.ciphertext_prefix(BATCHED["ckks", 1])
+
+
+POOLS = """
+import ctypes, pathlib, sys
+import {first}, {second}
+from tfprivacy_lab.he.seal_library import BESIDE, POOL
+
+own = sys.modules["Pyfhel.Pyfhel"].__file__
+files = own, str(pathlib.Path(own).parent / BESIDE)
+pools = [ctypes.c_void_p.in_dll(ctypes.CDLL(path), POOL).value for path in files]
+print(*(pool is not None for pool in pools), pools[0] != pools[1])
+"""
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_two_copies_of_seal_destroy_one_pool(late):
+    """Pyfhel loaded by itself sets up one pool twice and the other never; what is set up twice is destroyed twice."""
+    modules = ("Pyfhel", "tfprivacy_lab.he.seal_library")[:: 1 if late else -1]
+    code = POOLS.format(first=modules[0], second=modules[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == (["True", "False", "True"] if late else ["True"] * 3), done.stderr
+    assert ("RuntimeWarning: Pyfhel was imported before tfprivacy_lab.he.seal_library" in done.stderr) == late
+
+
+def test_nobody_loads_the_library_but_its_door():
+    """Also no test and no notebook, whose process would end badly."""
+    root = Path(__file__).parents[2]
+    files = [
+        path for folder in ("tfprivacy_lab", "tests", "benchmarks", "notebooks") for path in (root / folder).rglob("*")
+    ]
+    told = [path for path in files if path.suffix in {".py", ".ipynb"} and LOADS.search(path.read_text())]
+    assert [path.name for path in told] == ["seal_library.py"]

@@ -91,9 +91,8 @@ def test_first_layer_noise_is_below_its_bound_and_not_absurdly():
     inputs = np.zeros((2048, 4))
     parameters = plan.public.parameters
     # The first layer alone: identity of the query, decrypted as a reply of two polynomials would be.
-    from Pyfhel import PyCtxt
-
     from tfprivacy_lab.he.seal_context import ciphertext_prefix
+    from tfprivacy_lab.he.seal_library import PyCtxt
 
     for residues in client.encrypt(inputs).residues[0]:
         data = ciphertext_prefix(parameters) + residues.astype("<u8").tobytes()

@@ -73,7 +73,7 @@ def square_ciphertexts(residues: np.ndarray) -> np.ndarray:
     Raises:
         InputError: if SEAL refuses a ciphertext that hides nothing.
     """
-    from Pyfhel import PyCtxt
+    from tfprivacy_lab.he.seal_library import PyCtxt
 
     parameters = _parameters
     library, count = _library(parameters), len(parameters.primes) * parameters.poly_modulus_degree

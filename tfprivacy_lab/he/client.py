@@ -292,7 +292,7 @@ class Client:
 
     def _ciphertext(self, residues: np.ndarray):
         """The library's ciphertext of residues (2, primes, N) already known to be below q."""
-        from Pyfhel import PyCtxt
+        from tfprivacy_lab.he.seal_library import PyCtxt
 
         return PyCtxt(pyfhel=self._library, bytestring=self._prefix + residues.tobytes(), scheme=self.scheme)
 

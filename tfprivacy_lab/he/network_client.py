@@ -96,7 +96,7 @@ class NetworkClient(KeyHolder):
 
     def _decrypt(self, reply, query, samples: int | None) -> np.ndarray:
         """Slots of a checked reply as (samples, outputs)."""
-        from Pyfhel import PyCtxt
+        from tfprivacy_lab.he.seal_library import PyCtxt
 
         envelope, public = self._open(reply, query, samples), self.public
         reply, samples = envelope.residues, check_positive_int("samples", envelope.samples)

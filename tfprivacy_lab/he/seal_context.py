@@ -28,7 +28,7 @@ def make_context(scheme: str, degree: int, primes: tuple[int, ...], plaintext_mo
     Raises:
         RuntimeError: if the library refuses them, which it only says, or has made others.
     """
-    from Pyfhel import Pyfhel
+    from tfprivacy_lab.he.seal_library import Pyfhel
 
     library = Pyfhel()
     chosen = {"t": plaintext_modulus} if scheme == "bfv" else {"scale": scale}

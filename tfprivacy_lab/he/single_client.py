@@ -70,7 +70,7 @@ class SlotClient(KeyHolder):
         Raises:
             InputError: if the reply is something else, another plan's, key's or query's, or damaged.
         """
-        from Pyfhel import PyCtxt
+        from tfprivacy_lab.he.seal_library import PyCtxt
 
         public, reply = self.public, self._open(reply, query, 1).residues
         reply = reply.reshape(public.reply_shape) if reply.size == math.prod(public.reply_shape) else reply

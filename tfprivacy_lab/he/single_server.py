@@ -127,7 +127,7 @@ class CkksOperations:
 
     def ciphertext(self, residues: np.ndarray, scale: float):
         """SEAL's ciphertext of residues already known to be below their primes."""
-        from Pyfhel import PyCtxt
+        from tfprivacy_lab.he.seal_library import PyCtxt
 
         data = self._prefix + np.ascontiguousarray(residues, "<u8").tobytes()
         ciphertext = PyCtxt(pyfhel=self._library, bytestring=data, scheme="ckks")
