@@ -417,3 +417,25 @@ def test_the_model_is_left_as_it_was():
     assert all("call" not in vars(layer) for layer in model.layers)
     assert model.layers[0].activation is keras.activations.relu
     assert np.array_equal(model(x).numpy(), before)
+
+
+def test_nothing_but_its_activation_reads_a_layers_output():
+    """TensorFlow computes bias and activation along with a product or convolution only then."""
+    convolution, dense = layers.Conv2D(4, 3, activation="relu"), layers.Dense(5, activation="relu")
+    model = keras.Sequential([layers.Input((8, 8, 1)), convolution, layers.Flatten(), dense, layers.Dense(CLASSES)])
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, 8, 8, 1)),
+            tf.TensorSpec((None,), tf.int64),
+            tf.TensorSpec((None,)),
+        ]
+    )
+    def step(x, y, weights):
+        gradients = BookKeeping(model).gradients(lambda: (cross_entropy(y, model(x)), None), weights)
+        return gradients.clipped_sum(1.0)
+
+    graph = step.get_concrete_function().graph
+    before = [one for one in graph.get_operations() if one.type == "BiasAdd"]
+    readers = [[reader.type for output in one.outputs for reader in output.consumers()] for one in before]
+    assert readers.count(["Relu"]) == 2, readers

@@ -57,7 +57,21 @@ def convolutions(draw):
 @given(convolutions(), st.booleans(), st.booleans())
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_norms_sums_and_products(compiled, drawn, keep, bias):
-    x, g, factors, window = drawn
+    check_products(compiled, *drawn, keep, bias)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (13, 12), (12, 15), (14, 13)])
+@pytest.mark.parametrize(("kernel", "dilations"), [([4, 4], [1, 1]), ([2, 4], [3, 1]), ([4, 2], [1, 3])])
+def test_patches_within_an_input_are_read_where_they_lie(compiled, shape, kernel, dilations):
+    """Also where the input goes on beyond the last patch, below and on the right."""
+    window = {"kernel_size": kernel, "strides": [2, 2], "dilations": dilations, "padding": [0, 0]}
+    rng = np.random.default_rng(0)
+    x, g = (rng.normal(size=size).astype(np.float32) for size in ((3, *shape, 16), (3, 5, 5, 33)))
+    check_products(compiled, x, g, np.float32([0.5, 0.0, 2.0]), window, True, True)
+
+
+def check_products(compiled, x, g, factors, window, keep, bias):
+    """Norms, sums over positions, products and their weighted sum, against doubles."""
     exact = products(x, g, window)
     sums = g.astype(np.float64).sum((1, 2))
     norms = (exact**2).sum((1, 2)) + bias * (sums**2).sum(1)

@@ -109,8 +109,9 @@ class BookKeeping:
         named: dict = {"the losses": losses}
         for use in uses:
             named[f"the input of layer {use.layer.name!r}"] = use.inputs
-            named[f"the output of layer {use.layer.name!r}"] = use.outputs
         rows = losses if weights is None else weights
+        # Not the outputs: what comes of a layer is made of inputs and gradients alone, and an output that nothing but
+        # its activation reads is computed along with it.
         named["the outputs' gradients"] = found
         found = iter(after(assert_one_row_per_example(rows, named), found) if asserted else found)
         for use in uses:

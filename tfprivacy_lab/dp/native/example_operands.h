@@ -73,29 +73,28 @@ struct Geometry {
   }
   int padded_height() const { return static_cast<int>(reach(0)); }
   int padded_width() const { return static_cast<int>(reach(1)); }
-  // Whether the patches are the input as it lies.
-  bool plain() const {
-    return area() == 1 && strides[0] * strides[1] == 1 && rows == height && columns == width &&
-           padding[0] + padding[1] == 0;
-  }
+  // Whether all patches lie within the input.
+  bool inside() const { return padding[0] + padding[1] == 0 && reach(0) <= height && reach(1) <= width; }
 };
 
 // One example's operands: patches (positions, depth) and gradients (positions, filters), columns padded by zeros.
-// Where a patch is made of whole groups of kRows numbers, it is read from the image; otherwise it is laid out first.
+// Where a patch is made of whole groups of kRows numbers, it is read from the image, which is the input itself if all
+// patches lie within it; otherwise it is laid out first.
 class Operands {
  public:
   explicit Operands(const Geometry& geometry)
       : g_(geometry),
-        width_(static_cast<int64_t>(geometry.padded_width()) * geometry.channels),
         whole_(geometry.dilations[1] == 1),
         run_(whole_ ? geometry.kernel[1] * geometry.channels : geometry.channels),
         runs_(whole_ ? 1 : geometry.kernel[1]),
-        line_step_(geometry.dilations[0] * width_),
-        run_step_(static_cast<int64_t>(geometry.dilations[1]) * geometry.channels),
         depth_(RoundUp(geometry.depth(), 2 * kRows)),
         in_place_(run_ % kRows == 0 && depth_ == geometry.depth()),
+        is_input_(in_place_ && geometry.inside()),
+        width_(static_cast<int64_t>(is_input_ ? geometry.width : geometry.padded_width()) * geometry.channels),
+        line_step_(geometry.dilations[0] * width_),
+        run_step_(static_cast<int64_t>(geometry.dilations[1]) * geometry.channels),
         ldg_(RoundUp(geometry.filters, kLanes)),
-        image_(static_cast<size_t>(geometry.padded_height()) * width_ + kSpill),
+        image_(is_input_ ? 0 : static_cast<size_t>(geometry.padded_height()) * width_ + kSpill),
         patches_(in_place_ ? 0 : static_cast<size_t>(geometry.positions()) * depth_ + kSpill),
         padded_(ldg_ == geometry.filters ? 0 : static_cast<size_t>(geometry.positions()) * ldg_) {
     for (int d = 0; d < depth_; d += kRows) {
@@ -109,7 +108,7 @@ class Operands {
   }
 
   void Load(const float* input, const float* gradients) {
-    if (in_place_ && g_.plain()) {
+    if (is_input_) {
       x_ = input;
     } else {
       Pad(input);
@@ -143,9 +142,18 @@ class Operands {
   // The gradients summed over positions, (filters).
   void Sum(const float* gradients, float* sums) const {
     const int filters = g_.filters, positions = g_.positions();
-    std::fill(sums, sums + filters, 0.0f);
-    for (int t = 0; t < positions; ++t, gradients += filters)
-      for (int p = 0; p < filters; ++p) sums[p] += gradients[p];
+    int p = 0;
+    for (; p + kLanes <= filters; p += kLanes) {
+      Vector sum = {};
+      for (int t = 0; t < positions; ++t)
+        sum += *reinterpret_cast<const Vector*>(gradients + static_cast<int64_t>(t) * filters + p);
+      *reinterpret_cast<Vector*>(sums + p) = sum;
+    }
+    for (; p < filters; ++p) {
+      float sum = 0.0f;
+      for (int t = 0; t < positions; ++t) sum += gradients[static_cast<int64_t>(t) * filters + p];
+      sums[p] = sum;
+    }
   }
 
  private:
@@ -228,12 +236,13 @@ class Operands {
   }
 
   const Geometry g_;
-  const int64_t width_;           // Numbers in a line of the padded image.
   const bool whole_;              // A line of a patch is one run of the image.
   const int run_, runs_;          // Numbers in a run, and runs in a line.
-  const int64_t line_step_, run_step_;
   const int depth_;               // Rows of J, rounded up.
   const bool in_place_;
+  const bool is_input_;           // The image is the input.
+  const int64_t width_;           // Numbers in a line of the image.
+  const int64_t line_step_, run_step_;
   const int ldg_;                 // Columns of J, rounded up.
   std::vector<float> image_, patches_, padded_;
   std::vector<int64_t> groups_;   // Where each group of kRows numbers of a patch begins.
