@@ -420,7 +420,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_nothing_but_its_activation_reads_a_layers_output():
-    """TensorFlow computes bias and activation along with a product or convolution only then."""
+    """TensorFlow can fuse the activation into the product or convolution only if nothing else reads the output."""
     convolution, dense = layers.Conv2D(4, 3, activation="relu"), layers.Dense(5, activation="relu")
     model = keras.Sequential([layers.Input((8, 8, 1)), convolution, layers.Flatten(), dense, layers.Dense(CLASSES)])
 

@@ -62,11 +62,12 @@ def test_norms_sums_and_products(compiled, drawn, keep, bias):
 
 @pytest.mark.parametrize("shape", [(12, 12), (13, 12), (12, 15), (14, 13)])
 @pytest.mark.parametrize(("kernel", "dilations"), [([4, 4], [1, 1]), ([2, 4], [3, 1]), ([4, 2], [1, 3])])
-def test_patches_within_an_input_are_read_where_they_lie(compiled, shape, kernel, dilations):
+@pytest.mark.parametrize("strides", [[2, 2], [1, 2], [2, 1]])
+def test_patches_within_an_input_are_read_where_they_lie(compiled, shape, kernel, dilations, strides):
     """Also where the input goes on beyond the last patch, below and on the right."""
-    window = {"kernel_size": kernel, "strides": [2, 2], "dilations": dilations, "padding": [0, 0]}
-    rng = np.random.default_rng(0)
-    x, g = (rng.normal(size=size).astype(np.float32) for size in ((3, *shape, 16), (3, 5, 5, 33)))
+    window = {"kernel_size": kernel, "strides": strides, "dilations": dilations, "padding": [0, 0]}
+    rng, outputs = np.random.default_rng(0), [8 // stride + 1 for stride in strides]
+    x, g = (rng.normal(size=size).astype(np.float32) for size in ((3, *shape, 16), (3, *outputs, 33)))
     check_products(compiled, x, g, np.float32([0.5, 0.0, 2.0]), window, True, True)
 
 

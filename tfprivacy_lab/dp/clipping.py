@@ -110,8 +110,8 @@ class BookKeeping:
         for use in uses:
             named[f"the input of layer {use.layer.name!r}"] = use.inputs
         rows = losses if weights is None else weights
-        # Not the outputs: what comes of a layer is made of inputs and gradients alone, and an output that nothing but
-        # its activation reads is computed along with it.
+        # The outputs are not counted: norms and sums are made of inputs and gradients alone. TensorFlow can fuse an
+        # activation, relu say, into the layer's product only if nothing else reads the output.
         named["the outputs' gradients"] = found
         found = iter(after(assert_one_row_per_example(rows, named), found) if asserted else found)
         for use in uses:

@@ -1,9 +1,9 @@
 """Pyfhel, loaded so that a process that used it ends well. Whatever needs Pyfhel imports it from here.
 
-Pyfhel's extension module and the library beside it, ``libAfhel.so``, hold a copy of SEAL each. Loaded together, both
-set up *one* global memory pool, and both destroy it when the process ends: a use of freed memory, which may abort a
-process that has done its work ("free(): corrupted unsorted chunks"). A library that is loaded by itself binds its SEAL
-to itself; so it is loaded first.
+Each of Pyfhel's extension modules holds a copy of SEAL, and so does ``libAfhel.so``, the library that two of them need.
+Where the module ``Pyfhel`` loads that library, the library's memory pool is bound to the module's: both set up that
+*one* pool, and both destroy it when the process ends. That is a use of freed memory, which may abort a process that has
+done its work ("free(): corrupted unsorted chunks"). A library that is loaded first has a pool of its own.
 """
 
 import ctypes
@@ -20,13 +20,21 @@ def _load_apart() -> None:
     found = importlib.util.find_spec("Pyfhel")
     for folder in found.submodule_search_locations or () if found else ():
         path = pathlib.Path(folder) / BESIDE
-        if path.exists() and not ctypes.c_void_p.in_dll(ctypes.CDLL(str(path)), POOL):
+        if path.exists() and _sets_up_no_pool(ctypes.CDLL(str(path))):
             warnings.warn(
-                "Pyfhel was imported before tfprivacy_lab.he.seal_library: its two copies of SEAL will destroy one "
+                "Pyfhel was imported before tfprivacy_lab.he.seal_library: two of its copies of SEAL will destroy one "
                 "memory pool when this process ends, which may abort then. Import tfprivacy_lab.he.seal_library first.",
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def _sets_up_no_pool(library: ctypes.CDLL) -> bool:
+    """Whether a library's own pool is left empty, as another's was bound in its place."""
+    try:
+        return not ctypes.c_void_p.in_dll(library, POOL)
+    except ValueError:  # Another SEAL, with no pool of this name.
+        return False
 
 
 _load_apart()

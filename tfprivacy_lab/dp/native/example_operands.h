@@ -74,7 +74,10 @@ struct Geometry {
   int padded_height() const { return static_cast<int>(reach(0)); }
   int padded_width() const { return static_cast<int>(reach(1)); }
   // Whether all patches lie within the input.
-  bool inside() const { return padding[0] + padding[1] == 0 && reach(0) <= height && reach(1) <= width; }
+  bool inside() const {
+    return padding[0] + padding[1] == 0 && reach(0) <= height && reach(1) <= width &&
+           static_cast<int64_t>(width) * channels < (1 << 30);
+  }
 };
 
 // One example's operands: patches (positions, depth) and gradients (positions, filters), columns padded by zeros.
