@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import settings
 
 # Importing the package before TensorFlow keeps TensorFlow's start-up notices out of the tests' output.
 import tfprivacy_lab  # noqa: F401
@@ -14,6 +15,10 @@ from tfprivacy_lab.checks import MissingPackageError
 
 # What the locks of newer Pythons leave out (requirements/setup.sh). A package of the lock that is missing is a failure.
 LEFT_OUT = {"spu": sys.version_info >= (3, 12), "tensorflow-empirical-privacy": sys.version_info >= (3, 13)}
+
+# The same examples each time: what fails here fails wherever the tests run.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,9 +1,10 @@
 """Pyfhel, loaded so that a process that used it ends well. Whatever needs Pyfhel imports it from here.
 
-Each of Pyfhel's extension modules holds a copy of SEAL, and so does ``libAfhel.so``, the library that two of them need.
-Where the module ``Pyfhel`` loads that library, the library's memory pool is bound to the module's: both set up that
-*one* pool, and both destroy it when the process ends. That is a use of freed memory, which may abort a process that has
-done its work ("free(): corrupted unsorted chunks"). A library that is loaded first has a pool of its own.
+As Pyfhel happens to be linked, each of its extension modules may hold a copy of SEAL, beside that of ``libAfhel.so``,
+the library that they need. Where such a module loads that library, the library's memory pool is bound to the module's:
+both set up that *one* pool, and both destroy it when the process ends. That is a use of freed memory, which may abort a
+process that has done its work ("free(): corrupted unsorted chunks"). A library that is loaded first has a pool of its
+own.
 """
 
 import ctypes
