@@ -18,7 +18,6 @@ BATCH, CLASSES = 4, 3
 QUICK = settings(
     max_examples=16,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 THOROUGH = settings(QUICK, max_examples=300)

@@ -55,7 +55,7 @@ def convolutions(draw):
 
 
 @given(convolutions(), st.booleans(), st.booleans())
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 def test_norms_sums_and_products(compiled, drawn, keep, bias):
     check_products(compiled, *drawn, keep, bias)
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests.he.networks import aligned_inputs, answered, dense_network
@@ -18,7 +18,7 @@ from tfprivacy_lab.he.network_client import NetworkClient
 from tfprivacy_lab.he.network_parameters import NetworkParameters
 from tfprivacy_lab.he.network_server import NetworkServer
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
-from tfprivacy_lab.he.quantize import QuantizedHead
+from tfprivacy_lab.he.quantize import MIN_WEIGHT, QuantizedHead
 
 from .test_he_evaluation import _check_packing
 
@@ -77,36 +77,43 @@ def test_heads_decrypt_to_their_oracle(name, features, classes, log2_size, bias_
     st.floats(0, 8),
     st.integers(0, 2**32),
 )
+@example("bfv", 1, 1, 2.0, 1022)  # a bias beside which the kernel has no bits
 def test_no_features_in_range_leave_the_integer_range(name, features, classes, bias_size, seed):
-    """In Python's integers: the worst features of each column, with the worst of every rounding and of the noise."""
+    """A head is within the limits, or refused where it would not be with a kernel of 4 bits."""
     rng, pinned = np.random.default_rng(seed), PARAMETERS[name]
     kernel, bias = (
         rng.standard_t(2, size=(features, classes)),
         rng.normal(size=classes) * bias_size * math.sqrt(features),
     )
     for packing in pinned.packings:
-        given = (kernel, bias, pinned, -pinned.feature_bits, packing)
-        if (refused := refusal(QuantizedHead.from_float, *given)) is not None:
-            # A bias beside which the kernel has no bits is refused; nothing else is.
-            assert "could overflow" in refused
-            assert np.abs(bias).max() > np.abs(kernel).max()
-            continue
-        head = QuantizedHead.from_float(*given)
-        for column, offset, noise in zip(
-            head.kernel.T, head.bias, limits.noise_bound(pinned, head.kernel, packing), strict=True
-        ):
-            products = sum(abs(int(weight)) for weight in column) * pinned.max_feature
-            shift = abs(int(offset)) << pinned.bias_shift
-            flood = limits.flooding(pinned, features, classes)
-            if pinned.scheme == "bfv":
-                assert 2 * (products + shift) <= pinned.plaintext_modulus - 1
-                assert 2 * pinned.plaintext_modulus * (math.ceil(noise) + flood) <= pinned.modulus
-            else:
-                # Batched, two samples share a complex slot; the bias is the same in each, and real coefficients.
-                corner = 1 if packing == "coefficient" else math.sqrt(2)
-                assert 2 * (corner * products + shift + noise + flood) <= pinned.modulus
-            if pinned.sanitizes:
-                assert 2**limits.FLOODING_BITS * classes * noise <= flood * (1 + 1e-12)
+        try:
+            head = QuantizedHead.from_float(kernel, bias, pinned, -pinned.feature_bits, packing)
+        except InputError:
+            scale = MIN_WEIGHT / np.abs(kernel).max()
+            unit_bias = bias * 2.0 ** (pinned.feature_bits - pinned.bias_shift)
+            coarse = np.rint(kernel * scale).astype(np.int64)
+            assert not within_limits(pinned, packing, coarse, [round(number) for number in unit_bias * scale])
+        else:
+            assert within_limits(pinned, packing, head.kernel, head.bias)
+
+
+def within_limits(pinned, packing, kernel, bias):
+    """In Python's integers: the worst features of each column, with the worst of every rounding and of the noise."""
+    holds, (features, classes) = [], kernel.shape
+    for column, offset, noise in zip(kernel.T, bias, limits.noise_bound(pinned, kernel, packing), strict=True):
+        products = sum(abs(int(weight)) for weight in column) * pinned.max_feature
+        shift = abs(int(offset)) << pinned.bias_shift
+        flood = limits.flooding(pinned, features, classes)
+        if pinned.scheme == "bfv":
+            holds.append(2 * (products + shift) <= pinned.plaintext_modulus - 1)
+            holds.append(2 * pinned.plaintext_modulus * (math.ceil(noise) + flood) <= pinned.modulus)
+        else:
+            # Batched, two samples share a complex slot; the bias is the same in each, and real coefficients.
+            corner = 1 if packing == "coefficient" else math.sqrt(2)
+            holds.append(2 * (corner * products + shift + noise + flood) <= pinned.modulus)
+        if pinned.sanitizes:
+            holds.append(2**limits.FLOODING_BITS * classes * noise <= flood * (1 + 1e-12))
+    return all(holds)
 
 
 @settings(max_examples=25, deadline=None)
