@@ -4,13 +4,12 @@ import keras
 import numpy as np
 import pytest
 
+from tests.dp.test_private_model import B, N, dataset, private, weights_of
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import ChargedTo, StopBeforeBudget
 from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
 from tfprivacy_lab.dp.ledger import Ledger
-
-from .test_private_model import B, N, dataset, private, weights_of
 
 DELTA = 1e-3
 

@@ -12,14 +12,23 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from tests.dp.test_private_model import (
+    LOSS,
+    OPTIMIZERS,
+    B,
+    N,
+    dataset,
+    independent_epsilon,
+    linear,
+    private,
+    weights_of,
+)
+from tests.dp.test_training import WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import ChargedTo, PrivateModel, QuantileClip, SaveCheckpoint, StopBeforeBudget, checkpoint
 from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.ledger import Ledger
 from tfprivacy_lab.dp.spending import Phase, epsilon_of
-
-from .test_private_model import LOSS, OPTIMIZERS, B, N, dataset, independent_epsilon, linear, private, weights_of
-from .test_training import WIDTH
 
 DELTA = 1e-3
 X, Y = dataset(N)

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import tf_keras
 
+from tests.dp.test_private_model import LOSS, B, N, dataset, linear, private, weights_of
 from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, StopBeforeBudget
-
-from .test_private_model import LOSS, B, N, dataset, linear, private, weights_of
 
 _PLAIN, _VECTORIZED = (
     tf_privacy.load(f"optimizers.{name}", "this test")

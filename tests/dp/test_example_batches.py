@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.dp.test_private_model import B, N, dataset, private
 from tfprivacy_lab.dp import example_batches, training
 from tfprivacy_lab.dp.example_batches import pipeline
 from tfprivacy_lab.dp.sampling import PoissonBatches, PoissonSample
-
-from .test_private_model import B, N, dataset, private
 
 FIRST, SAMPLER = 5, PoissonSample(N, B / N, 3)
 WEIGHTS = (1 + np.arange(N) % 3).astype(np.float32)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.dp.test_private_model import LOSS, B, N, dataset, private, weights_of
+from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, example_isolation, private_model, training
 from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example
-
-from .test_private_model import LOSS, B, N, dataset, private, weights_of
-from .test_training import CLASSES, WIDTH
 
 layers = keras.layers
 ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.dp.test_ledger import STEP
+from tests.dp.test_private_model import LOSS, B, N, dataset, linear, private, weights_of
+from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip, StopBeforeBudget
 from tfprivacy_lab.dp.clipping import BookKeeping
 from tfprivacy_lab.dp.ledger import Ledger
-
-from .test_ledger import STEP
-from .test_private_model import LOSS, B, N, dataset, linear, private, weights_of
-from .test_training import CLASSES, WIDTH
 
 pytestmark = pytest.mark.usefixtures("operations")
 

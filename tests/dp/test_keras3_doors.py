@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.dp.test_private_model import B, N, dataset, private
+from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import DpSgdRun, PrivateModel, TrainingPlan, private_steps, train, training
 from tfprivacy_lab.dp.clipping import UnknownLayerError
-
-from .test_private_model import B, N, dataset, private
-from .test_training import CLASSES, WIDTH
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

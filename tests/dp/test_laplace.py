@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras
 from scipy import integrate, optimize, stats
 
+from tests.dp.test_training import FixedBatches
 from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import laplace, noise
@@ -17,8 +18,6 @@ from tfprivacy_lab.dp.neighbours import check_neighbours
 from tfprivacy_lab.dp.optimizers import physical_steps
 from tfprivacy_lab.dp.sampling import PoissonBatches
 from tfprivacy_lab.dp.training import losses_of
-
-from .test_training import FixedBatches
 
 layers = keras.layers
 WIDTH, CLASSES = 5, 3

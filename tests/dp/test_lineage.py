@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests.dp.test_private_model import B, N, dataset, linear, private
+from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import (
     ChargedTo,
@@ -21,9 +23,6 @@ from tfprivacy_lab.dp import (
 )
 from tfprivacy_lab.dp.accounting import epsilon_after
 from tfprivacy_lab.dp.ledger import Ledger
-
-from .test_private_model import B, N, dataset, linear, private
-from .test_training import CLASSES, WIDTH
 
 layers = keras.layers
 DELTA = 1e-3

@@ -8,15 +8,14 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from tests.dp.test_clipping import assert_same, head, images
+from tests.dp.test_private_model import LOSS, B, N, dataset, linear, private, tied, weights_of
+from tests.dp.test_training import CLASSES, NO_NOISE, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip
 from tfprivacy_lab.dp.clipping import BookKeeping
 from tfprivacy_lab.dp.reference_checks import check_reference
 from tfprivacy_lab.dp.replicas import Replicas
-
-from .test_clipping import assert_same, head, images
-from .test_private_model import LOSS, B, N, dataset, linear, private, tied, weights_of
-from .test_training import CLASSES, NO_NOISE, WIDTH
 
 layers = keras.layers
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.dp.test_private_model import B, N, dataset, private, weights_of
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import StopBeforeBudget, gaussian_noise
-
-from .test_private_model import B, N, dataset, private, weights_of
 
 callbacks_of_keras = keras.callbacks
 PUBLIC = dataset(20, seed=5)

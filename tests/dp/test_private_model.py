@@ -12,13 +12,12 @@ import tensorflow as tf
 from dp_accounting import pld
 from scipy import stats
 
+from tests.dp.test_training import CLASSES, WIDTH, dataset, gradient, initial_weights, size
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip, StopBeforeBudget, calibrate_noise_multiplier, steps_for
 from tfprivacy_lab.dp.replicas import Replicas
 from tfprivacy_lab.dp.sampling import PoissonSample, ShuffledBatches
 from tfprivacy_lab.dp.spending import Phase, epsilon_of
-
-from .test_training import CLASSES, WIDTH, dataset, gradient, initial_weights, size
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

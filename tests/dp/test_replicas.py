@@ -12,10 +12,9 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
+from tests.dp.test_training import gradient, size
 from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.sampling import PoissonSample
-
-from .test_training import gradient, size
 
 EXAMPLES, WIDTH, CLASSES = 1201, 64, 10
 

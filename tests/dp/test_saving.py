@@ -15,12 +15,11 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.core.util import event_pb2
 
+from tests.dp.test_private_model import B, N, dataset, linear, private, weights_of
+from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import SaveCheckpoint
 from tfprivacy_lab.keras_internals import layers_of, seed_states
-
-from .test_private_model import B, N, dataset, linear, private, weights_of
-from .test_training import CLASSES, WIDTH
 
 layers = keras.layers
 callbacks_of_keras = keras.callbacks

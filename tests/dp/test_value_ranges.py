@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.dp.test_private_model import private
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.value_ranges import check_values_are_within_ranges
-
-from .test_private_model import private
 
 layers = keras.layers
 N = 5000

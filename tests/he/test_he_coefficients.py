@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.he.test_he_evaluation import _check, _features
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import coefficients, limits, messages, ntt
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS
 from tfprivacy_lab.he.quantize import QuantizedHead
-
-from .test_he_evaluation import _check, _features
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (37, 7), (128, 10), (784, 10), (2048, 3)])

@@ -9,6 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests.he.networks import aligned_inputs, answered, dense_network
+from tests.he.test_he_evaluation import _check_packing
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he import limits, network_parameters
@@ -19,8 +20,6 @@ from tfprivacy_lab.he.network_parameters import NetworkParameters
 from tfprivacy_lab.he.network_server import NetworkServer
 from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
 from tfprivacy_lab.he.quantize import MIN_WEIGHT, QuantizedHead
-
-from .test_he_evaluation import _check_packing
 
 CLIENTS = {}
 
