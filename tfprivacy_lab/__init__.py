@@ -7,35 +7,21 @@ imported only by the parts that need it.
 from __future__ import annotations
 
 import atexit
-import importlib
 import os
 import sys
 
+from tfprivacy_lab.lazy_exports import lazy_exports
 from tfprivacy_lab.start_up import QuietTensorFlow
 
 __version__ = "0.1.0"
 
-_SUBMODULES = frozenset(
-    [
-        *("apps", "audit", "checks", "cli", "data", "dp", "evaluation", "files", "he", "models", "mpc", "recipes"),
-        *("report", "shared_noise", "synthetic", "walkthrough"),
-    ]
-)
+__getattr__, __dir__, _ = lazy_exports(__name__, {})
+__all__ = ["__version__"]
 
 # TensorFlow reports its optional GPU libraries as errors when it is imported without a GPU. Whoever sets another level
 # wants to see what it writes.
 if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3" and "tensorflow" not in sys.modules:
     sys.meta_path.insert(0, QuietTensorFlow())
-
-
-def __getattr__(name: str):
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES])
 
 
 @atexit.register

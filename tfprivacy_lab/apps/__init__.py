@@ -6,17 +6,9 @@ first use.
 
 from __future__ import annotations
 
-import importlib
+from tfprivacy_lab.lazy_exports import lazy_exports
 
 APPS = ("medical", "finance", "education")
-_SUBMODULES = frozenset([*APPS, "audits", "cases", "heads", "sharing", "tables"])
 
-
-def __getattr__(name: str):
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES])
+__getattr__, __dir__, _ = lazy_exports(__name__, {})
+__all__ = ["APPS"]

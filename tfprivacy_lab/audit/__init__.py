@@ -7,30 +7,19 @@ Not covered: an audit can show that a guarantee is broken, never that it holds. 
 
 from __future__ import annotations
 
-import importlib
+from tfprivacy_lab.lazy_exports import lazy_exports
 
-_HOMES = {
-    "Scores": "attacks",
-    "membership_inference": "attacks",
-    "PrivacyViolationWarning": "bounds",
-    "clopper_pearson": "bounds",
-    "compare_with_accounted": "bounds",
-    "epsilon_lower_bound": "bounds",
-    "largest_provable_epsilon": "bounds",
-    "auc_interval": "roc",
-    "roc_points": "roc",
-    "tpr_at_fpr": "roc",
-}
-_SUBMODULES = frozenset(_HOMES.values())
-
-
-def __getattr__(name: str):
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_SUBMODULES])
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "attacks": ("Scores", "membership_inference"),
+        "bounds": (
+            "PrivacyViolationWarning",
+            "clopper_pearson",
+            "compare_with_accounted",
+            "epsilon_lower_bound",
+            "largest_provable_epsilon",
+        ),
+        "roc": ("auc_interval", "roc_points", "tpr_at_fpr"),
+    },
+)

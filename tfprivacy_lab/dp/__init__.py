@@ -5,66 +5,33 @@ Names load on first use; ``accounting`` and ``sampling`` need no TensorFlow.
 
 from __future__ import annotations
 
-import importlib
+from tfprivacy_lab.lazy_exports import lazy_exports
 
-_EXPORTS = {
-    "compose": "composition",
-    "compose_parallel": "composition",
-    "epsilon_shuffled": "composition",
-    "steps_within": "allowance",
-    "group_epsilon": "group",
-    "group_epsilon_gaussian": "group",
-    "group_epsilon_sampled": "group",
-    "largest_belief": "tradeoff",
-    "largest_tpr": "tradeoff",
-    "probability_beyond": "tradeoff",
-    "Repetitions": "tuning",
-    "epsilon_tuned": "tuning",
-    "pure_epsilon_tuned": "tuning",
-    "Ledger": "ledger",
-    "DpSgdRun": "accounting",
-    "account": "accounting",
-    "calibrate_noise_multiplier": "accounting",
-    "steps_for": "accounting",
-    "PoissonBatches": "sampling",
-    "TrainingPlan": "plan",
-    "train": "training",
-    "PrivateModel": "private_model",
-    "StopBeforeBudget": "callbacks",
-    "ChargedTo": "charged",
-    "SaveCheckpoint": "checkpoint",
-    "EpochRecord": "plan",
-    "privacy_statement": "statement",
-    "LaplaceMechanism": "mechanisms",
-    "GaussianMechanism": "mechanisms",
-    "GridGaussian": "discrete",
-    "check_neighbours": "neighbours",
-    "PrivateScale": "private_scale",
-    "noise_quantile": "intervals",
-    "ratio_interval": "intervals",
-    "QuantileClip": "quantile",
-    "LaplacePlan": "laplace_accounting",
-    "LaplaceRun": "laplace_accounting",
-    "account_laplace": "laplace_accounting",
-    "train_laplace": "laplace",
-}
-_MODULES = {
-    *("adjacency", "allowance", "events", "composition", "group", "tradeoff", "tuning", "ledger", "ledger_file"),
-    *("callbacks", "charged", "checkpoint", "clipping", "gaussian_noise", "layers", "monitors", "private_model"),
-    *("lineage", "saving", "spending"),
-    *("accounting", "plan", "sampling", "training", "statement"),
-    *("mechanisms", "noise", "discrete", "intervals", "neighbours", "quantile", "private_scale"),
-    *("laplace", "laplace_accounting", "laplace_statement"),
-}
-
-
-def __getattr__(name: str):
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "composition": ("compose", "compose_parallel", "epsilon_shuffled"),
+        "allowance": ("steps_within",),
+        "group": ("group_epsilon", "group_epsilon_gaussian", "group_epsilon_sampled"),
+        "tradeoff": ("largest_belief", "largest_tpr", "probability_beyond"),
+        "tuning": ("Repetitions", "epsilon_tuned", "pure_epsilon_tuned"),
+        "ledger": ("Ledger",),
+        "accounting": ("DpSgdRun", "account", "calibrate_noise_multiplier", "steps_for"),
+        "sampling": ("PoissonBatches",),
+        "plan": ("EpochRecord", "TrainingPlan"),
+        "training": ("train",),
+        "private_model": ("PrivateModel",),
+        "callbacks": ("StopBeforeBudget",),
+        "charged": ("ChargedTo",),
+        "checkpoint": ("SaveCheckpoint",),
+        "statement": ("privacy_statement",),
+        "mechanisms": ("GaussianMechanism", "LaplaceMechanism"),
+        "discrete": ("GridGaussian",),
+        "neighbours": ("check_neighbours",),
+        "private_scale": ("PrivateScale",),
+        "intervals": ("noise_quantile", "ratio_interval"),
+        "quantile": ("QuantileClip",),
+        "laplace_accounting": ("LaplacePlan", "LaplaceRun", "account_laplace"),
+        "laplace": ("train_laplace",),
+    },
+)

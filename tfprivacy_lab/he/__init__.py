@@ -12,51 +12,18 @@ imports neither Pyfhel nor TensorFlow, and the server needs neither at all.
 
 from __future__ import annotations
 
-import importlib
+from tfprivacy_lab.lazy_exports import lazy_exports
 
-_EXPORTS = {
-    "Choice": "choice",
-    "NetworkChoice": "network_choice",
-    "choose": "choice",
-    "choose_network": "network_choice",
-    "Client": "client",
-    "Cost": "costs",
-    "compare_packings": "costs",
-    "Parameters": "parameters",
-    "PARAMETERS": "parameters",
-    "QuantizedHead": "quantize",
-    "Server": "server",
-    "integer_logits": "quantize",
-    "quantize_features": "steps",
-}
-_SUBMODULES = frozenset(
-    ["choice", "client", "coefficients", "messages", "ntt", "packing", "parameters", "quantize", "sanitize", "server"]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "choice": ("Choice", "choose"),
+        "network_choice": ("NetworkChoice", "choose_network"),
+        "client": ("Client",),
+        "costs": ("Cost", "compare_packings"),
+        "parameters": ("PARAMETERS", "Parameters"),
+        "quantize": ("QuantizedHead", "integer_logits"),
+        "server": ("Server",),
+        "steps": ("quantize_features",),
+    },
 )
-
-__all__ = [
-    "PARAMETERS",
-    "Choice",
-    "Client",
-    "Cost",
-    "NetworkChoice",
-    "Parameters",
-    "QuantizedHead",
-    "Server",
-    "choose",
-    "choose_network",
-    "compare_packings",
-    "integer_logits",
-    "quantize_features",
-]
-
-
-def __getattr__(name: str):
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS, *_SUBMODULES])

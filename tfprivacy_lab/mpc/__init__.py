@@ -11,54 +11,22 @@ Names load on first use: importing this package imports neither TensorFlow nor t
 
 from __future__ import annotations
 
-import importlib
+from tfprivacy_lab.lazy_exports import lazy_exports
 
-_EXPORTS = {
-    "FixedPoint": "fixed_point",
-    "Job": "jobs",
-    "Layer": "models",
-    "NoiseClaim": "noise_shares",
-    "NoiseShares": "noise_shares",
-    "Outcome": "execution",
-    "PartyError": "peers",
-    "PROTOCOLS": "protocols",
-    "SharedModel": "training",
-    "Training": "models",
-    "World": "protocols",
-    "launch": "processes",
-    "plan": "ranges",
-    "protocol_table": "protocols",
-    "run_party": "parties",
-    "shared_sum": "computations",
-    "simulate": "parties",
-}
-_SUBMODULES = frozenset(
-    [
-        *(
-            "beaver",
-            "certificates",
-            "engine",
-            "entrance",
-            "execution",
-            "fixed_point",
-            "job_checks",
-            "jobs",
-            "links",
-            "models",
-        ),
-        *("noise_shares", "parties", "peers", "processes", "programs", "protocols", "ranges", "relay", "row_ids"),
-        *("share_headers", "sigmoid", "training"),
-    ]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "fixed_point": ("FixedPoint",),
+        "jobs": ("Job",),
+        "models": ("Layer", "Training"),
+        "noise_shares": ("NoiseClaim", "NoiseShares"),
+        "execution": ("Outcome",),
+        "peers": ("PartyError",),
+        "protocols": ("PROTOCOLS", "World", "protocol_table"),
+        "training": ("SharedModel",),
+        "processes": ("launch",),
+        "ranges": ("plan",),
+        "parties": ("run_party", "simulate"),
+        "computations": ("shared_sum",),
+    },
 )
-
-
-def __getattr__(name: str):
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS, *_SUBMODULES])
