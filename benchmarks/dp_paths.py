@@ -76,7 +76,7 @@ class FastPath(KerasPath):
     """Ours, whose steps run only while its record is open, and which goes on from no state but its own."""
 
     def bare(self, steps: int) -> None:
-        from tfprivacy_lab.dp import model_checks
+        from tfprivacy_lab.dp.validation import models as model_checks
 
         self.model._record.open(self.model._record.kind, steps)
         super().bare(steps)

@@ -7,8 +7,9 @@ import pytest
 
 from tfprivacy_lab import data, features, laplace_head, models, pretraining, runs, synthetic
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import composition, train_laplace
-from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
+from tfprivacy_lab.dp import train_laplace
+from tfprivacy_lab.dp.accounting import composition
+from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
 from tfprivacy_lab.recipes import RECIPES
 
 

@@ -16,7 +16,7 @@ from model_catalogue import CASES  # noqa: E402
 from model_catalogue.case import EXAMPLES, mlp, numbers  # noqa: E402
 
 from tfprivacy_lab.checks import InputError  # noqa: E402
-from tfprivacy_lab.dp import clipping  # noqa: E402
+from tfprivacy_lab.dp.clipping import ghost  # noqa: E402
 
 PAGE = models_table.PAGE.read_text(encoding="utf-8")
 LINES = dict(zip(CASES, [line for line in PAGE.splitlines() if line.startswith("| ")][1:], strict=False))
@@ -45,8 +45,8 @@ def test_page_is_what_the_command_writes_and_names_no_fault():
 
 @pytest.mark.parametrize("wrong", [0.5, 1.001, np.inf])
 def test_step_with_another_clipping_norm_is_a_fault(monkeypatch, wrong):
-    right = clipping.clip_factors
-    monkeypatch.setattr(clipping, "clip_factors", lambda norms, clip, method="flat": right(norms, wrong * clip, method))
+    right = ghost.clip_factors
+    monkeypatch.setattr(ghost, "clip_factors", lambda norms, clip, method="flat": right(norms, wrong * clip, method))
     found = models_table.row(ONE)
     assert found.path == "FAULT"
     assert not found.error < models_table.BOUND

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfprivacy_lab.dp import DpSgdRun, GaussianMechanism, LaplaceMechanism, accounting, check_neighbours, largest_tpr
+from tfprivacy_lab.dp import DpSgdRun, GaussianMechanism, LaplaceMechanism, check_neighbours, largest_tpr
+from tfprivacy_lab.dp.accounting import gaussian
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -79,18 +80,18 @@ def test_shuffling_under_add_or_remove_costs_what_shifted_batches_cost():
     moved = np.abs(joined - without)
     assert np.all(moved[:-1] == 2)
     said = float(re.search(r"add or remove one\s+([\d.]+)", printed(code_cell("04", "halved ="))).group(1))
-    steps = accounting.steps_for(examples, batch, 60)
+    steps = gaussian.steps_for(examples, batch, 60)
     passes = steps / len(starts)
-    assert said >= accounting.gaussian_epsilon(1.1 / np.sqrt(passes * np.sum(moved**2)), 1e-5)
-    assert said == pytest.approx(accounting.gaussian_epsilon(1.1 / (2 * np.sqrt(steps)), 1e-5), abs=1e-3)
+    assert said >= gaussian.gaussian_epsilon(1.1 / np.sqrt(passes * np.sum(moved**2)), 1e-5)
+    assert said == pytest.approx(gaussian.gaussian_epsilon(1.1 / (2 * np.sqrt(steps)), 1e-5), abs=1e-3)
 
 
 def test_what_exceeds_epsilon_is_likelier_than_delta_in_04():
     rows = [line.split() for line in printed(code_cell("04", "probability_beyond")).splitlines() if line.endswith("%")]
     assert [float(row[0]) for row in rows] == [0.5, 1, 3, 8]
     assert all(float(row[2]) > 5 * float(row[1]) for row in rows)
-    steps = accounting.steps_for(60_000, 256, 60)
-    noise = accounting.calibrate_noise_multiplier(60_000, 256, steps, 3.0, 1e-5)
+    steps = gaussian.steps_for(60_000, 256, 60)
+    noise = gaussian.calibrate_noise_multiplier(60_000, 256, steps, 3.0, 1e-5)
     power = float(largest_tpr(DpSgdRun(60_000, 256, noise, steps), 0.01))
     assert rows[2][3] == f"{power:.1%}"
 

@@ -16,7 +16,7 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from tfprivacy_lab import figures, files, guarantee, report
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import accounting, composition, events, group, laplace_accounting
+from tfprivacy_lab.dp.accounting import composition, events, gaussian, group, laplace
 
 FIGURES = {"samples", "pretraining", "reconstructions", "training", "roc", "logits", "encrypted_cost"}
 INPUTS = (
@@ -279,7 +279,7 @@ def test_numbers_of_the_run_are_in_the_page_and_the_card(out):
     assert report.MISSING not in text + card
 
 
-RUN = accounting.DpSgdRun(examples=55_000, batch_size=2_048, noise_multiplier=1.4424, steps=538)
+RUN = gaussian.DpSgdRun(examples=55_000, batch_size=2_048, noise_multiplier=1.4424, steps=538)
 
 
 def cells(page, heading):
@@ -295,7 +295,7 @@ def test_figures_for_several_records_of_a_person_are_those_of_this_very_run(out)
     assert all(float(said) > size * 2.9996 for size, said in zip((2, 3, 4), figures_of_groups, strict=True))
     assert " / ".join(figures_of_groups) in (out / "model_card.md").read_text()
     # Another run, other figures.
-    quieter = accounting.DpSgdRun(55_000, 2_048, 5.0, 538)
+    quieter = gaussian.DpSgdRun(55_000, 2_048, 5.0, 538)
     card = f"ε = {group.group_epsilon(quieter, 2, 1e-5):.2f} / "
     built(out, noise_multiplier=5.0)
     assert card in (out / "model_card.md").read_text()
@@ -347,7 +347,7 @@ def test_each_epsilon_stands_beside_its_adjacency(out, said):
     for epsilon in ("17.4036", "18.5698"):
         assert "<td>zero out one example</td>" in adjacency[epsilon]
         assert "add or remove" not in adjacency[epsilon]
-    shifted = accounting.gaussian_epsilon(1.4424 / (2 * 538**0.5), 1e-5)
+    shifted = gaussian.gaussian_epsilon(1.4424 / (2 * 538**0.5), 1e-5)
     assert f"about ε = {shifted:.4g}" in " ".join(Page(page).text.split())
 
 
@@ -364,7 +364,7 @@ def test_same_numbers_are_promised_for_the_same_processor_only(out):
 def test_numbers_that_describe_no_run_are_missing_not_wrong(out):
     assert guarantee.run_of({"examples": 10, "batch_size": 20, "noise_multiplier": 1, "steps": 1}) is None
     assert guarantee.bound_of({"l1_norm_clip": 1.0, "noise_multiplier": 1.0, "examples": 9, "batch_size": 3}) is None
-    logged = [events.to_json(laplace_accounting.LaplaceRun(100, 10, 2.0, 5).event())]
+    logged = [events.to_json(laplace.LaplaceRun(100, 10, 2.0, 5).event())]
     pure = guarantee.bound_of({"l1_norm_clip": 1.0, "events": logged})(0.01)
     assert 0.01 < pure <= 0.01 * np.exp(5 * np.log1p(0.1 * np.expm1(0.5))) + 1e-9
     text = Page(built(out, batch_size=60_000)).text

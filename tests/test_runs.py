@@ -13,9 +13,9 @@ from dp_accounting import pld
 
 from tfprivacy_lab import data, leakage, models, runs
 from tfprivacy_lab.checks import InputError, MissingPackageError
-from tfprivacy_lab.dp import accounting
-from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
-from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
+from tfprivacy_lab.dp.accounting import gaussian
+from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
+from tfprivacy_lab.dp.training.noise import GaussianNoise
 from tfprivacy_lab.recipes import RECIPES
 
 DELTA = 1e-4
@@ -78,8 +78,8 @@ def weights(folder):
 def test_writes_a_run(finished, tmp_path):
     metrics = finished
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
-    spent = accounting.DpSgdRun(600, 100, metrics["noise_multiplier"], metrics["steps"])
-    assert metrics["epsilon"] == accounting.epsilon_after(spent, spent.steps, DELTA) <= 3.0
+    spent = gaussian.DpSgdRun(600, 100, metrics["noise_multiplier"], metrics["steps"])
+    assert metrics["epsilon"] == gaussian.epsilon_after(spent, spent.steps, DELTA) <= 3.0
     statement = (tmp_path / "run" / "privacy_statement.txt").read_text()
     assert f"epsilon = {metrics['epsilon']:.4f}" in statement
     assert "SEEDED RUN" in statement
@@ -303,14 +303,14 @@ def test_audit_refuses_what_is_no_run(finished, tmp_path):
 
 
 def test_a_run_that_is_paid_for_is_stated_without_tf_privacy_too(monkeypatch):
-    run = accounting.DpSgdRun(1000, 100, 2.0, 10)
+    run = gaussian.DpSgdRun(1000, 100, 2.0, 10)
     recipe = RECIPES["seed-mlp"]
     with_figures = runs.run_statement(recipe, run, 1e-5, seeded=False)
 
     def absent(*_):
         raise MissingPackageError("tensorflow-privacy", "not here")
 
-    monkeypatch.setattr(accounting, "tensorflow_privacy_figures", absent)
+    monkeypatch.setattr(gaussian, "tensorflow_privacy_figures", absent)
     without = runs.run_statement(recipe, run, 1e-5, seeded=False)
     assert "compute_dp_sgd_privacy" in with_figures
     assert "compute_dp_sgd_privacy" not in without

@@ -9,7 +9,7 @@ from scipy import stats
 
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.mechanisms import GaussianMechanism
+from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism
 from tfprivacy_lab.shared_noise import SharedGaussian, gradient_norm
 
 PARTIES = ("alice", "bob", "carol")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp.ledger.ledger import Ledger
 from tfprivacy_lab.recipes import RECIPES
 
 KILLS = 6
@@ -53,7 +53,7 @@ def test_no_kill_left_a_draw_uncounted_and_none_was_counted_twice(told):
 def kill_at_random(folder):
     """Start the command, kill it, look at ledger and draws; at last let it end."""
     from tfprivacy_lab import data, runs  # noqa: F401  TensorFlow is loaded here, once
-    from tfprivacy_lab.dp.ledger import dataset_digest
+    from tfprivacy_lab.dp.ledger.ledger import dataset_digest
 
     folder = Path(folder)
     rng = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def start(folder):
 
 def command(folder):
     from tfprivacy_lab import cli
-    from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
+    from tfprivacy_lab.dp.training.noise import GaussianNoise
 
     add = GaussianNoise.add
 

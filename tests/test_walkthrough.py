@@ -12,8 +12,8 @@ import pytest
 from tests.conftest import walkthrough_command
 from tfprivacy_lab import claims, cli, data, figures, files, he, idx, stages, walkthrough
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import accounting
-from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
+from tfprivacy_lab.dp.accounting import gaussian
+from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
 
 WRITTEN = ["metrics.json", "report.html", "model_card.md", "privacy_statement.txt", "model.keras", "head.npz"]
 
@@ -44,10 +44,10 @@ def test_metrics_keep_the_contract(metrics):
 
 def test_epsilon_is_that_of_the_noise_drawn(metrics):
     """Recomputed from the run's own record: every logical step drew noise once."""
-    run = accounting.DpSgdRun(
+    run = gaussian.DpSgdRun(
         metrics["examples"], metrics["batch_size"], metrics["noise_multiplier"], metrics["history"][-1]["steps"]
     )
-    assert accounting.epsilon_after(run, run.steps, metrics["delta"]) == pytest.approx(metrics["epsilon"], rel=1e-9)
+    assert gaussian.epsilon_after(run, run.steps, metrics["delta"]) == pytest.approx(metrics["epsilon"], rel=1e-9)
     assert metrics["history"][-1]["epsilon"] == metrics["epsilon"] <= 3.0
     assert metrics["ledger"]["total"] == 3.0
     assert metrics["ledger"]["spent"] == pytest.approx(metrics["epsilon"], rel=1e-6)

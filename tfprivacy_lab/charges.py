@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from tfprivacy_lab import data, files
-from tfprivacy_lab.dp.ledger import Ledger, Reservation, dataset_digest, run_name
+from tfprivacy_lab.dp.ledger.ledger import Ledger, Reservation, dataset_digest, run_name
 from tfprivacy_lab.recipes import Recipe
 
 

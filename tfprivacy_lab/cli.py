@@ -68,25 +68,25 @@ def _fail(options, message: str, code: int) -> int:
 
 
 def _account(options) -> dict:
-    from tfprivacy_lab.dp import accounting
+    from tfprivacy_lab.dp.accounting import gaussian
 
-    steps = accounting.steps_for(options.examples, options.batch_size, options.epochs)
-    run = accounting.DpSgdRun(options.examples, options.batch_size, options.noise_multiplier, steps)
-    result = accounting.account(run, options.delta)
+    steps = gaussian.steps_for(options.examples, options.batch_size, options.epochs)
+    run = gaussian.DpSgdRun(options.examples, options.batch_size, options.noise_multiplier, steps)
+    result = gaussian.account(run, options.delta)
     if options.tensorflow_privacy:
-        result["tensorflow_privacy"] = accounting.tensorflow_privacy_figures(run, options.delta)
+        result["tensorflow_privacy"] = gaussian.tensorflow_privacy_figures(run, options.delta)
     return result
 
 
 def _calibrate(options) -> dict:
-    from tfprivacy_lab.dp import accounting
+    from tfprivacy_lab.dp.accounting import gaussian
 
-    steps = accounting.steps_for(options.examples, options.batch_size, options.epochs)
-    noise_multiplier = accounting.calibrate_noise_multiplier(
+    steps = gaussian.steps_for(options.examples, options.batch_size, options.epochs)
+    noise_multiplier = gaussian.calibrate_noise_multiplier(
         options.examples, options.batch_size, steps, options.epsilon, options.delta
     )
-    return accounting.account(
-        accounting.DpSgdRun(options.examples, options.batch_size, noise_multiplier, steps), options.delta
+    return gaussian.account(
+        gaussian.DpSgdRun(options.examples, options.batch_size, noise_multiplier, steps), options.delta
     )
 
 
@@ -105,7 +105,7 @@ def _train(options) -> dict:
     if options.engine is not None:
         check_choice("engine", options.engine, ("reference", "fast"))
     from tfprivacy_lab import runs
-    from tfprivacy_lab.dp import accounting
+    from tfprivacy_lab.dp.accounting import gaussian
 
     metrics = runs.train_recipe(
         chosen,
@@ -120,7 +120,7 @@ def _train(options) -> dict:
         ledger=options.ledger,
         on_epoch=_show_epoch,
     )
-    accounting.warn_of_large_delta(options.delta, metrics["examples"])
+    gaussian.warn_of_large_delta(options.delta, metrics["examples"])
     return metrics
 
 
@@ -145,7 +145,7 @@ def _walkthrough(options) -> dict:
 
 def _ledger_create(options) -> dict:
     from tfprivacy_lab import data
-    from tfprivacy_lab.dp.ledger import Ledger, dataset_digest
+    from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
 
     _refuse_existing_ledger(options.ledger)
     private = data.load_private(options.dataset, options.data_dir)
@@ -160,7 +160,7 @@ def _refuse_existing_ledger(path) -> None:
 
 
 def _ledger_show(options) -> dict:
-    from tfprivacy_lab.dp.ledger import Ledger
+    from tfprivacy_lab.dp.ledger.ledger import Ledger
 
     shown = Ledger.open(options.ledger).show()
     if not options.json:

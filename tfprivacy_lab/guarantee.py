@@ -9,21 +9,21 @@ import functools
 import math
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import accounting, events
-from tfprivacy_lab.dp.group import group_epsilon
-from tfprivacy_lab.dp.tradeoff import largest_belief, largest_tpr, probability_beyond
+from tfprivacy_lab.dp.accounting import events, gaussian
+from tfprivacy_lab.dp.accounting.group import group_epsilon
+from tfprivacy_lab.dp.accounting.tradeoff import largest_belief, largest_tpr, probability_beyond
 
 GROUPS = (2, 3, 4)
 FALSE_POSITIVES = (0.001, 0.01)
 PRIORS = (0.001, 0.01, 0.1, 0.5)
 
 
-def run_of(metrics: dict) -> accounting.DpSgdRun | None:
+def run_of(metrics: dict) -> gaussian.DpSgdRun | None:
     """The run under Gaussian noise that ``metrics.json`` describes, None if its numbers describe none."""
     if _finite(metrics.get("l2_norm_clip")) is None:
         return None
     try:
-        return accounting.DpSgdRun(
+        return gaussian.DpSgdRun(
             *(metrics.get(name) for name in ("examples", "batch_size", "noise_multiplier", "steps"))
         )
     except InputError:
@@ -31,7 +31,7 @@ def run_of(metrics: dict) -> accounting.DpSgdRun | None:
 
 
 def bound_of(metrics: dict):
-    """:func:`~tfprivacy_lab.dp.tradeoff.largest_tpr` of the run as a function of the FPR; None without an account.
+    """:func:`.largest_tpr` of the run as a function of the FPR; None without an account.
 
     Of the run's log of events, where it has one: that holds for Laplace noise too.
     """
@@ -53,7 +53,7 @@ def meaning(metrics: dict) -> dict:
 
     Returns:
         ``groups``: for each of :data:`GROUPS`, ``size``, ``epsilon`` by
-        :func:`~tfprivacy_lab.dp.group.group_epsilon`, and ``multiple``, k · ε, which is no guarantee;
+        :func:`~tfprivacy_lab.dp.accounting.group.group_epsilon`, and ``multiple``, k · ε, which is no guarantee;
         ``largest_tpr``: by false-positive rate, over the whole trade-off curve; ``beliefs``: for each of
         :data:`PRIORS`, ``prior`` and ``posterior``; ``beyond``: a bound on the probability of a loss above ε;
         ``shifted_epsilon``: ε of a fixed order of batches under add-or-remove, where every later batch shifts;
@@ -85,15 +85,15 @@ def meaning(metrics: dict) -> dict:
     }
 
 
-def shifted_epsilon(run: accounting.DpSgdRun, delta: float) -> float:
+def shifted_epsilon(run: gaussian.DpSgdRun, delta: float) -> float:
     r"""ε under add-or-remove if batches were cut from one fixed order: why the figure for that order is not for it.
 
     One record more at the front, and every batch loses one example and gains another: each of T sums may move by 2C,
     and does if gradients alternate. One Gaussian of :math:`\sigma / (2 \sqrt{T})` (Balle and Wang 2018, Thm 8), as long
     as the record does not change the number of batches a pass.
     """
-    accounting.check_delta(delta)
-    return accounting.gaussian_epsilon(run.noise_multiplier / (2 * math.sqrt(run.steps)), delta)
+    gaussian.check_delta(delta)
+    return gaussian.gaussian_epsilon(run.noise_multiplier / (2 * math.sqrt(run.steps)), delta)
 
 
 @functools.lru_cache(maxsize=64)

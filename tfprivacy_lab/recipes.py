@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from tfprivacy_lab.checks import check_choice
-from tfprivacy_lab.dp.laplace_accounting import LaplacePlan
+from tfprivacy_lab.dp.accounting.laplace import LaplacePlan
 from tfprivacy_lab.dp.plan import TrainingPlan
 
 _TUNED_ON_PUBLIC = (

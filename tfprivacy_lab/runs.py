@@ -13,9 +13,12 @@ import tensorflow as tf
 
 from tfprivacy_lab import charges, claims, data, features, files, laplace_head, models, synthetic
 from tfprivacy_lab.checks import InputError, MissingPackageError, check_choice
-from tfprivacy_lab.dp import accounting, events, laplace, laplace_accounting, plan, statement, training
-from tfprivacy_lab.dp.laplace_statement import laplace_statement
-from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp import plan
+from tfprivacy_lab.dp.accounting import events, gaussian, statement
+from tfprivacy_lab.dp.accounting import laplace as laplace_accounting
+from tfprivacy_lab.dp.accounting.laplace_statement import laplace_statement
+from tfprivacy_lab.dp.ledger.ledger import Ledger
+from tfprivacy_lab.dp.training import laplace_sgd, planned
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.recipes import Pretraining, Recipe
 
@@ -31,7 +34,7 @@ class Trained:
     """What DP training made: images to logits, what it cost, and how it went."""
 
     model: keras.Model
-    run: accounting.DpSgdRun | laplace_accounting.LaplaceRun
+    run: gaussian.DpSgdRun | laplace_accounting.LaplaceRun
     records: list[plan.EpochRecord]
 
 
@@ -60,10 +63,10 @@ def train_model(
         InputError: if the budget cannot be met or the arguments do not fit.
     """
     run = recipe.plan.calibrated(len(labels), epsilon, delta)
-    train = training.train
+    train = planned.train
     if _is_laplace(recipe):
         check_choice("engine", options.pop("engine", "reference"), ("reference",))
-        train = laplace.train_laplace
+        train = laplace_sgd.train_laplace
     records = train(model, examples, labels, plan=recipe.plan, run=run, delta=delta, seed=seed, **options)
     if records[-1].epsilon > epsilon or records[-1].steps != run.steps:
         raise RuntimeError(f"the run spent epsilon={records[-1].epsilon} of {epsilon} in {records[-1].steps} steps")
@@ -99,8 +102,8 @@ def train_recipe(
         dataset: One of :data:`tfprivacy_lab.data.DATASETS`.
         data_dir: Where prepared datasets lie.
         epochs: Instead of the recipe's.
-        engine: "reference" or "fast", see :func:`tfprivacy_lab.dp.training.train`; None takes the recipe's.
-        ledger: File of the :class:`tfprivacy_lab.dp.ledger.Ledger` that is charged before any noise is drawn; a
+        engine: "reference" or "fast", see :func:`tfprivacy_lab.dp.training.planned.train`; None takes the recipe's.
+        ledger: File of the :class:`tfprivacy_lab.dp.ledger.ledger.Ledger` that is charged before any noise is drawn; a
             finished run that it does not know is charged too, before its metrics are returned.
         on_epoch: Called with each EpochRecord.
 
@@ -125,7 +128,7 @@ def train_recipe(
         "seed": seed,
         "dataset": dataset,
         "data": private.digest(),
-        "engine": check_choice("engine", engine or recipe.engine, training.ENGINES),
+        "engine": check_choice("engine", engine or recipe.engine, planned.ENGINES),
     }
     with claims.only_one(out):
         new = claims.claim(out, settings)
@@ -179,7 +182,7 @@ def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
         **run_metrics(recipe, trained, delta, seed=seed, engine=settings["engine"]),
         "dataset": settings["dataset"],
         "official_mnist": private.official,
-        "test_accuracy": training.evaluate_accuracy(model, test.images, test.labels),
+        "test_accuracy": planned.evaluate_accuracy(model, test.images, test.labels),
         "run_name": name,
         "features_seconds": round(features_seconds, 1),
         "seconds": round(time.perf_counter() - start - features_seconds, 1),
@@ -213,7 +216,7 @@ def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> keras.Mod
 
 def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None, engine: str = "reference") -> dict:
     """What ``metrics.json`` says of a DP run, but for accuracy, data and provenance."""
-    account = laplace_accounting.account_laplace if _is_laplace(recipe) else accounting.account
+    account = laplace_accounting.account_laplace if _is_laplace(recipe) else gaussian.account
     clip = "l1_norm_clip" if _is_laplace(recipe) else "l2_norm_clip"
     return {
         "recipe": recipe.name,
@@ -236,7 +239,7 @@ def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | N
     }
 
 
-def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, seeded: bool) -> str:
+def run_statement(recipe: Recipe, run: gaussian.DpSgdRun, delta: float, *, seeded: bool) -> str:
     """The privacy statement of a recipe's run."""
     released = {
         "head": "the dense head (kernel and bias) at every step; what it stands on saw public data only",
@@ -269,7 +272,7 @@ def run_statement(recipe: Recipe, run: accounting.DpSgdRun, delta: float, *, see
 def _figures_beside(run, delta: float) -> dict | None:
     """TF Privacy's own figures, or None where it is not installed: a run that is paid for is written all the same."""
     try:
-        return accounting.tensorflow_privacy_figures(run, delta)
+        return gaussian.tensorflow_privacy_figures(run, delta)
     except MissingPackageError:
         return None
 

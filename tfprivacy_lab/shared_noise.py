@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
-from tfprivacy_lab.dp.discrete import discrete_gaussian
+from tfprivacy_lab.dp.mechanisms.discrete import discrete_gaussian
 from tfprivacy_lab.mpc import noise_shares
 from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
 from tfprivacy_lab.mpc.protocols import listed

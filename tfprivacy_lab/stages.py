@@ -23,8 +23,9 @@ from tfprivacy_lab import (
     runs,
     synthetic,
 )
-from tfprivacy_lab.dp import statement, training
-from tfprivacy_lab.dp.ledger import Ledger, Reservation, dataset_digest
+from tfprivacy_lab.dp.accounting import statement
+from tfprivacy_lab.dp.ledger.ledger import Ledger, Reservation, dataset_digest
+from tfprivacy_lab.dp.training import planned
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.work import Work
 
@@ -174,9 +175,7 @@ def encrypt(work: Work) -> dict:
     return {
         "test_examples": len(test),
         "test_accuracy": float(np.mean(plain.argmax(axis=1) == test.labels)),
-        "nonprivate_test_accuracy": training.evaluate_accuracy(
-            work.head(work.state("twin.npz")), features, test.labels
-        ),
+        "nonprivate_test_accuracy": planned.evaluate_accuracy(work.head(work.state("twin.npz")), features, test.labels),
         "he": found,
     }
 

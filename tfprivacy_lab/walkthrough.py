@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tfprivacy_lab import claims, files, provenance
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp.ledger.ledger import Ledger
 from tfprivacy_lab.recipes import RECIPES, Pretraining, Recipe
 
 
@@ -81,7 +81,7 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
         fast: The small run, under a minute.
         seed: Whole number, or None for secret noise from the operating system.
         data_dir: Where prepared datasets lie.
-        ledger: File of a :class:`tfprivacy_lab.dp.ledger.Ledger` of the data set, to charge instead of one that is made
+        ledger: File of a :class:`.Ledger` of the data set, to charge instead of one that is made
             in the folder, and knows of nothing else.
         on_progress: Called with a line of text as stages begin and end.
 
@@ -93,7 +93,7 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
             the ledger refuses.
 
     Guarantee: ``metrics.json`` states the ε of every noise draw that touched private data; see
-    :mod:`tfprivacy_lab.dp.training` for what it covers.
+    :mod:`tfprivacy_lab.dp.training.planned` for what it covers.
     """
     out, settings = Path(out), settings_for(fast=fast, seed=seed)
     if ledger is not None:

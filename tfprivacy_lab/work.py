@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfprivacy_lab import data, files, models
-from tfprivacy_lab.dp.accounting import DpSgdRun
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
 from tfprivacy_lab.walkthrough import Settings
 
 

@@ -13,7 +13,7 @@ from tfprivacy_lab import app_commands, logistic, mpc
 from tfprivacy_lab.apps import APPS, audits, cases, education, finance, heads, medical, sharing, tables
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.cli import main
-from tfprivacy_lab.dp.accounting import epsilon_after
+from tfprivacy_lab.dp.accounting.gaussian import epsilon_after
 from tfprivacy_lab.shared_noise import gradient_norm
 
 MODULES = dict(zip(APPS, (medical, finance, education), strict=True))

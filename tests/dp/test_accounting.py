@@ -15,9 +15,9 @@ from mpmath import mp, mpf, npdf, quad
 from scipy import integrate, stats
 
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning
-from tfprivacy_lab.dp import accounting
-from tfprivacy_lab.dp.accounting import DpSgdRun, account, calibrate_noise_multiplier, epsilon_after, steps_for
-from tfprivacy_lab.dp.laplace_accounting import LaplaceRun, account_laplace
+from tfprivacy_lab.dp.accounting import gaussian
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, calibrate_noise_multiplier, epsilon_after, steps_for
+from tfprivacy_lab.dp.accounting.laplace import LaplaceRun, account_laplace
 from tfprivacy_lab.dp.plan import TrainingPlan
 
 TUTORIAL = DpSgdRun(examples=60_000, batch_size=256, noise_multiplier=1.1, steps=steps_for(60_000, 256, 60))
@@ -147,7 +147,7 @@ def test_calibration_is_remembered_and_warns_each_time(monkeypatch):
     given = (1010, 101, 10, 3.0, 1e-3)
     with pytest.warns(LargeDeltaWarning):
         first = calibrate_noise_multiplier(*given)
-    monkeypatch.setattr(accounting, "epsilon_after", None)
+    monkeypatch.setattr(gaussian, "epsilon_after", None)
     with pytest.warns(LargeDeltaWarning):
         assert calibrate_noise_multiplier(*(np.array(value) for value in given)) == first
 
@@ -166,7 +166,7 @@ def test_event_says_what_the_run_does():
 
 def test_tensorflow_privacy_figures_beside_ours():
     """The microbatching default of the statement halves the noise multiplier."""
-    figures = accounting.tensorflow_privacy_figures(TUTORIAL, 1e-5)
+    figures = gaussian.tensorflow_privacy_figures(TUTORIAL, 1e-5)
     assert figures["compute_dp_sgd_privacy"] == pytest.approx(2.597, abs=1e-3)
     assert poisson_line(figures["statement"]) == pytest.approx(2.597, abs=1e-3)
     # dp-accounting 0.6 adds the series of fractional orders by magnitude, an upper bound; 0.4 gave 16.384.
@@ -210,8 +210,8 @@ def test_bad_epsilon_is_refused(epsilon):
 
 
 def test_delta_warning_at_one_over_n():
-    assert accounting.delta_warning(1e-5, 60_000) is None
-    assert "1/examples" in accounting.delta_warning(1 / 60_000, 60_000)
+    assert gaussian.delta_warning(1e-5, 60_000) is None
+    assert "1/examples" in gaussian.delta_warning(1 / 60_000, 60_000)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_delta_warning_at_one_over_n():
         lambda delta: account(DpSgdRun(1000, 100, 2.0, 10), delta),
         lambda delta: calibrate_noise_multiplier(1000, 100, 10, 3.0, delta),
         lambda delta: TrainingPlan(100, 1, 1.0, 1.0).calibrated(1000, 3.0, delta),
-        lambda delta: accounting.warn_of_large_delta(delta, 1000),
+        lambda delta: gaussian.warn_of_large_delta(delta, 1000),
     ],
     ids=["account", "calibrate_noise_multiplier", "TrainingPlan.calibrated", "warn_of_large_delta"],
 )
@@ -247,9 +247,7 @@ def test_arrays_of_one_number_are_numbers():
     assert [type(value) for value in dataclasses.astuple(run)] == [int, int, float, int]
     assert epsilon_after(run, np.array(12), np.array(1e-4)) == epsilon_after(plain, 12, 1e-4)
     assert account(run, np.array(1e-4)) == account(plain, 1e-4)
-    assert accounting.tensorflow_privacy_figures(run, np.array(1e-4)) == accounting.tensorflow_privacy_figures(
-        plain, 1e-4
-    )
+    assert gaussian.tensorflow_privacy_figures(run, np.array(1e-4)) == gaussian.tensorflow_privacy_figures(plain, 1e-4)
 
 
 def test_the_largest_noise_is_tried_before_a_budget_is_refused():
@@ -262,7 +260,7 @@ def test_the_largest_noise_is_tried_before_a_budget_is_refused():
 def test_accounting_at_a_large_sampling_rate_is_quiet():
     """RDP drops orders there, and said so on stderr at every step of a search, and in TF Privacy's figures."""
     code = """
-from tfprivacy_lab.dp import accounting
+from tfprivacy_lab.dp.accounting import gaussian as accounting
 multiplier = accounting.calibrate_noise_multiplier(1170, 128, 46, 3.0, 1e-4)
 accounting.tensorflow_privacy_figures(accounting.DpSgdRun(600, 100, 1.1274, 12), 1e-4)
 print(multiplier)

@@ -9,8 +9,8 @@ from tests.dp.test_clipping import assert_same
 from tests.dp.test_private_model import LOSS, B, Folding, N, private, tied
 from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.book_keeping_trial import check_book_keeping
-from tfprivacy_lab.dp.clipping import BookKeeping
+from tfprivacy_lab.dp.clipping.book_keeping_trial import check_book_keeping
+from tfprivacy_lab.dp.clipping.ghost import BookKeeping
 
 layers = keras.layers
 TIME = 5

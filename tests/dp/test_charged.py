@@ -7,9 +7,9 @@ import pytest
 from tests.dp.test_private_model import B, N, dataset, private, weights_of
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import ChargedTo, StopBeforeBudget
-from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
-from tfprivacy_lab.dp.gaussian_noise import GaussianNoise
-from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.ledger.ledger import Ledger
+from tfprivacy_lab.dp.training.noise import GaussianNoise
 
 DELTA = 1e-3
 

@@ -25,10 +25,11 @@ from tests.dp.test_private_model import (
 )
 from tests.dp.test_training import WIDTH
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import ChargedTo, PrivateModel, QuantileClip, SaveCheckpoint, StopBeforeBudget, checkpoint
-from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
-from tfprivacy_lab.dp.ledger import Ledger
-from tfprivacy_lab.dp.spending import Phase, epsilon_of
+from tfprivacy_lab.dp import ChargedTo, PrivateModel, QuantileClip, SaveCheckpoint, StopBeforeBudget
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.accounting.phases import Phase, epsilon_of
+from tfprivacy_lab.dp.ledger.ledger import Ledger
+from tfprivacy_lab.dp.training import checkpoint
 
 DELTA = 1e-3
 X, Y = dataset(N)

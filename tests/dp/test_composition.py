@@ -11,11 +11,11 @@ from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import adjacency, composition, events, spending
-from tfprivacy_lab.dp.accounting import DpSgdRun, account, epsilon_after
-from tfprivacy_lab.dp.allowance import steps_within
-from tfprivacy_lab.dp.composition import compose, compose_parallel, epsilon_shuffled
-from tfprivacy_lab.dp.group import group_epsilon, group_epsilon_gaussian, group_epsilon_sampled
+from tfprivacy_lab.dp.accounting import adjacency, composition, events, phases
+from tfprivacy_lab.dp.accounting.budget import steps_within
+from tfprivacy_lab.dp.accounting.composition import compose, compose_parallel, epsilon_shuffled
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, epsilon_after
+from tfprivacy_lab.dp.accounting.group import group_epsilon, group_epsilon_gaussian, group_epsilon_sampled
 
 TUTORIAL = DpSgdRun(60_000, 256, 1.1, 14_063)
 SECOND = DpSgdRun(60_000, 2048, 3.0, 300)
@@ -150,11 +150,11 @@ def test_millions_of_narrow_steps_are_counted():
     steps = steps_within(run, 8.0, 1e-5, at_most=10**8)
     assert epsilon_after(run, steps, 1e-5) <= 8.0 < epsilon_after(run, steps + 100, 1e-5)
     # Phase by phase, as training counts them: no further than asked, and the same beyond what was done before.
-    begun = [spending.Phase(60_000, 600, 20.0, "poisson", 0)]
-    assert spending.further_steps_within(begun, 8.0, 1e-5, 10**8) == steps
-    assert spending.further_steps_within(begun, 8.0, 1e-5, 2000) == 2000
-    assert spending.further_steps_within(spending.extended(begun, 10**6), 8.0, 1e-5, 10**8) == steps - 10**6
-    assert spending.further_steps_within(spending.extended(begun, steps + 100), 8.0, 1e-5, 10) == -1
+    begun = [phases.Phase(60_000, 600, 20.0, "poisson", 0)]
+    assert phases.further_steps_within(begun, 8.0, 1e-5, 10**8) == steps
+    assert phases.further_steps_within(begun, 8.0, 1e-5, 2000) == 2000
+    assert phases.further_steps_within(phases.extended(begun, 10**6), 8.0, 1e-5, 10**8) == steps - 10**6
+    assert phases.further_steps_within(phases.extended(begun, steps + 100), 8.0, 1e-5, 10) == -1
 
 
 def test_no_step_fits_a_tiny_budget():
@@ -173,7 +173,7 @@ def test_shuffled_batches_get_no_amplification():
     assert gaussian_delta(replaced, 0.55 / math.sqrt(60)) == pytest.approx(1e-5, rel=1e-6)
     assert account(TUTORIAL, 1e-5)["epsilon_no_amplification_adjacency"] == "zero_out"
     # As a phase of training it is the same figure, and says for which neighbours, by the same name as training.
-    phase = spending.Phase(60_000, 256, 1.1, "shuffled", TUTORIAL.steps)
+    phase = phases.Phase(60_000, 256, 1.1, "shuffled", TUTORIAL.steps)
     figures = compose(phase.event(), delta=1e-5)
     assert figures["epsilon"] == pytest.approx(epsilon, rel=1e-4)
     assert figures["adjacency"] == "zero_out"
@@ -257,8 +257,8 @@ def test_events_of_newer_versions_are_refused_by_name():
 
 def test_events_of_different_adjacency_are_not_mixed(tmp_path):
     """A shuffled phase stands in logs and sums as what it is, never as add-or-remove."""
-    shuffled = spending.Phase(100, 10, 2.0, "shuffled", 30).event()
-    sampled = spending.Phase(100, 10, 2.0, "poisson", 30).event()
+    shuffled = phases.Phase(100, 10, 2.0, "shuffled", 30).event()
+    sampled = phases.Phase(100, 10, 2.0, "poisson", 30).event()
     assert compose(sampled, delta=1e-5)["adjacency"] == "add_or_remove_one"
     events.write_events(tmp_path / "log", [shuffled, shuffled])
     log = json.loads((tmp_path / "log").read_text())

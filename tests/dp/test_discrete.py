@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import discrete
-from tfprivacy_lab.dp.discrete import GridGaussian, discrete_gaussian, discrete_laplace, zcdp_epsilon
-from tfprivacy_lab.dp.mechanisms import GaussianMechanism
+from tfprivacy_lab.dp.mechanisms import discrete
+from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism
+from tfprivacy_lab.dp.mechanisms.discrete import GridGaussian, discrete_gaussian, discrete_laplace, zcdp_epsilon
 
 LEVEL = 1e-6
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tests.dp.test_clipping import BATCH, CLASSES, QUICK, by_book_keeping, convolutions, cross_entropy, flat
 from tests.dp.test_training import NO_NOISE
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.accounting import DpSgdRun
-from tfprivacy_lab.dp.optimizers import dp_sgd_optimizer
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
 from tfprivacy_lab.dp.plan import TrainingPlan
-from tfprivacy_lab.dp.reference_checks import check_reference
 from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.dp.training.reference import dp_sgd_optimizer
+from tfprivacy_lab.dp.training.reference_checks import check_reference
 
 pytestmark = pytest.mark.usefixtures("operations")
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from scipy import sparse
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import example_arrays, example_sources
+from tfprivacy_lab.dp.examples import arrays, sources
 
 layers = keras.layers
 Dataset = tf.data.Dataset
@@ -67,19 +67,19 @@ BATCHED = {
 @pytest.mark.parametrize("make", BATCHED.values(), ids=BATCHED.keys())
 def test_a_batched_dataset_is_refused_however_it_was_made(make, model):
     with pytest.raises(InputError, match=r"batched one.*\.unbatch\(\)"):
-        example_sources.from_dataset(make(), model and model())
+        sources.from_dataset(make(), model and model())
 
 
 @pytest.mark.parametrize("shape", [(None,), (4,)])
 @pytest.mark.parametrize("model", [None, row_model, Unbuilt])
 def test_batches_from_a_generator_are_refused(model, shape):
     with pytest.raises(InputError, match=r"Expected x to be a dataset of single examples.*\.unbatch\(\)"):
-        example_sources.from_dataset(generated(shape), model and model())
+        sources.from_dataset(generated(shape), model and model())
 
 
 def test_a_short_last_batch_is_no_traceback():
     with pytest.raises(InputError, match="of one shape"):
-        example_sources.from_dataset(generated((None,), rows=5), row_model())
+        sources.from_dataset(generated((None,), rows=5), row_model())
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_short_last_batch_is_no_traceback():
     ],
 )  # fmt: skip
 def test_single_examples_are_read_as_they_are(dataset, model, shapes):
-    found = example_sources.from_dataset(dataset(), model and model())
+    found = sources.from_dataset(dataset(), model and model())
     assert [array.shape for array in tf.nest.flatten(found)] == shapes
 
 
@@ -127,10 +127,10 @@ class Broken(Counted):
 
 
 def test_sequences_say_their_length_in_either_way_and_their_own_errors():
-    found = example_arrays.checked(Counted())
+    found = arrays.checked(Counted())
     np.testing.assert_array_equal(found[0], X)
     with pytest.raises(TypeError, match=r"^mine$"):
-        example_arrays.checked(Broken())
+        arrays.checked(Broken())
 
 
 class Unending(Counted):
@@ -201,7 +201,7 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "said"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_array_of_examples_is_refused_by_name(given, said):
     with pytest.raises(InputError, match=said):
-        example_arrays.checked(*given)
+        arrays.checked(*given)
 
 
 @pytest.mark.parametrize(
@@ -218,11 +218,11 @@ def test_what_is_no_array_of_examples_is_refused_by_name(given, said):
 )
 def test_class_weights_that_say_nothing_of_a_class_are_refused(class_weight, labels, said):
     with pytest.raises(InputError, match=said):
-        example_arrays.checked(X, labels, class_weight=class_weight)
+        arrays.checked(X, labels, class_weight=class_weight)
 
 
 def test_structures_keep_their_shape_and_lists_are_tuples():
-    x, _, _ = example_arrays.checked({"a": [X, (X, X)], "b": X}, Y)
+    x, _, _ = arrays.checked({"a": [X, (X, X)], "b": X}, Y)
     assert tf.nest.map_structure(lambda a: tuple(a.shape), x) == {"a": ((12, 5), ((12, 5), (12, 5))), "b": (12, 5)}
 
 
@@ -234,6 +234,6 @@ def test_single_examples_of_a_sequence_are_told_by_the_models_inputs(weights):
     single = Items(*((t, one, *weights) for t, one in zip(tokens, labels, strict=True)))
     batches = Items((tokens[:7], labels[:7], *weights), (tokens[7:], labels[7:], *weights))
     for sequence in (single, batches):
-        x, y, _ = example_arrays.checked(sequence, model=model)
+        x, y, _ = arrays.checked(sequence, model=model)
         assert np.array_equal(x, tokens)
         assert np.array_equal(y, labels)

@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 from tests.dp.test_private_model import B, N, dataset, private
-from tfprivacy_lab.dp import example_batches, training
-from tfprivacy_lab.dp.example_batches import pipeline
+from tfprivacy_lab.dp.examples import batches as example_batches
+from tfprivacy_lab.dp.examples.batches import pipeline
 from tfprivacy_lab.dp.sampling import PoissonBatches, PoissonSample
+from tfprivacy_lab.dp.training import planned
 
 FIRST, SAMPLER = 5, PoissonSample(N, B / N, 3)
 WEIGHTS = (1 + np.arange(N) % 3).astype(np.float32)
@@ -84,7 +85,7 @@ def test_no_generator_sets_the_allocator_of_the_whole_process(monkeypatch):
     monkeypatch.setattr(tf.data.Dataset, "from_generator", None)
     assert len(list(made(2))) == 2
     x, y = dataset(N)
-    assert len(list(training.physical_batches(PoissonBatches(N, B, 2, 60, seed=2), x, y, 0, 2))) == 2
+    assert len(list(planned.physical_batches(PoissonBatches(N, B, 2, 60, seed=2), x, y, 0, 2))) == 2
     private(engine="reference", noise_multiplier=1.0).fit(x, y, B, verbose=0)
 
 
@@ -96,7 +97,7 @@ def test_tf_data_rewrites_no_pipeline_that_holds_the_examples():
 def test_physical_batches_hold_every_sample(physical):
     x, y = dataset(N)
     batches = PoissonBatches(N, B, 7, physical, seed=2)
-    found = list(training.physical_batches(batches, x, y.astype(np.int64), 2, 7))
+    found = list(planned.physical_batches(batches, x, y.astype(np.int64), 2, 7))
     assert len(found) == 5 * batches.accumulation_steps
     for step in range(5):
         parts = found[step * batches.accumulation_steps : (step + 1) * batches.accumulation_steps]

@@ -11,8 +11,11 @@ import tensorflow as tf
 from tests.dp.test_private_model import LOSS, B, N, dataset, private, weights_of
 from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, example_isolation, private_model, training
-from tfprivacy_lab.dp.example_isolation import check_gradients_are_per_example
+from tfprivacy_lab.dp import DpSgdRun, TrainingPlan
+from tfprivacy_lab.dp.clipping import isolation
+from tfprivacy_lab.dp.clipping.isolation import check_gradients_are_per_example
+from tfprivacy_lab.dp.training import planned as training
+from tfprivacy_lab.dp.training import private_model
 
 layers = keras.layers
 ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])
@@ -556,7 +559,7 @@ def test_training_tries_a_model_once(engine, monkeypatch):
         tried.append(how)
         return check_gradients_are_per_example(*arguments, **how)
 
-    monkeypatch.setattr(example_isolation, "check_gradients_are_per_example", counted)
+    monkeypatch.setattr(isolation, "check_gradients_are_per_example", counted)
     monkeypatch.setattr(private_model, "check_gradients_are_per_example", counted)
     x, y = dataset(N)
     plan, run = TrainingPlan(B, 2, 1.0, 0.5), DpSgdRun(N, B, 1.0, 2 * N // B)

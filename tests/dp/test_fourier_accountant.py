@@ -9,14 +9,16 @@ from dp_accounting import pld
 from scipy import optimize, special
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import accounting, analytic_gaussian, composition, fourier_accountant, spending
-from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
-from tfprivacy_lab.dp.allowance import steps_within
-from tfprivacy_lab.dp.fourier_accountant import canonical, deltas_of_counts, epsilon_of_counts
-from tfprivacy_lab.dp.group import group_epsilon
-from tfprivacy_lab.dp.ledger import Ledger
-from tfprivacy_lab.dp.loss_grid import losses_of
-from tfprivacy_lab.dp.tuning import Repetitions, epsilon_tuned
+from tfprivacy_lab.dp.accounting import analytic_gaussian, composition, phases
+from tfprivacy_lab.dp.accounting import gaussian as accounting
+from tfprivacy_lab.dp.accounting import pld as fourier_accountant
+from tfprivacy_lab.dp.accounting.budget import steps_within
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.accounting.group import group_epsilon
+from tfprivacy_lab.dp.accounting.loss_grid import losses_of
+from tfprivacy_lab.dp.accounting.pld import canonical, deltas_of_counts, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.selection import Repetitions, epsilon_tuned
+from tfprivacy_lab.dp.ledger.ledger import Ledger
 
 DELTAS = (1e-2, 1e-5, 1e-8, 1e-10, 1e-12, 1e-13, 1e-14)
 TUTORIAL = DpSgdRun(60_000, 256, 1.1, 14_063)
@@ -213,7 +215,7 @@ def test_every_path_says_the_same(tmp_path):
     """A run, its events, its phases, a ledger, a group of one, a search and a plan: one function."""
     for delta in (1e-5, 1e-13):
         spent = epsilon_after(TUTORIAL, TUTORIAL.steps, delta)
-        phase = spending.Phase(60_000, 256, 1.1, "poisson", TUTORIAL.steps)
+        phase = phases.Phase(60_000, 256, 1.1, "poisson", TUTORIAL.steps)
         ledger = Ledger.create(tmp_path / f"{delta}", "data", 100.0, delta)
         ledger.register("run", TUTORIAL)
         one_run = epsilon_tuned(TUTORIAL, Repetitions("negative_binomial", 2.0), delta)["epsilon_one_run"]
@@ -221,21 +223,21 @@ def test_every_path_says_the_same(tmp_path):
             accounting.account(TUTORIAL, delta)["epsilon"],
             composition.compose(TUTORIAL, delta=delta)["epsilon"],
             composition.compose_parallel(TUTORIAL, delta=delta)["epsilon"],
-            spending.epsilon_of([phase], delta),
+            phases.epsilon_of([phase], delta),
             ledger.spent(),
             group_epsilon(TUTORIAL, 1, delta),
             one_run,
         } == {spent}
         assert steps_within(TUTORIAL, spent, delta) == TUTORIAL.steps
-        assert spending.further_steps_within([phase], spent, delta, 1000) == 0
+        assert phases.further_steps_within([phase], spent, delta, 1000) == 0
         sigma = accounting.calibrate_noise_multiplier(60_000, 256, TUTORIAL.steps, spent, delta)
         assert sigma == pytest.approx(1.1, abs=1e-4)
         # δ at that ε is the δ asked for.
         assert composition.delta_of(TUTORIAL, spent) == pytest.approx(delta, rel=1e-6)
-        both = [phase, spending.Phase(60_000, 256, 2.0, "poisson", 100)]
+        both = [phase, phases.Phase(60_000, 256, 2.0, "poisson", 100)]
         asked = [one.event() for one in both]
         ledger.register("other", asked[1])
-        assert spending.epsilon_of(both, delta) == composition.compose(*asked, delta=delta)["epsilon"] == ledger.spent()
+        assert phases.epsilon_of(both, delta) == composition.compose(*asked, delta=delta)["epsilon"] == ledger.spent()
 
 
 def test_the_curve_is_that_of_epsilon_at_every_delta():

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from tfprivacy_lab.dp.gaussian_noise import GaussianNoise, standard_normal
+from tfprivacy_lab.dp.training.noise import GaussianNoise, standard_normal
 
 N = 400_001
 

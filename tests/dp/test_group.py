@@ -5,8 +5,8 @@ import pytest
 
 from tests.dp.test_composition import LAPLACE, TUTORIAL
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import composition
-from tfprivacy_lab.dp.group import group_epsilon, group_epsilon_gaussian, group_epsilon_sampled
+from tfprivacy_lab.dp.accounting import composition
+from tfprivacy_lab.dp.accounting.group import group_epsilon, group_epsilon_gaussian, group_epsilon_sampled
 
 # group_epsilon_sampled(TUTORIAL, size, 1e-5), which takes twenty seconds each.
 TIGHT = {10: 40.92816515, 20: 114.56147719}

@@ -10,8 +10,8 @@ from tests.dp.test_private_model import LOSS, B, N, dataset, linear, private, we
 from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip, StopBeforeBudget
-from tfprivacy_lab.dp.clipping import BookKeeping
-from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp.clipping.ghost import BookKeeping
+from tfprivacy_lab.dp.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("operations")
 

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tests.dp.test_private_model import LOSS, FixedDraws, private, weights_of
 from tests.dp.test_training import CLASSES
-from tfprivacy_lab.dp.replicas import Replicas
 from tfprivacy_lab.dp.sampling import PoissonSample
+from tfprivacy_lab.dp.training.replicas import Replicas
 
 layers = keras.layers
 N, B, C = 24, 6, 0.8

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.intervals import noise_quantile, ratio_interval
-from tfprivacy_lab.dp.mechanisms import GaussianMechanism, LaplaceMechanism
+from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism, LaplaceMechanism
+from tfprivacy_lab.dp.mechanisms.intervals import noise_quantile, ratio_interval
 
 LAPLACE, GAUSS = LaplaceMechanism(1.0, 3.0), GaussianMechanism(1.0, 4.0)
 

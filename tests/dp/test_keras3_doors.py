@@ -11,8 +11,10 @@ import tensorflow as tf
 from tests.dp.test_private_model import B, N, dataset, private
 from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import DpSgdRun, PrivateModel, TrainingPlan, private_steps, train, training
-from tfprivacy_lab.dp.clipping import UnknownLayerError
+from tfprivacy_lab.dp import DpSgdRun, PrivateModel, TrainingPlan, train
+from tfprivacy_lab.dp.clipping.ghost import UnknownLayerError
+from tfprivacy_lab.dp.training import planned as training
+from tfprivacy_lab.dp.training import private_steps
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -144,7 +146,7 @@ def test_a_generator_of_tensorflow_does_not_count_the_rows_that_were_drawn(monke
 REPLICAS = """
 import sys, tfprivacy_lab
 import keras, numpy as np, tensorflow as tf
-from tfprivacy_lab.dp.replicas import Replicas
+from tfprivacy_lab.dp.training.replicas import Replicas
 
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

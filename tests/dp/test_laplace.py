@@ -12,12 +12,13 @@ from scipy import integrate, optimize, stats
 from tests.dp.test_training import FixedBatches
 from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import laplace, noise
-from tfprivacy_lab.dp.laplace_accounting import LaplacePlan, LaplaceRun, account_laplace, laplace_epsilon_after
-from tfprivacy_lab.dp.neighbours import check_neighbours
-from tfprivacy_lab.dp.optimizers import physical_steps
+from tfprivacy_lab.dp.accounting.laplace import LaplacePlan, LaplaceRun, account_laplace, laplace_epsilon_after
+from tfprivacy_lab.dp.mechanisms import secure_noise
+from tfprivacy_lab.dp.mechanisms.empirical_check import check_neighbours
 from tfprivacy_lab.dp.sampling import PoissonBatches
-from tfprivacy_lab.dp.training import losses_of
+from tfprivacy_lab.dp.training import laplace_sgd
+from tfprivacy_lab.dp.training.planned import losses_of
+from tfprivacy_lab.dp.training.reference import physical_steps
 
 layers = keras.layers
 WIDTH, CLASSES = 5, 3
@@ -76,7 +77,7 @@ def test_training_equals_brute_force_noise_included(physical, momentum):
             total = total + scale * one
         velocity = momentum * velocity - plan.learning_rate * total / plan.batch_size
         weights = weights + velocity
-    records = laplace.train_laplace(model, examples, labels, plan=plan, run=run, delta=0, seed=seed)
+    records = laplace_sgd.train_laplace(model, examples, labels, plan=plan, run=run, delta=0, seed=seed)
     trained = np.concatenate([array.ravel() for array in model.get_weights()])
     assert min(clipped) > 2
     np.testing.assert_allclose(trained, weights, atol=2e-4, rtol=2e-4)
@@ -90,7 +91,7 @@ def noise_updates(physical, secure, seed=1):
     plan = LaplacePlan(4, 20, clip, rate, 0.0, physical_batch_size=physical)
     batches = PoissonBatches(n, 4, steps, physical, seed)
     run = LaplaceRun(n, 4, 1.7, steps)
-    optimizer = laplace.laplace_sgd_optimizer(run, plan, batches, secure_noise=secure)
+    optimizer = laplace_sgd.laplace_sgd_optimizer(run, plan, batches, secure_noise=secure)
     variables = [tf.Variable(tf.zeros((40, 20))), tf.Variable(tf.zeros(10))]
     parts = batches.accumulation_steps
 
@@ -113,12 +114,12 @@ def noise_updates(physical, secure, seed=1):
 @pytest.fixture(scope="module", params=[(32, False), (1, False), (2, True)], ids=["whole", "parts", "secure parts"])
 def standard_noise(request):
     physical, secure = request.param
-    words, generator = noise.random_words, np.random.default_rng(5)
-    noise.random_words = lambda count: generator.integers(0, 2**64, count, np.uint64)
+    words, generator = secure_noise.random_words, np.random.default_rng(5)
+    secure_noise.random_words = lambda count: generator.integers(0, 2**64, count, np.uint64)
     try:
         sample, parts = noise_updates(physical, secure)
     finally:
-        noise.random_words = words
+        secure_noise.random_words = words
     assert parts == {32: 1, 1: 8, 2: 4}[physical]
     return sample
 
@@ -153,7 +154,7 @@ def test_noise_is_independent_across_steps_and_weights(standard_noise):
 
 def test_noise_depends_on_all_bits_of_the_seed():
     def drawn(seed):
-        query = laplace.LaplaceSumQuery(1.0, 1.0, seed)
+        query = laplace_sgd.LaplaceSumQuery(1.0, 1.0, seed)
         return query.get_noised_result([tf.zeros(500)], query.initial_global_state())[0][0].numpy()
 
     reference = drawn(5)
@@ -163,7 +164,7 @@ def test_noise_depends_on_all_bits_of_the_seed():
 
 
 def test_query_clips_the_joint_l1_norm():
-    query = laplace.LaplaceSumQuery(2.0, 1.0, 0)
+    query = laplace_sgd.LaplaceSumQuery(2.0, 1.0, 0)
     rng, params = np.random.default_rng(0), query.derive_sample_params(query.initial_global_state())
     for size in 10.0 ** np.arange(-6, 30, 3):
         record = [rng.normal(size=shape) * size for shape in ((30, 4), (4,))]
@@ -192,7 +193,7 @@ def test_one_example_moves_the_sum_by_at_most_the_clip():
     object.__setattr__(batches, "draws", pairs)
     model, rate = head(kernel_initializer="zeros"), 100.0
     run, sums = LaplaceRun(n, 10, 0.05, 2 * trials), []
-    optimizer = laplace.laplace_sgd_optimizer(run, LaplacePlan(10, 1, clip, rate), batches)
+    optimizer = laplace_sgd.laplace_sgd_optimizer(run, LaplacePlan(10, 1, clip, rate), batches)
     run_batches = physical_steps(model, optimizer, lambda x, y: losses_of(model, (x, y), True))
     assert batches.accumulation_steps > 1
     drawn_noise = replay_uniforms(1, [(WIDTH, CLASSES), (CLASSES,)], 2 * trials)
@@ -213,14 +214,14 @@ def test_query_plugs_into_the_generic_optimizers_as_it_is():
     made = tf_privacy.load("optimizers.dp_optimizer_keras", "this test")
     optimizer_class = made.make_keras_generic_optimizer_class(tf_keras.optimizers.legacy.Adam)
     model = tf_keras.Sequential([tf_keras.layers.Input((WIDTH,)), tf_keras.layers.Dense(CLASSES)])
-    optimizer = optimizer_class(dp_sum_query=laplace.LaplaceSumQuery(1.0, 0.5, 3), num_microbatches=8)
+    optimizer = optimizer_class(dp_sum_query=laplace_sgd.LaplaceSumQuery(1.0, 0.5, 3), num_microbatches=8)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
     model.compile(optimizer, loss)
     before = model.get_weights()
     model.fit(*dataset(32), batch_size=8, verbose=0)
     assert all(np.abs(a - b).min() > 0 for a, b in zip(before, model.get_weights(), strict=True))
     assert optimizer.get_config()["global_state"] == {"l1_norm_clip": 1.0, "scale": 0.5}
-    *_, event = laplace.LaplaceSumQuery(2.0, 3.0, 0).get_noised_result([tf.zeros(1)], optimizer._global_state)
+    *_, event = laplace_sgd.LaplaceSumQuery(2.0, 3.0, 0).get_noised_result([tf.zeros(1)], optimizer._global_state)
     assert event.noise_multiplier == 1.5
 
 
@@ -324,7 +325,7 @@ def whole_runs(*, present, noise_multiplier, seed, runs=3_000, sampled=True):
     run = LaplaceRun(n, batch_size, noise_multiplier, 2 * runs)
     plan = LaplacePlan(batch_size, 1, clip, 1.0, physical_batch_size=1)
     batches = PoissonBatches(n, batch_size, 2 * runs, 1, seed)
-    optimizer = laplace.laplace_sgd_optimizer(run, plan, batches)
+    optimizer = laplace_sgd.laplace_sgd_optimizer(run, plan, batches)
     layout = [batches.layout(step) for step in range(2 * runs)]
     rows = np.array([weights[:, 0] * (indices[:, 0] == 1) for indices, weights in layout], np.float32)
     rows = tf.constant(rows * 1e3 * present)
@@ -388,7 +389,7 @@ def test_training_records_and_average():
     plan, history = LaplacePlan(10, 4, 0.5, 0.3, 0.5, average_last=0.5), []
     run = LaplaceRun(n, 10, 1.0, 12)
     model = head()
-    records = laplace.train_laplace(
+    records = laplace_sgd.train_laplace(
         model, examples, labels, plan=plan, run=run, delta=1e-3, seed=2**100, secure_noise=True,
         validation=(examples, labels), on_epoch=lambda record: history.append(model.get_weights()),
     )  # fmt: skip
@@ -402,8 +403,8 @@ def test_training_records_and_average():
 def test_saved_model_holds_no_seed(tmp_path):
     """Whoever has the noise's key can subtract the noise: it must not travel with the weights."""
     model, seed = head(), 2**60 + 12345
-    laplace.train_laplace(model, EXAMPLES, LABELS, plan=PLAN, run=RUN, delta=0, seed=seed)
-    key = laplace._philox(seed).state.numpy()[2]
+    laplace_sgd.train_laplace(model, EXAMPLES, LABELS, plan=PLAN, run=RUN, delta=0, seed=seed)
+    key = laplace_sgd._philox(seed).state.numpy()[2]
     model.save(tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         content = b"".join(archive.read(name) for name in archive.namelist())
@@ -444,7 +445,7 @@ def test_training_refuses_what_would_void_the_guarantee(changes, message):
         "seed": 0,
     }
     with pytest.raises(InputError, match=message):
-        laplace.train_laplace(**(arguments | changes))
+        laplace_sgd.train_laplace(**(arguments | changes))
 
 
 @pytest.mark.parametrize(
@@ -463,9 +464,9 @@ def test_training_refuses_what_would_void_the_guarantee(changes, message):
         (lambda: laplace_epsilon_after(RUN, -1, 0), "steps=-1"),
         (lambda: laplace_epsilon_after(RUN, 1, 1), "delta=1"),
         (lambda: account_laplace(RUN, 0), "delta=0"),
-        (lambda: laplace.LaplaceSumQuery(0, 1), "l1_norm_clip=0"),
-        (lambda: laplace.LaplaceSumQuery(1, 0), "scale=0"),
-        (lambda: laplace.LaplaceSumQuery(1, 1, 1.5), "seed=1.5"),
+        (lambda: laplace_sgd.LaplaceSumQuery(0, 1), "l1_norm_clip=0"),
+        (lambda: laplace_sgd.LaplaceSumQuery(1, 0), "scale=0"),
+        (lambda: laplace_sgd.LaplaceSumQuery(1, 1, 1.5), "seed=1.5"),
     ],
 )
 def test_arguments_are_checked(call, message):

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.laplace_accounting import LaplaceRun, account_laplace
-from tfprivacy_lab.dp.laplace_statement import laplace_statement
+from tfprivacy_lab.dp.accounting.laplace import LaplaceRun, account_laplace
+from tfprivacy_lab.dp.accounting.laplace_statement import laplace_statement
 
 RUN = LaplaceRun(1_000, 100, 2.0, 25)
 WORDS = {"released": "a head", "l1_norm_clip": 0.5, "tuning": "on public data"}

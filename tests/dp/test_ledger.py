@@ -19,9 +19,10 @@ from dp_accounting import pld
 
 from tfprivacy_lab import cli, data
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import composition, events, ledger_file, spending
-from tfprivacy_lab.dp.accounting import DpSgdRun
-from tfprivacy_lab.dp.ledger import Ledger, dataset_digest, run_name
+from tfprivacy_lab.dp.accounting import composition, events, phases
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
+from tfprivacy_lab.dp.ledger import file
+from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest, run_name
 
 DATASET = "ab" * 32
 STEP = dp_accounting.GaussianDpEvent(20.0)
@@ -67,7 +68,7 @@ def insert_entries(path, event, count):
     connection.execute("BEGIN")
     for number in range(1, count + 1):
         row = (number, "register", f"run-{number}", 0, text, "")
-        head = ledger_file._link(head, *row)
+        head = file._link(head, *row)
         connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, head))
     connection.execute(f"PRAGMA user_version = {count}")
     connection.execute("COMMIT")
@@ -77,7 +78,7 @@ def insert_entries(path, event, count):
 def test_a_shuffled_run_is_refused_by_name(ledger):
     """Its cost holds for a record that is zeroed, and the ledger promises for one that is absent."""
     with pytest.raises(InputError, match=r"add_or_remove_one, got one for zero_out \(shuffled batches\)"):
-        ledger.register("shuffled", spending.Phase(60, 12, 20.0, "shuffled", 5).event())
+        ledger.register("shuffled", phases.Phase(60, 12, 20.0, "shuffled", 5).event())
     assert ledger.entries() == ()
 
 
@@ -91,8 +92,8 @@ def test_a_row_is_on_disk_before_the_noise(ledger, monkeypatch):
             yield connection
             seen.append(connection.execute("PRAGMA synchronous").fetchone()[0])
 
-    connection_of = ledger_file.LedgerFile._connection
-    monkeypatch.setattr(ledger_file.LedgerFile, "_connection", noting)
+    connection_of = file.LedgerFile._connection
+    monkeypatch.setattr(file.LedgerFile, "_connection", noting)
     ledger.register("one", STEP)
     assert seen
     assert set(seen) == {3}

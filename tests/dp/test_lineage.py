@@ -21,8 +21,8 @@ from tfprivacy_lab.dp import (
     train,
     train_laplace,
 )
-from tfprivacy_lab.dp.accounting import epsilon_after
-from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp.accounting.gaussian import epsilon_after
+from tfprivacy_lab.dp.ledger.ledger import Ledger
 
 layers = keras.layers
 DELTA = 1e-3

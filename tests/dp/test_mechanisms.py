@@ -10,8 +10,8 @@ import pytest
 from scipy import integrate, stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import noise
-from tfprivacy_lab.dp.mechanisms import GaussianMechanism, LaplaceMechanism
+from tfprivacy_lab.dp.mechanisms import secure_noise
+from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism, LaplaceMechanism
 
 LEVEL = 1e-6
 
@@ -139,7 +139,7 @@ MECHANISMS = [(LaplaceMechanism(1.0, 0.7), "laplace"), (GaussianMechanism(1.0, 0
 @pytest.mark.parametrize("secure", [True, False])
 def test_released_noise_has_the_stated_law(mechanism, law, secure, monkeypatch):
     generator = np.random.default_rng(11)
-    monkeypatch.setattr(noise, "random_words", lambda count: generator.integers(0, 2**64, count, np.uint64))
+    monkeypatch.setattr(secure_noise, "random_words", lambda count: generator.integers(0, 2**64, count, np.uint64))
     values = np.linspace(-5, 5, 40_000).reshape(200, 200)
     sample = (mechanism.release(values, seed=None if secure else 5) - values).ravel()
     for factor, right in ((1.0, True), (0.9, False), (1.1, False)):

@@ -13,9 +13,9 @@ from tests.dp.test_private_model import LOSS, B, N, dataset, linear, private, ti
 from tests.dp.test_training import CLASSES, NO_NOISE, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip
-from tfprivacy_lab.dp.clipping import BookKeeping
-from tfprivacy_lab.dp.reference_checks import check_reference
-from tfprivacy_lab.dp.replicas import Replicas
+from tfprivacy_lab.dp.clipping.ghost import BookKeeping
+from tfprivacy_lab.dp.training.reference_checks import check_reference
+from tfprivacy_lab.dp.training.replicas import Replicas
 
 layers = keras.layers
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tests.dp.test_private_model import B, N, dataset, private, weights_of
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import StopBeforeBudget, gaussian_noise
+from tfprivacy_lab.dp import StopBeforeBudget
+from tfprivacy_lab.dp.training import noise
 
 callbacks_of_keras = keras.callbacks
 PUBLIC = dataset(20, seed=5)
@@ -137,7 +138,7 @@ def test_the_key_of_the_noise_is_not_in_the_graph_of_a_step(engine, monkeypatch)
     wrapped = private(noise_multiplier=1.0, seed=seed, engine=engine)
     assert words_in(graphs_of(lambda: fit(wrapped=wrapped)), seed) == []
     if engine == "fast":  # The look finds a key that is there: TensorFlow writes so few words into a graph.
-        monkeypatch.setattr(gaussian_noise, "_HELD_BY_REFERENCE", 3)
+        monkeypatch.setattr(noise, "_HELD_BY_REFERENCE", 3)
         wrapped = private(noise_multiplier=1.0, seed=seed, engine=engine)
         assert words_in(graphs_of(lambda: fit(wrapped=wrapped)), seed)
 

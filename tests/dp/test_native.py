@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfprivacy_lab.dp import native
-from tfprivacy_lab.dp.gaussian_noise import GaussianNoise, standard_normal
+from tfprivacy_lab.dp.training.noise import GaussianNoise, standard_normal
 
 PLAIN = {"kernel_size": [1, 1], "strides": [1, 1], "dilations": [1, 1], "padding": [0, 0]}
 

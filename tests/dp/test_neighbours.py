@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import neighbours
-from tfprivacy_lab.dp.mechanisms import GaussianMechanism, LaplaceMechanism
-from tfprivacy_lab.dp.neighbours import OutputSet, check_neighbours
+from tfprivacy_lab.dp.mechanisms import empirical_check
+from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism, LaplaceMechanism
+from tfprivacy_lab.dp.mechanisms.empirical_check import OutputSet, check_neighbours
 
 RUNS = 100_000
 
@@ -126,7 +126,7 @@ def test_choice_and_test_use_different_outputs():
 @pytest.mark.parametrize("k", [0, 1, 37, 999, 1_000])
 def test_intervals_are_clopper_pearson(k):
     exact = stats.binomtest(k, 1_000).proportion_ci(0.95, "exact")
-    assert neighbours._interval(k, 1_000, 0.95) == pytest.approx((exact.low, exact.high))
+    assert empirical_check._interval(k, 1_000, 0.95) == pytest.approx((exact.low, exact.high))
 
 
 def test_chosen_set_is_the_worst_of_all_half_lines():
@@ -140,7 +140,7 @@ def test_chosen_set_is_the_worst_of_all_half_lines():
         p, q = ((chosen.count(part) + 1) / (len(part) + 2) for part in (a, b))
         spread = p * (1 - p) / len(a) + np.exp(0.6) * q * (1 - q) / len(b)
         scores[chosen] = (p - np.exp(0.3) * q - 0.01) / np.sqrt(spread)
-    assert neighbours._choose(first, second, 0.3, 0.01) == max(scores, key=scores.get)
+    assert empirical_check._choose(first, second, 0.3, 0.01) == max(scores, key=scores.get)
 
 
 SAMPLE = np.zeros(50)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import noise
+from tfprivacy_lab.dp.mechanisms import secure_noise
 
 LEVEL = 1e-6
 
@@ -16,7 +16,7 @@ LEVEL = 1e-6
 def fixed_words(monkeypatch):
     """The same code on fixed words, so that a statistical test fails never or always."""
     generator = np.random.default_rng(7)
-    monkeypatch.setattr(noise, "random_words", lambda count: generator.integers(0, 2**64, count, np.uint64))
+    monkeypatch.setattr(secure_noise, "random_words", lambda count: generator.integers(0, 2**64, count, np.uint64))
 
 
 def has_deviation(sample, deviation):
@@ -27,7 +27,7 @@ def has_deviation(sample, deviation):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_secure_normal_has_the_stated_scale_and_law(fixed_words, dtype):
-    sample = noise.secure_normal((50, 2_001), 2.5, dtype).ravel()
+    sample = secure_noise.secure_normal((50, 2_001), 2.5, dtype).ravel()
     assert sample.dtype == dtype
     for part in (sample, sample[:5_000], sample[-5_000:], sample[::7]):
         assert has_deviation(part, 2.5)
@@ -41,7 +41,7 @@ def test_secure_normal_has_the_stated_scale_and_law(fixed_words, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_secure_laplace_has_the_stated_scale_and_law(fixed_words, dtype):
-    sample = noise.secure_laplace(100_000, 0.4, dtype)
+    sample = secure_noise.secure_laplace(100_000, 0.4, dtype)
     assert sample.dtype == dtype
     for factor, right in ((1.0, True), (0.9, False), (1.1, False)):
         # The magnitude of a Laplace variable is exponential, and a sum of those gamma.
@@ -51,11 +51,11 @@ def test_secure_laplace_has_the_stated_scale_and_law(fixed_words, dtype):
     assert stats.kstest(sample / (0.4 * np.sqrt(2)), "norm").pvalue < LEVEL  # a normal of the same variance
 
 
-@pytest.mark.parametrize("draw", [noise.secure_normal, noise.secure_laplace])
+@pytest.mark.parametrize("draw", [secure_noise.secure_normal, secure_noise.secure_laplace])
 def test_coordinates_and_calls_are_independent(fixed_words, draw):
     """Also across the halves and chunks that share Box-Muller pairs: x and x², at every lag looked at."""
-    lags = [1, 2, 3, noise._CHUNK // 2, noise._CHUNK, noise._CHUNK + 1]
-    calls = np.array([draw(3 * noise._CHUNK, 1.0, np.float64) for _ in range(12)])
+    lags = [1, 2, 3, secure_noise._CHUNK // 2, secure_noise._CHUNK, secure_noise._CHUNK + 1]
+    calls = np.array([draw(3 * secure_noise._CHUNK, 1.0, np.float64) for _ in range(12)])
     calls = (calls - calls.mean()) / calls.std()
     for values in (calls, (calls**2 - 1) / (calls**2).std()):
         correlation = np.corrcoef(values)
@@ -67,7 +67,7 @@ def test_coordinates_and_calls_are_independent(fixed_words, draw):
 
 def test_single_draws_are_made_of_different_pairs(fixed_words):
     """One sample, many calls: the smallest request must not fall back to fewer independent draws."""
-    for draw, law in ((noise.secure_normal, "norm"), (noise.secure_laplace, "laplace")):
+    for draw, law in ((secure_noise.secure_normal, "norm"), (secure_noise.secure_laplace, "laplace")):
         sample = np.array([draw((), 1.0, np.float64) for _ in range(20_000)])
         assert sample.shape == (20_000,)
         assert stats.kstest(sample, law).pvalue > LEVEL
@@ -80,8 +80,8 @@ def test_every_gaussian_sums_draws_of_four_pairs(monkeypatch):
     def sample(changed):
         words = base.copy()
         words[changed] ^= np.uint64(1 << 62)
-        monkeypatch.setattr(noise, "random_words", lambda wanted: words[:wanted])
-        return noise.secure_normal(count, 1.0, np.float64)
+        monkeypatch.setattr(secure_noise, "random_words", lambda wanted: words[:wanted])
+        return secure_noise.secure_normal(count, 1.0, np.float64)
 
     plain = sample([])
     moved = np.array([[sample([pair])[i] != plain[i] for pair in range(16)] for i in range(count)])
@@ -93,45 +93,47 @@ def test_words_come_from_the_operating_system(monkeypatch):
     np.random.seed(0)
     asked, urandom = [], os.urandom
     monkeypatch.setattr("os.urandom", lambda count: asked.append(count) or urandom(count))
-    first, second = noise.secure_normal(10, 1.0), noise.secure_normal(10, 1.0)
+    first, second = secure_noise.secure_normal(10, 1.0), secure_noise.secure_normal(10, 1.0)
     assert sum(asked) == 2 * 8 * 40
     assert not np.intersect1d(first, second).size
 
 
 def test_uniforms_are_open_and_symmetric(monkeypatch):
-    monkeypatch.setattr(noise, "random_words", lambda count: np.array([0, 2**64 - 1], np.uint64))
-    assert noise.secure_uniform(2).tolist() == [2.0**-53, 1 - 2.0**-53]
-    monkeypatch.setattr(noise, "random_words", lambda count: np.zeros(count, np.uint64))
-    assert np.isfinite(noise.secure_normal(8, 1.0)).all()
-    assert np.isfinite(noise.secure_laplace(8, 1.0)).all()
+    monkeypatch.setattr(secure_noise, "random_words", lambda count: np.array([0, 2**64 - 1], np.uint64))
+    assert secure_noise.secure_uniform(2).tolist() == [2.0**-53, 1 - 2.0**-53]
+    monkeypatch.setattr(secure_noise, "random_words", lambda count: np.zeros(count, np.uint64))
+    assert np.isfinite(secure_noise.secure_normal(8, 1.0)).all()
+    assert np.isfinite(secure_noise.secure_laplace(8, 1.0)).all()
 
 
 def test_seeds_count_whole():
-    draws = [noise.seeded_generator(seed).random(4).tolist() for seed in (1, 1, 1 + 2**32, 1 + 2**64, 1 + 2**127)]
+    draws = [
+        secure_noise.seeded_generator(seed).random(4).tolist() for seed in (1, 1, 1 + 2**32, 1 + 2**64, 1 + 2**127)
+    ]
     assert draws[0] == draws[1]
     assert len({tuple(draw) for draw in draws}) == 4
 
 
 def test_shapes():
-    assert noise.secure_normal((), 1.0).shape == ()
-    assert noise.secure_normal((0, 4), 1.0).shape == (0, 4)
-    assert noise.secure_normal(np.array([2, 3]), 0.0).tolist() == [[0.0] * 3] * 2
-    assert noise.secure_laplace([5], 1.0).shape == (5,)
+    assert secure_noise.secure_normal((), 1.0).shape == ()
+    assert secure_noise.secure_normal((0, 4), 1.0).shape == (0, 4)
+    assert secure_noise.secure_normal(np.array([2, 3]), 0.0).tolist() == [[0.0] * 3] * 2
+    assert secure_noise.secure_laplace([5], 1.0).shape == (5,)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: noise.secure_normal(-1, 1.0), "shape to be a whole number >= 0"),
-        (lambda: noise.secure_normal((2, 1.5), 1.0), "shape=1.5"),
-        (lambda: noise.secure_normal("3", 1.0), "shape='3'"),
-        (lambda: noise.secure_normal(3, -1.0), "stddev=-1.0"),
-        (lambda: noise.secure_normal(3, float("nan")), "stddev=nan"),
-        (lambda: noise.secure_normal(3, 1e38), "stddev to be a finite number >= 0 and <= 1e.30"),
-        (lambda: noise.secure_normal(3, 1.0, np.int32), "dtype to be float32 or float64, got dtype=int32"),
-        (lambda: noise.secure_laplace(3, 1.0, "half"), "dtype to be float32 or float64"),
-        (lambda: noise.secure_laplace(3, None), "scale=None"),
-        (lambda: noise.seeded_generator(0.5), "seed=0.5"),
+        (lambda: secure_noise.secure_normal(-1, 1.0), "shape to be a whole number >= 0"),
+        (lambda: secure_noise.secure_normal((2, 1.5), 1.0), "shape=1.5"),
+        (lambda: secure_noise.secure_normal("3", 1.0), "shape='3'"),
+        (lambda: secure_noise.secure_normal(3, -1.0), "stddev=-1.0"),
+        (lambda: secure_noise.secure_normal(3, float("nan")), "stddev=nan"),
+        (lambda: secure_noise.secure_normal(3, 1e38), "stddev to be a finite number >= 0 and <= 1e.30"),
+        (lambda: secure_noise.secure_normal(3, 1.0, np.int32), "dtype to be float32 or float64, got dtype=int32"),
+        (lambda: secure_noise.secure_laplace(3, 1.0, "half"), "dtype to be float32 or float64"),
+        (lambda: secure_noise.secure_laplace(3, None), "scale=None"),
+        (lambda: secure_noise.seeded_generator(0.5), "seed=0.5"),
     ],
 )
 def test_arguments_are_checked(call, message):

@@ -9,9 +9,9 @@ import pytest
 from tests.dp.test_private_model import B, N, dataset, private, weights_of
 from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.dp import DpSgdRun, TrainingPlan, train
-from tfprivacy_lab.dp.model_checks import check_model
-from tfprivacy_lab.dp.preprocessing_layers import not_covered_statistics, statistics_layers
-from tfprivacy_lab.dp.private_scale import PrivateScale
+from tfprivacy_lab.dp.mechanisms.private_scale import PrivateScale
+from tfprivacy_lab.dp.validation.models import check_model
+from tfprivacy_lab.dp.validation.preprocessing import not_covered_statistics, statistics_layers
 
 layers = keras.layers
 TABLE = np.random.default_rng(0).normal(size=(N, WIDTH)).astype(np.float32)

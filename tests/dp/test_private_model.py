@@ -15,9 +15,9 @@ from scipy import stats
 from tests.dp.test_training import CLASSES, WIDTH, dataset, gradient, initial_weights, size
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip, StopBeforeBudget, calibrate_noise_multiplier, steps_for
-from tfprivacy_lab.dp.replicas import Replicas
+from tfprivacy_lab.dp.accounting.phases import Phase, epsilon_of
 from tfprivacy_lab.dp.sampling import PoissonSample, ShuffledBatches
-from tfprivacy_lab.dp.spending import Phase, epsilon_of
+from tfprivacy_lab.dp.training.replicas import Replicas
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -7,9 +7,9 @@ import pytest
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateScale
-from tfprivacy_lab.dp.accounting import gaussian_epsilon
-from tfprivacy_lab.dp.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
-from tfprivacy_lab.dp.ledger import Ledger
+from tfprivacy_lab.dp.accounting.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
+from tfprivacy_lab.dp.accounting.gaussian import gaussian_epsilon
+from tfprivacy_lab.dp.ledger.ledger import Ledger
 
 LOW, HIGH = np.array([-2.0, 0.0, 100.0]), np.array([3.0, 1e-3, 250.0])
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.mechanisms import GaussianMechanism
-from tfprivacy_lab.dp.quantile import QuantileClip, gradient_noise_multiplier, total_noise_multiplier
+from tfprivacy_lab.dp.clipping.adaptive import QuantileClip, gradient_noise_multiplier, total_noise_multiplier
+from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism
 
 
 def brute_force_count(norms, weights, clip):

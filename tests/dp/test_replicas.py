@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from tests.dp.test_training import gradient, size
-from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.sampling import PoissonSample
 
 EXAMPLES, WIDTH, CLASSES = 1201, 64, 10

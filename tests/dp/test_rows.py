@@ -8,9 +8,10 @@ import tensorflow as tf
 from tests.dp.test_private_model import B, N, dataset, private
 from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import native, private_model, steps
-from tfprivacy_lab.dp.clipping import BookKeeping, clipped_sum_example_by_example
-from tfprivacy_lab.dp.rows import after, assert_one_row_per_example, refusal_of
+from tfprivacy_lab.dp import native
+from tfprivacy_lab.dp.clipping.ghost import BookKeeping, clipped_sum_example_by_example
+from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example, refusal_of
+from tfprivacy_lab.dp.training import private_model, steps
 
 layers = keras.layers
 

@@ -8,8 +8,8 @@ from scipy import stats
 from tests.dp.test_training import dataset, gradient, initial_weights, size
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel, QuantileClip
-from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
-from tfprivacy_lab.dp.quantile import gradient_noise_multiplier
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.clipping.adaptive import gradient_noise_multiplier
 from tfprivacy_lab.dp.sampling import PoissonSample
 
 WIDTH, CLASSES, N, B = 5, 3, 60, 12

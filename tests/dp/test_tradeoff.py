@@ -7,18 +7,18 @@ from scipy import stats
 
 from tfprivacy_lab import figures
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import accounting, composition
-from tfprivacy_lab.dp.tradeoff import largest_belief, largest_tpr, probability_beyond
+from tfprivacy_lab.dp.accounting import composition, gaussian
+from tfprivacy_lab.dp.accounting.tradeoff import largest_belief, largest_tpr, probability_beyond
 
 RATES = np.array([1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9])
 # The walkthrough's run.
-WALKTHROUGH = accounting.DpSgdRun(examples=55_000, batch_size=2_048, noise_multiplier=1.4424, steps=538)
+WALKTHROUGH = gaussian.DpSgdRun(examples=55_000, batch_size=2_048, noise_multiplier=1.4424, steps=538)
 
 
 @pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (3.0, 16), (0.7, 1)])
 def test_without_sampling_it_is_the_test_of_neyman_and_pearson(sigma, steps):
     """Two Gaussians, μ = sqrt(T) / σ apart: the best test has power Φ(Φ⁻¹(FPR) + μ) (Dong, Roth and Su 2022)."""
-    run = accounting.DpSgdRun(examples=100, batch_size=100, noise_multiplier=sigma, steps=steps)
+    run = gaussian.DpSgdRun(examples=100, batch_size=100, noise_multiplier=sigma, steps=steps)
     exact = stats.norm.cdf(stats.norm.ppf(RATES) + np.sqrt(steps) / sigma)
     found = largest_tpr(run, RATES)
     assert np.all(found >= exact - 1e-9)
@@ -28,7 +28,7 @@ def test_without_sampling_it_is_the_test_of_neyman_and_pearson(sigma, steps):
 def test_one_sampled_step_has_the_power_of_its_likelihood_ratio():
     """A threshold on the output is the best test of N(0, σ²) against (1 - q) N(0, σ²) + q N(1, σ²), both ways round."""
     sigma, q = 0.5, 0.3
-    run = accounting.DpSgdRun(examples=10, batch_size=3, noise_multiplier=sigma, steps=1)
+    run = gaussian.DpSgdRun(examples=10, batch_size=3, noise_multiplier=sigma, steps=1)
 
     def mixed(x):
         return (1 - q) * stats.norm.sf(x / sigma) + q * stats.norm.sf((x - 1) / sigma)
@@ -43,7 +43,7 @@ def test_one_sampled_step_has_the_power_of_its_likelihood_ratio():
 
 
 def test_the_curve_says_more_than_its_headline():
-    epsilon = accounting.epsilon_after(WALKTHROUGH, WALKTHROUGH.steps, 1e-5)
+    epsilon = gaussian.epsilon_after(WALKTHROUGH, WALKTHROUGH.steps, 1e-5)
     single = figures.tpr_bound(epsilon, 1e-5, RATES)
     curve = largest_tpr(WALKTHROUGH, RATES)
     assert np.all(curve <= single + 1e-4)
@@ -91,7 +91,7 @@ def test_beliefs():
         (lambda: probability_beyond(WALKTHROUGH, -1.0), "epsilon"),
         (lambda: largest_belief(1.0, 1.0), "prior"),
         (lambda: largest_belief(0.5, -1.0), "epsilon"),
-        (lambda: largest_tpr(accounting.DpSgdRun(10, 1, 0.05, 1), 0.1), "noise_multiplier"),
+        (lambda: largest_tpr(gaussian.DpSgdRun(10, 1, 0.05, 1), 0.1), "noise_multiplier"),
     ],
 )
 def test_what_is_out_of_range_is_named(call, naming):

@@ -11,10 +11,11 @@ import tensorflow as tf
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import optimizers, training
-from tfprivacy_lab.dp.accounting import DpSgdRun, account, epsilon_after, steps_for
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, epsilon_after, steps_for
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.dp.training import planned
+from tfprivacy_lab.dp.training import reference as optimizers
 
 layers = keras.layers
 WIDTH, HIDDEN, CLASSES = 5, 4, 3
@@ -84,14 +85,14 @@ def brute_force(weights, examples, labels, draws, plan):
 @pytest.fixture
 def unpriced(monkeypatch):
     """Lets a run have next to no noise, whose ε no accountant can discretise."""
-    monkeypatch.setattr(training, "epsilon_after", lambda run, steps, delta: float("inf"))
+    monkeypatch.setattr(planned, "epsilon_after", lambda run, steps, delta: float("inf"))
 
 
 def train_weights(model, examples, labels, plan, noise_multiplier=NO_NOISE, seed=0, **options):
     """Weights after every epoch, and the model's at the end."""
     n, history = len(labels), []
     run = DpSgdRun(n, plan.batch_size, noise_multiplier, steps_for(n, plan.batch_size, plan.epochs))
-    training.train(
+    planned.train(
         model, examples, labels, plan=plan, run=run, delta=1e-5, seed=seed,
         on_epoch=lambda record: history.append(model.get_weights()), **options,
     )  # fmt: skip
@@ -238,7 +239,7 @@ def test_one_example_moves_the_sum_by_at_most_the_clip():
     plan = TrainingPlan(10, 1, clip, 100.0, 0.0)
     model = mlp()
     optimizer = optimizers.dp_sgd_optimizer(DpSgdRun(n, 10, NO_NOISE, 2 * trials), plan, batches)
-    run_batches = optimizers.physical_steps(model, optimizer, lambda x, y: training.losses_of(model, (x, y), True))
+    run_batches = optimizers.physical_steps(model, optimizer, lambda x, y: planned.losses_of(model, (x, y), True))
     start, sums = initial_weights(model), []
     assert batches.accumulation_steps > 1
     for step in range(2 * trials):
@@ -258,7 +259,7 @@ def test_records_state_the_accounted_epsilon():
     examples, labels = dataset(n)
     seen = []
     model = head()
-    records = training.train(
+    records = planned.train(
         model, examples, labels, plan=plan, run=run, delta=1e-3, seed=0, validation=(examples, labels),
         on_epoch=seen.append,
     )  # fmt: skip
@@ -311,7 +312,7 @@ def attempt(model=None, n=12, **changes):
     model = model or head()
     before = model.get_weights()
     try:
-        return training.train(model, arguments.pop("examples"), arguments.pop("labels"), **arguments)
+        return planned.train(model, arguments.pop("examples"), arguments.pop("labels"), **arguments)
     except InputError:
         # Refused before the first step, or after an overflow.
         unchanged = all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=False))

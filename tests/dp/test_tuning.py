@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.accounting import DpSgdRun, epsilon_after
-from tfprivacy_lab.dp.tuning import Repetitions, epsilon_tuned, pure_epsilon_tuned
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.accounting.selection import Repetitions, epsilon_tuned, pure_epsilon_tuned
 
 ORDERS = [1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512, 1024]
 SIGMA, DELTA = 4.0, 1e-6

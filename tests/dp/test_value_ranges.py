@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.dp.test_private_model import private
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.value_ranges import check_values_are_within_ranges
+from tfprivacy_lab.dp.examples.value_ranges import check_values_are_within_ranges
 
 layers = keras.layers
 N = 5000

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.dp import PrivateModel
-from tfprivacy_lab.dp.replicas import Replicas
+from tfprivacy_lab.dp.training.replicas import Replicas
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -8,9 +8,9 @@ import tensorflow as tf
 from tests.he.networks import aligned_inputs, dense_network
 from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import training
-from tfprivacy_lab.dp.accounting import DpSgdRun
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
 from tfprivacy_lab.dp.plan import TrainingPlan
+from tfprivacy_lab.dp.training import planned
 from tfprivacy_lab.he.layers import Network
 from tfprivacy_lab.he.network import BatchedPlan, Bounds, integer_logits
 from tfprivacy_lab.he.network_parameters import BATCHED, SINGLE, NetworkParameters
@@ -75,7 +75,7 @@ def test_networks_that_ciphertexts_cannot_compute_are_refused(layers, reason):
 @pytest.mark.parametrize("make", [lambda: models.square_mlp(8), models.cryptonet], ids=["dense", "convolutional"])
 def test_square_networks_save_load_and_train_under_dp(tmp_path, monkeypatch, make):
     # Next to no noise, whose cost no accountant can discretise: the engines draw differently.
-    monkeypatch.setattr(training, "epsilon_after", lambda run, steps, delta: float("inf"))
+    monkeypatch.setattr(planned, "epsilon_after", lambda run, steps, delta: float("inf"))
     model = make()
     model.save(tmp_path / "m.keras")
     images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
@@ -88,7 +88,7 @@ def test_square_networks_save_load_and_train_under_dp(tmp_path, monkeypatch, mak
     for engine in ("reference", "fast"):
         trained = keras.models.clone_model(model)
         trained.set_weights(model.get_weights())
-        training.train(trained, images, labels, plan=plan, run=run, delta=1e-3, seed=0, engine=engine)
+        planned.train(trained, images, labels, plan=plan, run=run, delta=1e-3, seed=0, engine=engine)
         ends.append(trained.get_weights())
     for reference, fast, start in zip(*ends, model.get_weights(), strict=True):
         assert np.abs(reference - start).max() > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tfprivacy_lab.checks import check_finite_number, check_positive_int, settle
-from tfprivacy_lab.dp.accounting import DpSgdRun, calibrate_noise_multiplier, steps_for
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, calibrate_noise_multiplier, steps_for
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 // Gaussian noise added to tensors in one pass: Philox (Salmon et al. 2011), then Box and Muller (1958).
 //
-// The draw is that of tfprivacy_lab.dp.gaussian_noise.standard_normal, word for word, so that a seed gives the same
+// The draw is that of tfprivacy_lab.dp.training.noise.standard_normal, word for word, so that a seed gives the same
 // noise to rounding with and without this operation.
 
 #include <algorithm>

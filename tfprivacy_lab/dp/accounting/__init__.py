@@ -1,0 +1,38 @@
+"""What a release costs: (ε, δ) of mechanisms, of their composition, for groups, and what it means.
+
+No TensorFlow is loaded here.
+"""
+
+from __future__ import annotations
+
+from tfprivacy_lab.lazy_exports import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "composition": ("compose", "compose_parallel", "epsilon_shuffled"),
+        "budget": ("steps_within",),
+        "group": ("group_epsilon", "group_epsilon_gaussian", "group_epsilon_sampled"),
+        "tradeoff": ("largest_belief", "largest_tpr", "probability_beyond"),
+        "selection": ("Repetitions", "epsilon_tuned", "pure_epsilon_tuned"),
+        "gaussian": (
+            "ADJACENCY",
+            "DpSgdRun",
+            "SAMPLING",
+            "account",
+            "accountant_name",
+            "calibrate_noise_multiplier",
+            "check_delta",
+            "delta_warning",
+            "epsilon_after",
+            "finite",
+            "gaussian_epsilon",
+            "settle_sizes",
+            "steps_for",
+            "tensorflow_privacy_figures",
+            "warn_of_large_delta",
+        ),
+        "statement": ("privacy_statement",),
+        "laplace": ("LaplacePlan", "LaplaceRun", "account_laplace"),
+    },
+)
