@@ -20,9 +20,9 @@ from he_peers import head_rows
 from reproduce_dp import replace_between
 
 from tfprivacy_lab import files, he
-from tfprivacy_lab.he.single_client import SlotHeadClient
-from tfprivacy_lab.he.slot_head import SlotHead
-from tfprivacy_lab.he.slot_server import SlotHeadServer
+from tfprivacy_lab.he.client.slots import SlotHeadClient
+from tfprivacy_lab.he.plans.slot_head import SlotHead
+from tfprivacy_lab.he.server.slot_head import SlotHeadServer
 from tfprivacy_lab.provenance import place, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,7 +168,7 @@ def measured(kernel, bias, features) -> list[dict]:
 
 
 def slot_rows(kernel, bias, features) -> list[dict]:
-    """The packings of textbooks, with keys and rotations (:mod:`tfprivacy_lab.he.slot_head`)."""
+    """The packings of textbooks, with keys and rotations (:mod:`tfprivacy_lab.he.plans.slot_head`)."""
     rows = []
     for packing in ("diagonal", "naive"):
         plan = SlotHead.make(kernel, bias, packing)

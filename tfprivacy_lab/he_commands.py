@@ -15,7 +15,7 @@ def _keygen(options) -> dict:
 
 def _encrypt(options) -> dict:
     from tfprivacy_lab import files, he
-    from tfprivacy_lab.he import messages
+    from tfprivacy_lab.he.messages import wire
 
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
@@ -27,7 +27,7 @@ def _encrypt(options) -> dict:
     )
     files.write_bytes(options.out, query)
     shown = {"scheme": client.scheme, "samples": len(features), "query": options.out, "bytes": len(query)}
-    return shown | _noted(options.keys, messages.parse_header(query, messages.QUERY, "query").query_id.hex())
+    return shown | _noted(options.keys, wire.parse_header(query, wire.QUERY, "query").query_id.hex())
 
 
 def _evaluate(options) -> dict:
@@ -71,14 +71,14 @@ def _check_query_id(options, reply: bytes) -> None:
 
     from tfprivacy_lab import files
     from tfprivacy_lab.checks import InputError
-    from tfprivacy_lab.he import messages
+    from tfprivacy_lab.he.messages import wire
 
     wanted, note = options.query_id, f"{options.keys}{_LAST_QUERY}"
     if wanted is None:
         if not os.path.lexists(note):
             raise InputError(f"Expected --query, the query that the reply answers: no {note} tells which was the last.")
         wanted = files.read_json(note, "note of the last query").get("query_id")
-    got = messages.parse_header(reply, messages.REPLY, "reply").query_id.hex()
+    got = wire.parse_header(reply, wire.REPLY, "reply").query_id.hex()
     if got != str(wanted).strip().lower():
         which = f"query_id={options.query_id}" if options.query_id else f"the last query of {options.keys}"
         raise InputError(
@@ -88,12 +88,12 @@ def _check_query_id(options, reply: bytes) -> None:
 
 def _serve(options) -> dict:
     from tfprivacy_lab import files
-    from tfprivacy_lab.he.admission import Limits
+    from tfprivacy_lab.he.service.admission import Limits
 
     given = {name: getattr(options, name) for name in _LIMITS if getattr(options, name) is not None}
     limits = Limits(**given)
     head = files.read_arrays(options.head, "head", ("kernel", "bias"))
-    from tfprivacy_lab.he.listener import serve
+    from tfprivacy_lab.he.service.listener import serve
 
     return serve(
         head["kernel"],
@@ -111,7 +111,7 @@ def _serve(options) -> dict:
 
 def _predict(options) -> dict:
     from tfprivacy_lab import files, he
-    from tfprivacy_lab.he import remote
+    from tfprivacy_lab.he.client import remote
 
     service = remote.Service(options.url, options.certificate_authority, options.seconds, options.note)
     client = he.Client.load(options.keys)
@@ -122,10 +122,10 @@ def _predict(options) -> dict:
 
 
 def _score(options) -> dict:
-    from tfprivacy_lab.he import scoring
+    from tfprivacy_lab.he.service import batch
 
     queries = options.queries[0] if len(options.queries) == 1 else options.queries
-    outcome = scoring.score(
+    outcome = batch.score(
         options.head,
         queries,
         options.out,
@@ -150,7 +150,7 @@ def _explain(options) -> dict:
 
 def _explain_network(options) -> dict:
     from tfprivacy_lab import he, runs
-    from tfprivacy_lab.he.layers import Network
+    from tfprivacy_lab.he.plans.layers import Network
 
     choice = he.choose_network(
         Network.from_keras(runs.load_model(options.network)),
@@ -221,7 +221,7 @@ def _write_logits(path, logits, bound: float) -> dict:
 
     from tfprivacy_lab import files
     from tfprivacy_lab.checks import InputError
-    from tfprivacy_lab.he.error_bounds import labels_in_doubt
+    from tfprivacy_lab.he.messages.error_bounds import labels_in_doubt
 
     if not math.isfinite(bound):
         raise InputError("Expected a reply with a bound on its error, but its scale allows any: it tells nothing.")

@@ -19,7 +19,7 @@ import numpy as np
 
 from tfprivacy_lab import figures, files, guarantee
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.parameters import PARAMETERS
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
 
 MISSING = "not measured"
 MODELS = ("positive_control", "non_private", "dp")

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from tfprivacy_lab.he.envelopes import Envelope
-from tfprivacy_lab.he.layers import Affine, Network
+from tfprivacy_lab.he.messages.envelopes import Envelope
+from tfprivacy_lab.he.plans.layers import Affine, Network
 
 
 def resealed(envelope, residues):

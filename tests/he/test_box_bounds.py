@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tfprivacy_lab.he import box_bounds
-from tfprivacy_lab.he.box_bounds import SquaresOverBox
+from tfprivacy_lab.he.plans import box_bounds
+from tfprivacy_lab.he.plans.box_bounds import SquaresOverBox
 
 
 def random_forms(seed, inputs, hidden, input_range):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.compression import compressed, expanded
-from tfprivacy_lab.he.parameters import PARAMETERS
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.messages.compression import compressed, expanded
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
 
 KERNEL, BIAS = np.random.default_rng(0).normal(size=(6, 3)), np.array([0.1, -0.2, 0.3])
 
@@ -48,10 +48,8 @@ def test_compressed_queries_get_compressed_replies_that_decrypt_alike(request, n
 
 def test_a_reply_of_another_form_than_the_query_is_refused(bfv_client):
     query = bfv_client.encrypt(np.ones((1, 6)), 1.0, compress=True)
-    header, body = messages.parse(he.Server(KERNEL).evaluate(query), messages.REPLY, "reply")
-    other = messages.pack(
-        dataclasses.replace(header, residue_bits=64), messages.residues(header, body, "reply")[0].copy()
-    )
+    header, body = wire.parse(he.Server(KERNEL).evaluate(query), wire.REPLY, "reply")
+    other = wire.pack(dataclasses.replace(header, residue_bits=64), wire.residues(header, body, "reply")[0].copy())
     bfv_client.decrypt(other)
     with pytest.raises(InputError, match="another query"):
         bfv_client.decrypt(other, query)
@@ -68,7 +66,7 @@ def test_compressed_residues_beyond_their_prime_are_refused(bfv_client):
 
 def test_the_size_limit_is_of_what_it_expands_to(bfv_client, monkeypatch):
     query = bfv_client.encrypt(np.ones((1, 6)), 1.0, "coefficient", compress=True)
-    monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 2**15 - 1)
+    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 2**15 - 1)
     assert len(query) < 2**15 - 1
     with pytest.raises(InputError, match="in several queries"):
         he.Server(KERNEL).evaluate(query)

@@ -8,7 +8,7 @@ import pytest
 
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import messages
+from tfprivacy_lab.he.messages import wire
 
 SHAPES = [((128, 10), "bfv", "batched", 4096), ((128, 10), "bfv", "coefficient", 200)]
 SHAPES += [((256, 1000), "bfv", "coefficient", 5), ((256, 1000), "ckks", "batched", 2049)]
@@ -17,7 +17,7 @@ SHAPES += [((128, 10), "bfv-sanitized", "coefficient", 60), ((64, 300), "ckks-sa
 MEASURE = """
 import sys, numpy as np
 from tfprivacy_lab import he
-from tfprivacy_lab.he import messages
+from tfprivacy_lab.he.messages import wire as messages
 
 def status(name):
     with open("/proc/self/status") as stream:
@@ -53,13 +53,13 @@ def test_evaluation_holds_no_more_than_its_cost(request, tmp_path, shape, name, 
 
 def test_costs_of_queries_that_cannot_be_answered(bfv_client):
     server, query = he.Server(np.ones((4, 2)), replies="any"), bfv_client.encrypt(np.ones((3, 4)), 1.0)
-    start = query[: messages.HEADER_BYTES]
+    start = query[: wire.HEADER_BYTES]
     assert server.cost(start, len(query)).samples == 3
     for given, length, naming in (
         (start[:-1], len(query), "header"),
         (b"", 0, "other bytes"),
         (start, len(query) - 1, "truncated"),
-        (bfv_client.to_bytes()[: messages.HEADER_BYTES], len(query), "keep it secret"),
+        (bfv_client.to_bytes()[: wire.HEADER_BYTES], len(query), "keep it secret"),
     ):
         with pytest.raises(InputError, match=naming):
             server.cost(given, length)
@@ -70,8 +70,8 @@ def test_costs_of_queries_that_cannot_be_answered(bfv_client):
 
 
 def test_pieces_must_make_the_whole(bfv_client):
-    header, body = messages.parse(bfv_client.encrypt(np.ones((2, 4)), 1.0, "coefficient"), messages.QUERY, "query")
-    whole = messages.pack(header, bytes(body))
-    assert messages.pack_pieces(header, [bytes(body)[: 2**15], bytes(body)[2**15 :]]) == whole
+    header, body = wire.parse(bfv_client.encrypt(np.ones((2, 4)), 1.0, "coefficient"), wire.QUERY, "query")
+    whole = wire.pack(header, bytes(body))
+    assert wire.pack_pieces(header, [bytes(body)[: 2**15], bytes(body)[2**15 :]]) == whole
     with pytest.raises(ValueError, match="body of"):
-        messages.pack_pieces(header, [bytes(body)[: 2**15]])
+        wire.pack_pieces(header, [bytes(body)[: 2**15]])

@@ -5,7 +5,7 @@ import pytest
 
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.slot_head import SlotHead
+from tfprivacy_lab.he.plans.slot_head import SlotHead
 
 RNG = np.random.default_rng(0)
 KERNEL, BIAS = RNG.normal(size=(128, 10)) * 0.2, RNG.normal(size=10) * 0.1

@@ -12,12 +12,12 @@ from tests.he.networks import aligned_inputs, answered, dense_network, resealed
 from tests.he.test_network_single import PlainOperations
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.deep_image import DeepPlan
-from tfprivacy_lab.he.deep_layout import DeepLayout
-from tfprivacy_lab.he.deep_server import DeepImageServer
-from tfprivacy_lab.he.layers import Affine, Network
-from tfprivacy_lab.he.single_client import SingleImageClient
-from tfprivacy_lab.he.single_image import MAX_INPUT_BITS
+from tfprivacy_lab.he.client.slots import SingleImageClient
+from tfprivacy_lab.he.packing.two_diagonals import DeepLayout
+from tfprivacy_lab.he.plans.deep_image import DeepPlan
+from tfprivacy_lab.he.plans.layers import Affine, Network
+from tfprivacy_lab.he.plans.single_image import MAX_INPUT_BITS
+from tfprivacy_lab.he.server.deep_image import DeepImageServer
 
 
 def plain(network, image, slots):

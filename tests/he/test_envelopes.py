@@ -15,20 +15,20 @@ import pytest
 
 from tests.he.networks import answered, dense_network, resealed
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.deep_image import DeepPlan
-from tfprivacy_lab.he.deep_server import DeepImageServer
-from tfprivacy_lab.he.envelopes import Envelope, plan_digest
-from tfprivacy_lab.he.layers import Affine, Network
-from tfprivacy_lab.he.network import BatchedPlan
-from tfprivacy_lab.he.network_client import NetworkClient
-from tfprivacy_lab.he.network_server import NetworkServer
-from tfprivacy_lab.he.single_client import SingleImageClient, SlotHeadClient
-from tfprivacy_lab.he.single_image import SinglePlan
-from tfprivacy_lab.he.single_keys import EvaluationKeys
-from tfprivacy_lab.he.single_server import SingleImageServer
-from tfprivacy_lab.he.slot_head import SlotHead
-from tfprivacy_lab.he.slot_server import SlotHeadServer
+from tfprivacy_lab.he.client.network import NetworkClient
+from tfprivacy_lab.he.client.slots import SingleImageClient, SlotHeadClient
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.messages.envelopes import Envelope, plan_digest
+from tfprivacy_lab.he.messages.slot_keys import EvaluationKeys
+from tfprivacy_lab.he.plans.deep_image import DeepPlan
+from tfprivacy_lab.he.plans.layers import Affine, Network
+from tfprivacy_lab.he.plans.network import BatchedPlan
+from tfprivacy_lab.he.plans.single_image import SinglePlan
+from tfprivacy_lab.he.plans.slot_head import SlotHead
+from tfprivacy_lab.he.server.deep_image import DeepImageServer
+from tfprivacy_lab.he.server.network import NetworkServer
+from tfprivacy_lab.he.server.single_image import SingleImageServer
+from tfprivacy_lab.he.server.slot_head import SlotHeadServer
 
 SMALL = dense_network(3, 4, 3, 2)
 HEAD = np.random.default_rng(0).normal(size=(4, 2))
@@ -191,9 +191,9 @@ def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
             """
             import numpy as np
             from tests.he.networks import answered, dense_network
-            from tfprivacy_lab.he.network import BatchedPlan
-            from tfprivacy_lab.he.network_client import NetworkClient
-            from tfprivacy_lab.he.network_server import NetworkServer
+            from tfprivacy_lab.he.plans.network import BatchedPlan
+            from tfprivacy_lab.he.client.network import NetworkClient
+            from tfprivacy_lab.he.server.network import NetworkServer
 
             print("started")
             network = dense_network(3, 4, 3, 2)
@@ -273,8 +273,8 @@ def test_views_that_skip_bytes_are_refused(exchange):
         (exchange.query.to_bytes(), Envelope.from_bytes),
         (exchange.query.to_bytes(), EvaluationKeys.from_bytes),
         (exchange.client.to_bytes(), lambda given: exchange._client.from_bytes(given, exchange.plan.public)),
-        (bytes(400), lambda given: messages.parse(given, messages.QUERY, "query")),
-        (bytes(400), lambda given: messages.parse_header(given, messages.QUERY, "query")),
+        (bytes(400), lambda given: wire.parse(given, wire.QUERY, "query")),
+        (bytes(400), lambda given: wire.parse_header(given, wire.QUERY, "query")),
     ):
         refused("bytes in a row, got a memoryview", read, memoryview(data)[::2])
         refused("Expected", read, memoryview(np.zeros((0, 4), np.uint8)))

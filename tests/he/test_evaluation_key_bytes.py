@@ -6,10 +6,10 @@ import struct
 import pytest
 
 from tests.he.networks import dense_network
-from tfprivacy_lab.he.evaluation_key_bytes import check_evaluation_keys
-from tfprivacy_lab.he.network_parameters import SINGLE
-from tfprivacy_lab.he.single_client import SingleImageClient
-from tfprivacy_lab.he.single_image import SinglePlan
+from tfprivacy_lab.he.client.slots import SingleImageClient
+from tfprivacy_lab.he.messages.evaluation_keys import check_evaluation_keys
+from tfprivacy_lab.he.plans.single_image import SinglePlan
+from tfprivacy_lab.he.ring.network_parameters import SINGLE
 
 RESIDUES = 48 + 8 + 8 + 113  # of the first key-switching key of a table whose first entry is not empty
 

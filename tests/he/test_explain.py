@@ -10,8 +10,8 @@ from tests.he.networks import dense_network
 from tfprivacy_lab import he, models
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.cli import main
-from tfprivacy_lab.he.network import BatchedPlan
-from tfprivacy_lab.he.single_image import SinglePlan
+from tfprivacy_lab.he.plans.network import BatchedPlan
+from tfprivacy_lab.he.plans.single_image import SinglePlan
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ import pytest
 from tests.he.test_he_evaluation import _check, _features
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import coefficients, limits, messages, ntt
-from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS
-from tfprivacy_lab.he.quantize import QuantizedHead
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.packing import coefficient
+from tfprivacy_lab.he.quantization import limits
+from tfprivacy_lab.he.quantization.heads import QuantizedHead
+from tfprivacy_lab.he.ring import ntt
+from tfprivacy_lab.he.ring.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (37, 7), (128, 10), (784, 10), (2048, 3)])
@@ -34,8 +37,8 @@ def test_polynomial_products_carry_the_logits():
     for shape in ((1, 1), (5, 7), (128, 16), (700, 10), (1500, 2), (2048, 2)):
         kernel, row = rng.integers(-9, 9, shape), rng.integers(-9, 9, shape[0])
         found = []
-        positions = coefficients.logit_positions(*shape, PARAMETERS["bfv"])
-        for polynomial, ends in zip(coefficients.weight_polynomials(kernel, PARAMETERS["bfv"]), positions, strict=True):
+        positions = coefficient.logit_positions(*shape, PARAMETERS["bfv"])
+        for polynomial, ends in zip(coefficient.weight_polynomials(kernel, PARAMETERS["bfv"]), positions, strict=True):
             product = np.convolve(polynomial, row)
             product[: len(product) - 2048] -= product[2048:]
             found.append(product[ends])
@@ -68,17 +71,17 @@ def test_slots_and_polynomials_are_inverse():
     for parameters in PARAMETERS.values():
         integers = rng.integers(-1000, 1000, parameters.poly_modulus_degree)
         if parameters.scheme == "bfv":
-            back = coefficients.bfv_polynomial(coefficients.bfv_slots(integers, parameters), parameters)
+            back = coefficient.bfv_polynomial(coefficient.bfv_slots(integers, parameters), parameters)
             assert np.array_equal(back, integers)
         else:
-            back = coefficients.ckks_polynomial(coefficients.ckks_slots(integers, parameters), parameters)
+            back = coefficient.ckks_polynomial(coefficient.ckks_slots(integers, parameters), parameters)
             np.testing.assert_allclose(back, integers, atol=1e-9)
 
 
 def test_the_packing_that_sends_less_is_chosen(bfv_client, bfv_sanitized_client):
     def chosen(client, samples, columns, **options):
         query = client.encrypt(np.ones((samples, columns)), 1.0, **options)
-        return messages.parse(query, messages.QUERY, "query")[0].packing
+        return wire.parse(query, wire.QUERY, "query")[0].packing
 
     assert chosen(bfv_client, 1, 128) == "coefficient"
     assert chosen(bfv_client, 64, 128) == "coefficient"

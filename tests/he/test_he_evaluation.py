@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tfprivacy_lab import he
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.quantize import dequantize_logits
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.quantization.heads import dequantize_logits
 
 SHAPES = [(37, 7), (128, 10), (784, 10)]
 
@@ -27,7 +27,7 @@ def _check_packing(packing, client, kernel, bias, features, feature_range):
     """Evaluate encrypted; compare with the oracle (BFV) and with the float head (both)."""
     server = he.Server(kernel, bias)
     query = client.encrypt(features, feature_range, packing)
-    step_exponent = messages.parse(query, messages.QUERY, "query")[0].step_exponent
+    step_exponent = wire.parse(query, wire.QUERY, "query")[0].step_exponent
     reply = server.evaluate(query)
     logits = client.decrypt(reply, query)
     head = server.quantized_head(client.parameters.name, step_exponent, packing)

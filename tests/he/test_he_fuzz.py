@@ -9,10 +9,10 @@ import pytest
 
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.single_client import SlotHeadClient
-from tfprivacy_lab.he.slot_head import SlotHead
-from tfprivacy_lab.he.slot_server import SlotHeadServer
+from tfprivacy_lab.he.client.slots import SlotHeadClient
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.plans.slot_head import SlotHead
+from tfprivacy_lab.he.server.slot_head import SlotHeadServer
 
 KERNEL, BIAS = np.random.default_rng(0).normal(size=(6, 3)), np.array([0.1, -0.2, 0.3])
 HEADER = 100
@@ -88,19 +88,19 @@ def test_mutated_queries_and_replies(request, name, count):
 def check_answer(client, query, damaged, answer, exact):
     """An answered query is whole, its answer is to it alone, and right where what is encrypted is the original's."""
     assert forged(damaged)
-    sent, body = messages.parse(damaged, messages.QUERY, "query")
-    got, residues = messages.parse(answer, messages.REPLY, "reply")
+    sent, body = wire.parse(damaged, wire.QUERY, "query")
+    got, residues = wire.parse(answer, wire.REPLY, "reply")
     for field in ("key_id", "query_id", "samples", "step_exponent", "packing", "residue_bits"):
         assert getattr(got, field) == getattr(sent, field)
     assert (got.columns, got.features) == (3, 6)
-    original, untouched = messages.parse(query, messages.QUERY, "query")
+    original, untouched = wire.parse(query, wire.QUERY, "query")
     if bytes(body) == bytes(untouched) and (sent.step_exponent, sent.residue_bits) == (
         original.step_exponent,
         original.residue_bits,
     ):
         mine = dataclasses.replace(got, key_id=original.key_id, query_id=original.query_id)
-        whole = messages.residues(got, residues, "reply")[0].copy()
-        logits = client.decrypt(messages.pack(mine, whole), query)
+        whole = wire.residues(got, residues, "reply")[0].copy()
+        logits = client.decrypt(wire.pack(mine, whole), query)
         np.testing.assert_allclose(logits, exact, atol=0 if client.scheme == "bfv" else 1e-3)
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tfprivacy_lab.he import ntt
-from tfprivacy_lab.he.parameters import PARAMETERS
+from tfprivacy_lab.he.ring import ntt
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
 
 PRIMES = [(536813569, 2048), (9007199254614017, 2048), (97, 8), (35184371884033, 4096)]
 
@@ -62,7 +62,7 @@ def test_products_are_exact_at_the_ends():
 
 
 def test_slots_are_where_the_library_puts_them():
-    from tfprivacy_lab.he.seal_library import Pyfhel
+    from tfprivacy_lab.he.ring.seal import Pyfhel
 
     parameters = PARAMETERS["bfv"]
     t, degree = parameters.plaintext_modulus, parameters.poly_modulus_degree

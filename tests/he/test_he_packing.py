@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfprivacy_lab.he import packing
-from tfprivacy_lab.he.parameters import PARAMETERS
+from tfprivacy_lab.he.packing import batched
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
 
 Q = PARAMETERS["bfv"].modulus
 
@@ -15,10 +15,10 @@ Q = PARAMETERS["bfv"].modulus
 @pytest.mark.parametrize("scheme", ["bfv", "ckks"])
 def test_slots_give_the_samples_back_padded_with_zeros(scheme, samples):
     rows = np.random.default_rng(0).normal(size=(samples, 3))
-    slots = packing.block_slots(rows, PARAMETERS[scheme])
+    slots = batched.block_slots(rows, PARAMETERS[scheme])
     assert slots.flags.c_contiguous
     for column in range(3):
-        back = packing.block_samples(slots[column], PARAMETERS[scheme])
+        back = batched.block_samples(slots[column], PARAMETERS[scheme])
         assert back.shape == (2048,)
         np.testing.assert_array_equal(back[:samples], rows[:, column])
         assert not back[samples:].any()
@@ -26,7 +26,7 @@ def test_slots_give_the_samples_back_padded_with_zeros(scheme, samples):
 
 @pytest.mark.parametrize(("samples", "blocks"), [(1, 1), (2048, 1), (2049, 2), (4097, 3)])
 def test_block_count(samples, blocks):
-    assert packing.block_count(samples, PARAMETERS["bfv"]) == blocks
+    assert batched.block_count(samples, PARAMETERS["bfv"]) == blocks
 
 
 def _exact(weights, residues, modulus):
@@ -46,7 +46,7 @@ def test_modular_product_equals_python_integers(data, classes, features, columns
     )
     weights = np.array(weights, dtype=np.int64).reshape(classes, features)
     residues = np.array(residues, dtype=np.uint64).reshape(features, columns)
-    result = packing.modular_matmul(weights, residues, modulus)
+    result = batched.modular_matmul(weights, residues, modulus)
     assert result.dtype == np.uint64
     assert (result.astype(object) == _exact(weights, residues, modulus)).all()
 
@@ -58,23 +58,23 @@ def test_modular_product_is_exact_at_its_bound_and_across_chunks(sign):
     weights[1, ::2] *= -1
     residues = np.full((features, columns), Q - 1, dtype=np.uint64)
     residues[:, -1] = np.random.default_rng(0).integers(0, Q, size=features, dtype=np.uint64)
-    result = packing.modular_matmul(weights, residues, Q)
+    result = batched.modular_matmul(weights, residues, Q)
     edges = [0, 1, 511, 512, columns - 1]
     assert (result[:, edges].astype(object) == _exact(weights, residues[:, edges], Q)).all()
 
 
 def test_weights_beyond_the_exact_range_are_refused():
     with pytest.raises(AssertionError, match="too large"):
-        packing.modular_matmul(np.array([[2**26, 1]]), np.zeros((2, 1), np.uint64), Q)
+        batched.modular_matmul(np.array([[2**26, 1]]), np.zeros((2, 1), np.uint64), Q)
     with pytest.raises(AssertionError):
-        packing.modular_matmul(np.array([[1]]), np.zeros((1, 1), np.uint64), 2**54)
+        batched.modular_matmul(np.array([[1]]), np.zeros((1, 1), np.uint64), 2**54)
 
 
 def test_bias_residues_of_bfv_round_as_the_plaintext_encoding_does():
     parameters = PARAMETERS["bfv"]
     t = parameters.plaintext_modulus
     bias = np.array([0, 1, -1, 12345, -(t - 1) // 2, (t - 1) // 2])
-    result = packing.bias_residues(bias, parameters)
+    result = batched.bias_residues(bias, parameters)
     assert not result[:, 1:].any()
     for value, residue in zip(bias, result[:, 0], strict=True):
         distance = (int(residue) - Q * int(value) / t) % Q
@@ -83,5 +83,5 @@ def test_bias_residues_of_bfv_round_as_the_plaintext_encoding_does():
 
 def test_modular_addition_wraps_in_place():
     target = np.array([0, 5, Q - 1], dtype=np.uint64)
-    packing.add_modular(target, np.array([0, Q - 5, Q - 1], dtype=np.uint64), Q)
+    batched.add_modular(target, np.array([0, Q - 5, Q - 1], dtype=np.uint64), Q)
     assert target.tolist() == [0, 0, Q - 2]

@@ -7,8 +7,9 @@ import pytest
 
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import limits, messages
-from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.quantization import limits
+from tfprivacy_lab.he.ring.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
 
 
 def _prime_of_bits(bits, degree):
@@ -73,9 +74,9 @@ def _noise(client, ciphertext):
 
 def test_fresh_noise_is_below_the_bound_and_not_far_below(bfv_client):
     query = bfv_client.encrypt(np.ones((1, 8)), packing="batched")
-    header, body = messages.parse(query, messages.QUERY, "query")
+    header, body = wire.parse(query, wire.QUERY, "query")
     bound = header.parameters.coefficient_noise_bound()
-    for ciphertext in messages.residues(header, body, "query")[0][0]:
+    for ciphertext in wire.residues(header, body, "query")[0][0]:
         largest, _ = _noise(bfv_client, ciphertext)
         # 2,048 Gaussian coefficients of deviation 170 reach 3 to 5 deviations; the bound stands at 11.
         assert bound / 16 < largest <= bound
@@ -90,10 +91,10 @@ def test_noise_at_the_limit_of_the_head_leaves_budget(bfv_client):
     head = server.quantized_head("bfv", -pinned.feature_bits)
     load = limits.load(pinned, head.kernel, head.bias)
     assert max(part.max() for part in load.values()) > 0.99
-    header, body = messages.parse(reply, messages.REPLY, "reply")
+    header, body = wire.parse(reply, wire.REPLY, "reply")
     bound = pinned.coefficient_noise_bound(head.l2_norms.max()) + head.l1_norms.max() / 2 + 1
     assert bound < pinned.modulus / (2 * pinned.plaintext_modulus)
-    for ciphertext in messages.residues(header, body, "reply")[0][0]:
+    for ciphertext in wire.residues(header, body, "reply")[0][0]:
         largest, budget = _noise(bfv_client, ciphertext)
         assert budget > 0
         assert largest <= 2 * bound
@@ -101,9 +102,9 @@ def test_noise_at_the_limit_of_the_head_leaves_budget(bfv_client):
 
 def test_ckks_slot_noise_is_below_the_bound_and_not_absurdly(ckks_client):
     query = ckks_client.encrypt(np.zeros((2048, 4)), feature_range=1.0)
-    header, body = messages.parse(query, messages.QUERY, "query")
+    header, body = wire.parse(query, wire.QUERY, "query")
     pinned = header.parameters
-    for ciphertext in messages.residues(header, body, "query")[0][0]:
+    for ciphertext in wire.residues(header, body, "query")[0][0]:
         noise = np.abs(ckks_client._decrypt_one(ciphertext)).max() * 2**pinned.feature_bits
         assert pinned.slot_noise_bound() / 200 < noise <= pinned.slot_noise_bound() + pinned.poly_modulus_degree / 2
 

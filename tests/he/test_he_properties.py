@@ -12,14 +12,15 @@ from tests.he.networks import aligned_inputs, answered, dense_network
 from tests.he.test_he_evaluation import _check_packing
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import limits, network_parameters
-from tfprivacy_lab.he.layers import Affine, Network
-from tfprivacy_lab.he.network import BatchedPlan
-from tfprivacy_lab.he.network_client import NetworkClient
-from tfprivacy_lab.he.network_parameters import NetworkParameters
-from tfprivacy_lab.he.network_server import NetworkServer
-from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
-from tfprivacy_lab.he.quantize import MIN_WEIGHT, QuantizedHead
+from tfprivacy_lab.he.client.network import NetworkClient
+from tfprivacy_lab.he.plans.layers import Affine, Network
+from tfprivacy_lab.he.plans.network import BatchedPlan
+from tfprivacy_lab.he.quantization import limits
+from tfprivacy_lab.he.quantization.heads import MIN_WEIGHT, QuantizedHead
+from tfprivacy_lab.he.ring import network_parameters
+from tfprivacy_lab.he.ring.network_parameters import NetworkParameters
+from tfprivacy_lab.he.ring.parameters import MAX_COEFF_MODULUS_BITS, PARAMETERS, Parameters
+from tfprivacy_lab.he.server.network import NetworkServer
 
 CLIENTS = {}
 

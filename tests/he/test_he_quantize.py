@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import limits
-from tfprivacy_lab.he.parameters import PARAMETERS
-from tfprivacy_lab.he.quantize import (
+from tfprivacy_lab.he.quantization import limits
+from tfprivacy_lab.he.quantization.heads import (
     QuantizedHead,
     dequantize_logits,
     integer_logits,
 )
-from tfprivacy_lab.he.steps import Steps, feature_steps, quantize_features
+from tfprivacy_lab.he.quantization.steps import Steps, feature_steps, quantize_features
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
 
 BFV, CKKS = PARAMETERS["bfv"], PARAMETERS["ckks"]
 

@@ -7,11 +7,14 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab import he
-from tfprivacy_lab.he import coefficients, limits, messages, sanitize
-from tfprivacy_lab.he.ntt import transform
-from tfprivacy_lab.he.parameters import PARAMETERS
-from tfprivacy_lab.he.quantize import QuantizedHead
-from tfprivacy_lab.he.steps import quantize_features
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.packing import coefficient
+from tfprivacy_lab.he.quantization import limits
+from tfprivacy_lab.he.quantization.heads import QuantizedHead
+from tfprivacy_lab.he.quantization.steps import quantize_features
+from tfprivacy_lab.he.ring.ntt import transform
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
+from tfprivacy_lab.he.server import sanitize
 
 D, C = 24, 3
 KERNEL = np.random.default_rng(0).normal(size=(D, C))
@@ -19,13 +22,13 @@ FEATURES = np.random.default_rng(1).uniform(-1, 1, size=(1, D))
 
 
 def residues_of(message, kind):
-    header, body = messages.parse(message, kind, "message")
-    return messages.residues(header, body, "message")[0]
+    header, body = wire.parse(message, kind, "message")
+    return wire.residues(header, body, "message")[0]
 
 
 def secret_key(client):
     """The secret key's transforms, uint64 (primes, N): what only its holder knows."""
-    key = client._library.to_bytes_secret_key("none")[messages.SECRET_KEY_PREFIX_BYTES :]
+    key = client._library.to_bytes_secret_key("none")[wire.SECRET_KEY_PREFIX_BYTES :]
     primes = client.parameters.coeff_modulus
     return np.frombuffer(key, "<u8").reshape(-1, client.parameters.poly_modulus_degree)[: len(primes)]
 
@@ -56,12 +59,12 @@ def quotient(client, reply, query):
 def exchange(client, server, features=FEATURES):
     query = client.encrypt(features, 1.0, "coefficient")
     reply = server.evaluate(query)
-    return residues_of(query, messages.QUERY)[0, 0], residues_of(reply, messages.REPLY)[0, 0]
+    return residues_of(query, wire.QUERY)[0, 0], residues_of(reply, wire.REPLY)[0, 0]
 
 
 def weights_of(client, server):
     head = server.quantized_head(client.parameters.name, -client.parameters.feature_bits, "coefficient")
-    return coefficients.weight_polynomials(head.kernel, client.parameters)[0]
+    return coefficient.weight_polynomials(head.kernel, client.parameters)[0]
 
 
 def correlation(a, b):
@@ -97,7 +100,7 @@ def test_c1_of_two_replies_to_one_query_is_fresh(sanitized_client):
     server, query = he.Server(KERNEL), sanitized_client.encrypt(FEATURES, 1.0, "coefficient")
     prime = sanitized_client.parameters.coeff_modulus[0]
     first, second = (
-        second_polynomial(sanitized_client, residues_of(server.evaluate(query), messages.REPLY)[0, 0]) for _ in range(2)
+        second_polynomial(sanitized_client, residues_of(server.evaluate(query), wire.REPLY)[0, 0]) for _ in range(2)
     )
     difference = (first - second) % prime / prime
     assert stats.kstest(difference, "uniform").pvalue > 1e-6
@@ -108,7 +111,7 @@ def test_c1_has_errors_of_its_own(sanitized_client):
     server, query = he.Server(KERNEL), sanitized_client.encrypt(FEATURES, 1.0, "coefficient")
     prime, degree = sanitized_client.parameters.coeff_modulus[0], sanitized_client.parameters.poly_modulus_degree
     way, public = transform(prime, degree), sanitized_client._public_key()[1, 0]
-    first, second = (residues_of(server.evaluate(query), messages.REPLY)[0, 0][1, 0] for _ in range(2))
+    first, second = (residues_of(server.evaluate(query), wire.REPLY)[0, 0][1, 0] for _ in range(2))
     difference = np.ascontiguousarray(way.sum(first, np.uint64(prime) - second))
     inverse = np.array([pow(int(value), -1, prime) for value in public], np.uint64)
     left = way.centred(way.inverse(way.multiply(difference, way.factor(inverse))))
@@ -116,7 +119,7 @@ def test_c1_has_errors_of_its_own(sanitized_client):
 
 
 def unused(client):
-    ends = coefficients.logit_positions(D, C, client.parameters)[0]
+    ends = coefficient.logit_positions(D, C, client.parameters)[0]
     return np.setdiff1d(np.arange(client.parameters.poly_modulus_degree), ends)
 
 
@@ -168,7 +171,7 @@ def regressed(client, rounds):
     message = np.zeros(pinned.poly_modulus_degree, np.int64)
     message[:D] = integers[0]
     answer, rows, targets = products(client, server), [], []
-    ends = coefficients.logit_positions(D, C, pinned)[0]
+    ends = coefficient.logit_positions(D, C, pinned)[0]
     for _ in range(rounds):
         query, reply = exchange(client, server)
         fresh, seen = noise(client, query, message).astype(float), noise(client, reply, answer).astype(float)
@@ -224,7 +227,7 @@ def two_heads_of_equal_logits(client):
 def logit_noise(client, server, features, logits, rounds):
     """What the key holder sees beside the logits in many replies to the same features, integers (rounds, C)."""
     pinned, found = client.parameters, []
-    ends = coefficients.logit_positions(D, C, pinned)[0]
+    ends = coefficient.logit_positions(D, C, pinned)[0]
     for _ in range(rounds):
         seen = phase(client, exchange(client, server, features)[1])[ends]
         found.append(
@@ -269,7 +272,7 @@ def test_flooding_and_scale_tell_the_shape_and_a_power_of_two(name):
         kernel, bias = rng.normal(size=(D, C)) * rng.uniform(0.5, 2), rng.normal(size=C)
         head = QuantizedHead.from_float(kernel, bias, pinned, -pinned.feature_bits, "coefficient")
         assert math.frexp(head.weight_scale)[0] == 0.5
-        made.append((sanitize.Sanitizer(coefficients.PreparedHead(head)).flooding, head.weight_scale))
+        made.append((sanitize.Sanitizer(coefficient.PreparedHead(head)).flooding, head.weight_scale))
     assert len({magnitude for magnitude, _ in made}) == 1
     assert 1 < len({scale for _, scale in made}) <= 5
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.he.test_he_properties import client_of
 from tfprivacy_lab import cli, he
 from tfprivacy_lab.checks import InputError, PrecisionWarning
-from tfprivacy_lab.he import messages
-from tfprivacy_lab.he.error_bounds import labels_in_doubt
-from tfprivacy_lab.he.parameters import PARAMETERS
-from tfprivacy_lab.he.steps import Steps, feature_steps, quantize_features
+from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.messages.error_bounds import labels_in_doubt
+from tfprivacy_lab.he.quantization.steps import Steps, feature_steps, quantize_features
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
 
 BFV, CKKS = PARAMETERS["bfv"], PARAMETERS["ckks"]
 SIZES = np.array([[1e6, 1.0], [1e6, 0.0]])
@@ -135,7 +135,7 @@ def test_a_server_is_frozen_whatever_its_arrays_become(bfv_client):
 def test_a_range_that_the_server_does_not_take_is_refused_by_all_it_has(bfv_client):
     server = he.Server(np.ones((3, 2)), feature_range=1.0000001)
     query = bfv_client.encrypt(np.ones((1, 3)), 1.0)
-    size = messages.HEADER_BYTES
+    size = wire.HEADER_BYTES
     for refuse in (
         lambda: server.evaluate(query),
         lambda: server.head_for(query),
@@ -159,7 +159,7 @@ def test_a_range_that_the_server_does_not_take_is_refused_by_all_it_has(bfv_clie
 def test_automatic_packing_of_ckks_weighs_errors(ckks_client, bfv_client):
     features = np.random.default_rng(0).uniform(-1, 1, (100, 30))
     packings = [
-        messages.parse(client.encrypt(features, 1.0), messages.QUERY, "query")[0].packing
+        wire.parse(client.encrypt(features, 1.0), wire.QUERY, "query")[0].packing
         for client in (ckks_client, bfv_client)
     ]
     assert packings == ["coefficient", "batched"]
@@ -191,13 +191,13 @@ def test_masked_features_are_refused(bfv_client):
 @pytest.mark.parametrize("steps", [(0, 0), (-1, -2), (1, 0), (-2000, 0)])
 def test_forged_steps_are_refused(bfv_client, steps):
     query = bytearray(bfv_client.encrypt(SIZES, [1e6, 1.0]))
-    header, body = messages.parse(bytes(query), messages.QUERY, "query")
+    header, body = wire.parse(bytes(query), wire.QUERY, "query")
     assert header.column_steps == (0, -20)
     query[-36:-32] = np.array(steps, "<i2").tobytes()
     signed = bytes(query[:-32]) + hashlib.sha256(query[:-32]).digest()
     with pytest.raises(InputError, match="steps within float64"):
         he.Server(KERNEL, BIAS).evaluate(signed)
-    plain = messages.pack(messages.dataclasses.replace(header, column_steps=()), body)
+    plain = wire.pack(wire.dataclasses.replace(header, column_steps=()), body)
     assert len(plain) == len(query) - 4
 
 
@@ -350,9 +350,9 @@ def test_a_reply_that_bounds_nothing_is_no_logits(tmp_path, bfv_client, capsys, 
     monkeypatch.chdir(tmp_path)
     bfv_client.save("keys")
     query = bfv_client.encrypt(np.ones((1, 2)), 1.0)
-    header, body = messages.parse(he.Server(KERNEL, BIAS).evaluate(query), messages.REPLY, "reply")
-    forged = messages.dataclasses.replace(header, weight_scale=5e-324)
-    for name, content in (("query", query), ("reply", messages.pack(forged, body))):
+    header, body = wire.parse(he.Server(KERNEL, BIAS).evaluate(query), wire.REPLY, "reply")
+    forged = wire.dataclasses.replace(header, weight_scale=5e-324)
+    for name, content in (("query", query), ("reply", wire.pack(forged, body))):
         (tmp_path / name).write_bytes(content)
     for more in ([], ["--json"]):
         arguments = ["he", "decrypt", "--keys", "keys", "--query", "query", "--reply", "reply", "--out", "logits.npy"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError, ModelReadingWarning
-from tfprivacy_lab.he.layers import Network
+from tfprivacy_lab.he.plans.layers import Network
 
 layers = keras.layers
 

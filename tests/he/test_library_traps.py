@@ -20,21 +20,22 @@ import tfprivacy_lab
 from tests.he.networks import dense_network
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import bfv_square, seal_library
-from tfprivacy_lab.he import client as client_module
-from tfprivacy_lab.he import seal_context as context_module
-from tfprivacy_lab.he.key_bytes import make_library
-from tfprivacy_lab.he.network import BatchedPlan
-from tfprivacy_lab.he.network_client import NetworkClient
-from tfprivacy_lab.he.network_parameters import BATCHED
-from tfprivacy_lab.he.network_server import NetworkServer
-from tfprivacy_lab.he.parameters import PARAMETERS
-from tfprivacy_lab.he.quantize import QuantizedHead
-from tfprivacy_lab.he.seal_context import seal_context
-from tfprivacy_lab.he.seal_library import PyCtxt, Pyfhel
-from tfprivacy_lab.he.single_client import SingleImageClient
-from tfprivacy_lab.he.single_image import SinglePlan
-from tfprivacy_lab.he.single_server import SingleImageServer
+from tfprivacy_lab.he.client import head as client_module
+from tfprivacy_lab.he.client.key_bytes import make_library
+from tfprivacy_lab.he.client.network import NetworkClient
+from tfprivacy_lab.he.client.slots import SingleImageClient
+from tfprivacy_lab.he.plans.network import BatchedPlan
+from tfprivacy_lab.he.plans.single_image import SinglePlan
+from tfprivacy_lab.he.quantization.heads import QuantizedHead
+from tfprivacy_lab.he.ring import seal
+from tfprivacy_lab.he.ring import seal_context as context_module
+from tfprivacy_lab.he.ring.network_parameters import BATCHED
+from tfprivacy_lab.he.ring.parameters import PARAMETERS
+from tfprivacy_lab.he.ring.seal import PyCtxt, Pyfhel
+from tfprivacy_lab.he.ring.seal_context import seal_context
+from tfprivacy_lab.he.server import bfv_square
+from tfprivacy_lab.he.server.network import NetworkServer
+from tfprivacy_lab.he.server.single_image import SingleImageServer
 
 BFV = PARAMETERS["bfv"]
 LOADS = re.compile(r"^[ \"]*(from |import (\w+, )*)Pyfhel\b|(import_module|setattr)\(.Pyfhel\b", re.MULTILINE)
@@ -98,13 +99,13 @@ def test_insecure_parameters(monkeypatch):
     original = Pyfhel.contextGen
     for parameters, make in ((BFV, make_library), (BATCHED["bfv", 1], seal_context)):
         monkeypatch.setattr(
-            "tfprivacy_lab.he.seal_library.Pyfhel", answering(lambda library, **asked: original(library, **weak))
+            "tfprivacy_lab.he.ring.seal.Pyfhel", answering(lambda library, **asked: original(library, **weak))
         )
         with pytest.raises(RuntimeError, match="another context than asked for: none, but invalid"):
             make(parameters)
         # Also where it says so of a context that is the one asked for.
         saying = answering(lambda library, **asked: original(library, **asked) and status)
-        monkeypatch.setattr("tfprivacy_lab.he.seal_library.Pyfhel", saying)
+        monkeypatch.setattr("tfprivacy_lab.he.ring.seal.Pyfhel", saying)
         with pytest.raises(RuntimeError, match="another context than asked for: none, but invalid"):
             make(parameters)
         monkeypatch.undo()
@@ -129,7 +130,7 @@ def test_replaced_moduli(monkeypatch):
         wanted = parameters.key_primes if parameters is BFV else parameters.coeff_modulus
         assert (library.n, tuple(library.qi)) == (parameters.poly_modulus_degree, wanted)
         assert library.t == parameters.plaintext_modulus
-        monkeypatch.setattr("tfprivacy_lab.he.seal_library.Pyfhel", answering(replacing))
+        monkeypatch.setattr("tfprivacy_lab.he.ring.seal.Pyfhel", answering(replacing))
         with pytest.raises(RuntimeError, match="another context than asked for: success"):
             make(parameters)
         monkeypatch.undo()
@@ -251,7 +252,7 @@ class Loading:
 
 sys.meta_path.insert(0, Loading)
 import {first}, {second}
-from tfprivacy_lab.he.seal_library import BESIDE, POOL
+from tfprivacy_lab.he.ring.seal import BESIDE, POOL
 
 own = sys.modules["Pyfhel.Pyfhel"].__file__
 files = own, str(pathlib.Path(own).parent / BESIDE)
@@ -266,7 +267,7 @@ def test_two_copies_of_seal_destroy_one_pool(late):
 
     A build whose modules hold no SEAL of their own, but use that of the library beside them, has one pool.
     """
-    modules = ("Pyfhel", "tfprivacy_lab.he.seal_library")[:: 1 if late else -1]
+    modules = ("Pyfhel", "tfprivacy_lab.he.ring.seal")[:: 1 if late else -1]
     code = POOLS.format(first=modules[0], second=modules[1])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     loaded_first, copies, *set_up = done.stdout.split()
@@ -274,13 +275,13 @@ def test_two_copies_of_seal_destroy_one_pool(late):
     assert loaded_first == str(not late)
     assert set_up == ["True", str(not wrong)], done.stderr
     assert wrong or done.returncode == 0, done.stderr
-    assert ("RuntimeWarning: Pyfhel was imported before tfprivacy_lab.he.seal_library" in done.stderr) == wrong
+    assert ("RuntimeWarning: Pyfhel was imported before tfprivacy_lab.he.ring.seal" in done.stderr) == wrong
 
 
 @pytest.mark.parametrize("name", ["POOL", "BESIDE"])
 def test_pyfhel_without_that_pool_or_library_is_loaded_without_a_word(monkeypatch, recwarn, name):
-    monkeypatch.setattr(seal_library, name, "none_of_this_name")
-    seal_library._load_apart()
+    monkeypatch.setattr(seal, name, "none_of_this_name")
+    seal._load_apart()
     assert not recwarn.list
 
 

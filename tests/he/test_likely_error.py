@@ -6,20 +6,20 @@ import pytest
 from tests.he.networks import aligned_inputs, answered, dense_network
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.coefficients import ckks_slots
-from tfprivacy_lab.he.deep_image import DeepPlan
-from tfprivacy_lab.he.deep_server import DeepImageServer
-from tfprivacy_lab.he.likely_error import Sources
-from tfprivacy_lab.he.network import BatchedPlan
-from tfprivacy_lab.he.network_client import NetworkClient
-from tfprivacy_lab.he.network_parameters import DEEP, SINGLE, SLOTS
-from tfprivacy_lab.he.network_server import NetworkServer
-from tfprivacy_lab.he.seal_context import seal_context
-from tfprivacy_lab.he.single_client import SingleImageClient, SlotHeadClient
-from tfprivacy_lab.he.single_image import SinglePlan
-from tfprivacy_lab.he.single_server import SingleImageServer
-from tfprivacy_lab.he.slot_head import SlotHead
-from tfprivacy_lab.he.slot_server import SlotHeadServer
+from tfprivacy_lab.he.client.network import NetworkClient
+from tfprivacy_lab.he.client.slots import SingleImageClient, SlotHeadClient
+from tfprivacy_lab.he.packing.coefficient import ckks_slots
+from tfprivacy_lab.he.plans.deep_image import DeepPlan
+from tfprivacy_lab.he.plans.likely_error import Sources
+from tfprivacy_lab.he.plans.network import BatchedPlan
+from tfprivacy_lab.he.plans.single_image import SinglePlan
+from tfprivacy_lab.he.plans.slot_head import SlotHead
+from tfprivacy_lab.he.ring.network_parameters import DEEP, SINGLE, SLOTS
+from tfprivacy_lab.he.ring.seal_context import seal_context
+from tfprivacy_lab.he.server.deep_image import DeepImageServer
+from tfprivacy_lab.he.server.network import NetworkServer
+from tfprivacy_lab.he.server.single_image import SingleImageServer
+from tfprivacy_lab.he.server.slot_head import SlotHeadServer
 
 PLANS = {1: (SinglePlan, SingleImageServer), 2: (DeepPlan, DeepImageServer)}
 

@@ -11,10 +11,10 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.training import planned
-from tfprivacy_lab.he.layers import Network
-from tfprivacy_lab.he.network import BatchedPlan, Bounds, integer_logits
-from tfprivacy_lab.he.network_parameters import BATCHED, SINGLE, NetworkParameters
-from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS
+from tfprivacy_lab.he.plans.layers import Network
+from tfprivacy_lab.he.plans.network import BatchedPlan, Bounds, integer_logits
+from tfprivacy_lab.he.ring.network_parameters import BATCHED, SINGLE, NetworkParameters
+from tfprivacy_lab.he.ring.parameters import MAX_COEFF_MODULUS_BITS
 
 _layers = keras.layers
 

@@ -5,13 +5,13 @@ import pytest
 
 from tests.he.networks import aligned_inputs, answered, dense, dense_network, resealed
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.inputs import quantise
-from tfprivacy_lab.he.layers import Affine, Network
-from tfprivacy_lab.he.network import BatchedPlan, integer_logits
-from tfprivacy_lab.he.network_client import NetworkClient
-from tfprivacy_lab.he.network_parameters import BATCHED
-from tfprivacy_lab.he.network_server import NetworkServer
-from tfprivacy_lab.he.residues import reduce_floats, square
+from tfprivacy_lab.he.client.inputs import quantise
+from tfprivacy_lab.he.client.network import NetworkClient
+from tfprivacy_lab.he.messages.residues import reduce_floats, square
+from tfprivacy_lab.he.plans.layers import Affine, Network
+from tfprivacy_lab.he.plans.network import BatchedPlan, integer_logits
+from tfprivacy_lab.he.ring.network_parameters import BATCHED
+from tfprivacy_lab.he.server.network import NetworkServer
 
 
 def _evaluated(network, inputs, scheme, input_range=(0.0, 1.0)):
@@ -91,8 +91,8 @@ def test_first_layer_noise_is_below_its_bound_and_not_absurdly():
     inputs = np.zeros((2048, 4))
     parameters = plan.public.parameters
     # The first layer alone: identity of the query, decrypted as a reply of two polynomials would be.
-    from tfprivacy_lab.he.seal_context import ciphertext_prefix
-    from tfprivacy_lab.he.seal_library import PyCtxt
+    from tfprivacy_lab.he.ring.seal import PyCtxt
+    from tfprivacy_lab.he.ring.seal_context import ciphertext_prefix
 
     for residues in client.encrypt(inputs).residues[0]:
         data = ciphertext_prefix(parameters) + residues.astype("<u8").tobytes()

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from tests.he.networks import aligned_inputs, answered, dense_network, resealed
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import diagonals
-from tfprivacy_lab.he.diagonals import Diagonals
-from tfprivacy_lab.he.layers import Affine, Network
-from tfprivacy_lab.he.single_client import SingleImageClient
-from tfprivacy_lab.he.single_image import MAX_INPUT_BITS, SinglePlan
-from tfprivacy_lab.he.single_server import SingleImageServer
+from tfprivacy_lab.he.client.slots import SingleImageClient
+from tfprivacy_lab.he.packing import diagonal
+from tfprivacy_lab.he.packing.diagonal import Diagonals
+from tfprivacy_lab.he.plans.layers import Affine, Network
+from tfprivacy_lab.he.plans.single_image import MAX_INPUT_BITS, SinglePlan
+from tfprivacy_lab.he.server.single_image import SingleImageServer
 
 
 class PlainOperations:
@@ -44,7 +44,7 @@ def _plain(network, image, slots=4096):
     plan = Diagonals(slots, network.inputs, network.layers[0].outputs, network.outputs)
     first, second = network.layers
     operations = PlainOperations()
-    replies = diagonals.evaluate(
+    replies = diagonal.evaluate(
         plan,
         operations,
         plan.pack(image),

@@ -3,7 +3,7 @@
 import json
 import logging
 
-from tfprivacy_lab.he.observation import LOGGER, JsonLines, Quota
+from tfprivacy_lab.he.service.metrics import LOGGER, JsonLines, Quota
 
 
 def record(message="request", level=logging.INFO, logger=LOGGER.name, **fields):

@@ -9,9 +9,9 @@ import pytest
 
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import server
-from tfprivacy_lab.he.prepared import PreparedHeads
-from tfprivacy_lab.he.quantize import QuantizedHead
+from tfprivacy_lab.he.quantization.heads import QuantizedHead
+from tfprivacy_lab.he.server import head as server
+from tfprivacy_lab.he.server.prepared import PreparedHeads
 
 
 def head(nbytes):

@@ -14,7 +14,7 @@ import pytest
 from tests.he.services import make_certificate, make_head, serving
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import remote
+from tfprivacy_lab.he.client import remote
 
 
 class Script:

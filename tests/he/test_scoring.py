@@ -16,7 +16,7 @@ import pytest
 from tests.he.services import make_head
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import scoring
+from tfprivacy_lab.he.service import batch
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def cluster():
 
 def score(*arguments, **options):
     """Scoring that answers any set, as these queries are under bfv."""
-    return scoring.score(*arguments, **{"replies": "any"} | options)
+    return batch.score(*arguments, **{"replies": "any"} | options)
 
 
 def check(out, made, client, names=None):
     """Exactly these replies are there, each whole and exact, and nothing else but the head's digest."""
     names = made if names is None else names
-    assert {path.name for path in out.iterdir()} == {f"{name}.reply" for name in names} | {scoring.HEAD_FILE}
+    assert {path.name for path in out.iterdir()} == {f"{name}.reply" for name in names} | {batch.HEAD_FILE}
     for name in names:
         query, logits = made[name]
         np.testing.assert_array_equal(client.decrypt((out / f"{name}.reply").read_bytes(), query), logits)
@@ -80,12 +80,12 @@ def identity(out):
 def test_a_folder_on_this_machine_and_again(tmp_path, head, queries, made, bfv_client):
     lines = []
     outcome = score(head[0], queries, tmp_path / "out", jobs=2, on_progress=lines.append)
-    assert outcome == scoring.Outcome(24, 0, {})
+    assert outcome == batch.Outcome(24, 0, {})
     assert lines[-1] == "24 of 24 queries"
     check(tmp_path / "out", made, bfv_client)
     before = identity(tmp_path / "out")
     (tmp_path / "out" / "query 05.q.reply").unlink()
-    assert score(head[0], queries, tmp_path / "out", jobs=1) == scoring.Outcome(1, 23, {})
+    assert score(head[0], queries, tmp_path / "out", jobs=1) == batch.Outcome(1, 23, {})
     after = identity(tmp_path / "out")
     del before["query 05.q.reply"], after["query 05.q.reply"]
     assert after == before
@@ -105,11 +105,11 @@ def test_a_worker_of_a_cluster_killed_midway_loses_and_doubles_nothing(
 
     outcome = score(head[0], queries, tmp_path / "out", cluster=cluster.scheduler_address, on_progress=kill_one)
     assert len(killed) == 1
-    assert outcome == scoring.Outcome(24, 0, {})
+    assert outcome == batch.Outcome(24, 0, {})
     check(tmp_path / "out", made, bfv_client)
     before = identity(tmp_path / "out")
     again = score(head[0], queries, tmp_path / "out", cluster=cluster.scheduler_address)
-    assert again == scoring.Outcome(0, 24, {})
+    assert again == batch.Outcome(0, 24, {})
     assert identity(tmp_path / "out") == before
 
 
@@ -119,9 +119,9 @@ def hold(address, name, pipe):
     def patch(name=name, pipe=str(pipe)):
         import os
 
-        from tfprivacy_lab.he import scoring
+        from tfprivacy_lab.he.service import batch
 
-        plain = scoring._read
+        plain = batch._read
 
         def read(path, what):
             if os.path.basename(path) == name:
@@ -129,7 +129,7 @@ def hold(address, name, pipe):
                     stream.read()
             return plain(path, what)
 
-        scoring._read = read
+        batch._read = read
         return os.getpid()
 
     with distributed.Client(address, set_as_default=False) as client:
@@ -143,9 +143,9 @@ def let_go(address):
     def restore():
         import importlib
 
-        from tfprivacy_lab.he import scoring
+        from tfprivacy_lab.he.service import batch
 
-        importlib.reload(scoring)
+        importlib.reload(batch)
 
     with distributed.Client(address, set_as_default=False) as client:
         client.run(restore)
@@ -187,23 +187,23 @@ def test_the_query_of_a_killed_worker_goes_to_another(tmp_path, head, made, bfv_
         except OSError:
             threading.Event().wait(0.02)
     let_go(address)
-    assert outcomes == [scoring.Outcome(2, 0, {})]
+    assert outcomes == [batch.Outcome(2, 0, {})]
     check(tmp_path / "out", made, bfv_client, [name, "query 01.q"])
 
 
 def test_two_that_score_one_query_leave_one_reply(tmp_path, head, made, bfv_client):
     query, reply = tmp_path / "query 00.q", tmp_path / "reply"
     query.write_bytes(made["query 00.q"][0])
-    digest = scoring._head_digest(head[0])
+    digest = batch._head_digest(head[0])
     task = (str(head[0]), digest, str(query), str(reply), "any")
-    assert scoring.score_one(*task) == ("query 00.q", "")
+    assert batch.score_one(*task) == ("query 00.q", "")
     first = reply.stat().st_ino
-    assert scoring.score_one(*task) == ("query 00.q", "")
+    assert batch.score_one(*task) == ("query 00.q", "")
     assert reply.stat().st_ino == first
     reply.write_bytes(b"something else")
-    assert "is there already" in scoring.score_one(*task)[1]
+    assert "is there already" in batch.score_one(*task)[1]
     assert reply.read_bytes() == b"something else"
-    assert "to be the head" in scoring.score_one(str(head[0]), "0" * 64, str(query), str(tmp_path / "new"), "any")[1]
+    assert "to be the head" in batch.score_one(str(head[0]), "0" * 64, str(query), str(tmp_path / "new"), "any")[1]
 
 
 def test_what_cannot_be_scored_is_named_and_the_others_are(tmp_path, head, queries, made, bfv_client):
@@ -252,8 +252,8 @@ def test_names_that_are_patterns(tmp_path, head, made, bfv_client):
 
 def test_two_runs_do_not_share_a_folder(tmp_path, head, queries):
     out = tmp_path / "out"
-    digest = scoring._head_digest(head[0])
-    with scoring._owned_folder(out, digest, []), pytest.raises(InputError, match="another run"):
+    digest = batch._head_digest(head[0])
+    with batch._owned_folder(out, digest, []), pytest.raises(InputError, match="another run"):
         score(head[0], queries, out, jobs=1)
 
 
@@ -291,7 +291,7 @@ def test_what_cannot_begin_is_refused_before_anything_is_written(tmp_path, head,
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://h:1", "tcp://", "tcp://127.0.0.1:1", "tcp://127.0.0.1:x"])
 def test_clusters_that_are_none(tmp_path, head, queries, address, monkeypatch):
     """No thread is left: distributed's locks are shared, and a collected client would close in somebody's start."""
-    monkeypatch.setattr(scoring, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(batch, "_CONNECT_SECONDS", 0.5)
     before = set(threading.enumerate())
     with pytest.raises(InputError, match="luster"):
         score(head[0], queries, tmp_path / "out", cluster=address)
@@ -321,7 +321,7 @@ def test_a_scheduler_that_goes_away(tmp_path, head, made):
         os.close(writer)
     assert len(errors) == 1
     assert "run it again" in errors[0]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {scoring.HEAD_FILE}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {batch.HEAD_FILE}
 
 
 HOSTILE = {
@@ -362,11 +362,11 @@ def test_queries_whose_replies_give_the_head_away_are_refused_unless_asked_for(
     assert done.returncode == 2
     assert "plain: " in done.stderr
     assert "make keys with a sanitized scheme" in done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sanitized.reply", scoring.HEAD_FILE}
-    outcome = scoring.score(head[0], folder, tmp_path / "all", jobs=1, replies="any")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sanitized.reply", batch.HEAD_FILE}
+    outcome = batch.score(head[0], folder, tmp_path / "all", jobs=1, replies="any")
     assert (outcome.scored, outcome.failures) == (2, {})
     with pytest.raises(InputError, match="replies"):
-        scoring.score(head[0], folder, tmp_path / "some", replies="some")
+        batch.score(head[0], folder, tmp_path / "some", replies="some")
 
 
 def score_command(*arguments):

@@ -18,10 +18,10 @@ import pytest
 from tests.he.services import OCTETS, Load, Running, connect, head_of, make_certificate, make_head, serving
 from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError, PrecisionWarning
-from tfprivacy_lab.he import remote
-from tfprivacy_lab.he.admission import Limits
-from tfprivacy_lab.he.openapi import REFUSALS
-from tfprivacy_lab.he.service import make_app
+from tfprivacy_lab.he.client import remote
+from tfprivacy_lab.he.service.admission import Limits
+from tfprivacy_lab.he.service.app import make_app
+from tfprivacy_lab.he.service.openapi import REFUSALS
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import pytest
 
 from tests.he.services import connect, head_of, make_certificate, make_head, serving
 from tfprivacy_lab import he
-from tfprivacy_lab.he import messages, remote
+from tfprivacy_lab.he.client import remote
+from tfprivacy_lab.he.messages import wire
 
 MEBIBYTE = 2**20
 MAX_BYTES = 128 * MEBIBYTE
@@ -227,9 +228,9 @@ def test_bodies_that_stop_short_of_their_last_bytes(folder, bfv_client, seconds)
     head = make_head(folder / "small.npz", 128, 10)
     query = bfv_client.encrypt(np.random.default_rng(1).uniform(-1, 1, (1, 128)), 1.0)
     sample = query, bfv_client.decrypt(he.Server(*head).evaluate(query), query)
-    header, _ = messages.parse(bfv_client.encrypt(np.zeros((1, 128)), 1.0, "batched"), messages.QUERY, "query")
+    header, _ = wire.parse(bfv_client.encrypt(np.zeros((1, 128)), 1.0, "batched"), wire.QUERY, "query")
     header = dataclasses.replace(header, samples=8 * 2048)
-    start = messages.pack(dataclasses.replace(header, samples=1), bytes(128 * 2**15))[: messages.HEADER_BYTES]
+    start = wire.pack(dataclasses.replace(header, samples=1), bytes(128 * 2**15))[: wire.HEADER_BYTES]
     start = start[:68] + (8 * 2048).to_bytes(8, "little") + start[76:]
     size = header.message_bytes
     limits = ["--max-body-bytes", size, "--max-bytes", 2 * size, "--max-samples", 8 * 2048]
@@ -252,7 +253,7 @@ def test_ever_new_steps_of_a_large_head(tmp_path, stated):
     make_head(tmp_path / "head.npz", *LARGE)
     client, told = he.Client.generate("ckks-sanitized"), []
     query = client.encrypt(np.random.default_rng(0).uniform(-1, 1, (1, LARGE[0])), 1.0)
-    header, body = messages.parse(query, messages.QUERY, "query")
+    header, body = wire.parse(query, wire.QUERY, "query")
     limits = ["--max-bytes", 256 * MEBIBYTE, "--max-reply-bytes", 96 * MEBIBYTE, "--workers", 2]
     with serving(tmp_path, tmp_path / "head.npz", *limits, *(["--feature-range", 1] if stated else [])) as running:
         before = status_bytes(running.process, "VmRSS")
@@ -264,7 +265,7 @@ def test_ever_new_steps_of_a_large_head(tmp_path, stated):
                     return
                 steps = [0] * LARGE[0]
                 steps[0], steps[1] = -1 - turn % 200, -(turn // 200)
-                forged = messages.pack(dataclasses.replace(header, column_steps=tuple(steps)), body)
+                forged = wire.pack(dataclasses.replace(header, column_steps=tuple(steps)), body)
                 told.append(running.evaluate(forged)[0])
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:

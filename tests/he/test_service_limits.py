@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he import service
-from tfprivacy_lab.he.admission import CREDIT_SECONDS, PATIENCE_SECONDS, Admission, Limits
-from tfprivacy_lab.he.prepared import PreparedHeads
-from tfprivacy_lab.he.server import Cost
+from tfprivacy_lab.he.server.head import Cost
+from tfprivacy_lab.he.server.prepared import PreparedHeads
+from tfprivacy_lab.he.service import app as service
+from tfprivacy_lab.he.service.admission import CREDIT_SECONDS, PATIENCE_SECONDS, Admission, Limits
 
 
 def test_limits_are_kept_as_numbers():
@@ -409,7 +409,7 @@ def test_errors_of_the_evaluator(app, caplog, error, status):
         assert "\n" not in value["detail"]
         assert (application.admission.requests, application.admission.bytes) == (0, 0)
 
-    with caplog.at_level(logging.INFO, "tfprivacy_lab.he.service"):
+    with caplog.at_level(logging.INFO, "tfprivacy_lab.he.service.app"):
         asyncio.run(run())
     faults = [record for record in caplog.records if record.message == "fault"]
     assert len(faults) == (status == 500)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tests.he.networks import answered
 from tests.he.test_network_single import PlainOperations
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.network_parameters import SLOTS
-from tfprivacy_lab.he.parameters import MAX_COEFF_MODULUS_BITS
-from tfprivacy_lab.he.single_client import SlotHeadClient
-from tfprivacy_lab.he.slot_head import LAYOUTS, MAX_INPUT_BITS, SlotHead
-from tfprivacy_lab.he.slot_server import SlotHeadServer
+from tfprivacy_lab.he.client.slots import SlotHeadClient
+from tfprivacy_lab.he.plans.slot_head import LAYOUTS, MAX_INPUT_BITS, SlotHead
+from tfprivacy_lab.he.ring.network_parameters import SLOTS
+from tfprivacy_lab.he.ring.parameters import MAX_COEFF_MODULUS_BITS
+from tfprivacy_lab.he.server.slot_head import SlotHeadServer
 
 PACKINGS = ("naive", "diagonal")
 
