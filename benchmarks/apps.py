@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from reproduce_dp import replace_between
 
-from tfprivacy_lab.app_commands import run_apps, summary
 from tfprivacy_lab.apps import APPS
+from tfprivacy_lab.cli.apps import run_apps, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "apps" / "metrics.json"

@@ -117,7 +117,7 @@ def code_hash() -> str:
     """SHA-256 of everything that decides a row: the models, the engine, and how they are measured."""
     folders = (ROOT / "tfprivacy_lab" / "dp", ROOT / "benchmarks")
     paths = [path for folder in folders for ending in ("*.py", "*.cc", "*.h") for path in folder.rglob(ending)]
-    found = [ROOT / "tfprivacy_lab" / "models.py", *paths]
+    found = [ROOT / "tfprivacy_lab" / "models" / "architectures.py", *paths]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(found))).hexdigest()
 
 

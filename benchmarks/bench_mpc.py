@@ -22,8 +22,8 @@ from reproduce_dp import replace_between
 from sklearn.datasets import load_breast_cancer
 
 from tfprivacy_lab import files, he, mpc
+from tfprivacy_lab.cli.mpc import _NAMES
 from tfprivacy_lab.mpc.computations import shared_head
-from tfprivacy_lab.mpc_commands import _NAMES
 from tfprivacy_lab.provenance import place, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +62,8 @@ def main() -> None:
 
 def walkthrough_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Kernel (128, 10), bias (10,) and features (100, 128) of the walkthrough."""
-    from tfprivacy_lab import data, models, runs
+    from tfprivacy_lab import data, models
+    from tfprivacy_lab.experiments import runs
 
     missing = [name for name in ("head.npz", "backbone.keras") if not (WALKTHROUGH / name).exists()]
     if missing:

@@ -13,10 +13,11 @@ import json
 import sys
 from pathlib import Path
 
-from tfprivacy_lab import data, features, files, runs
+from tfprivacy_lab import data, files
 from tfprivacy_lab.dp.plan import TrainingPlan
+from tfprivacy_lab.experiments import features, runs
+from tfprivacy_lab.experiments.recipes import RECIPES
 from tfprivacy_lab.provenance import provenance
-from tfprivacy_lab.recipes import RECIPES
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "reproduce_dp" / "choice.json"
 EPSILONS = (1.0, 3.0, 8.0)

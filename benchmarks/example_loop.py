@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab.keras_internals import drawing, layers_of, raw
+from tfprivacy_lab.models.keras_internals import drawing, layers_of, raw
 
 
 def gradients(model: keras.Model, x, y, weights, loss) -> np.ndarray:

@@ -31,7 +31,7 @@ from model_catalogue.case import EXAMPLES, Case
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import PrivateModel
-from tfprivacy_lab.keras_internals import layers_of
+from tfprivacy_lab.models.keras_internals import layers_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 # Of the step's length: what single precision leaves, with room for other processors' order of sums.

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import accuracy_table
 
 from tfprivacy_lab import files
+from tfprivacy_lab.experiments.recipes import RECIPES
 from tfprivacy_lab.provenance import provenance
-from tfprivacy_lab.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "reproduce_dp" / "metrics.json"

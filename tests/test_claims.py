@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from tfprivacy_lab import claims
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.experiments import claims
 
 SETTINGS = {"recipe": "r", "plan": {"epochs": 3}, "epsilon": 1.0, "seed": None, "pairs": (("a", 1),)}
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfprivacy_lab.cli import main
+from tfprivacy_lab.cli.command import main
 
 
 @pytest.fixture

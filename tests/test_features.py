@@ -5,16 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfprivacy_lab import data, features, models, runs
-from tfprivacy_lab.recipes import RECIPES, Pretraining, Recipe, Scattering
-from tfprivacy_lab.synthetic import render_digits
+from tfprivacy_lab.data import datasets
+from tfprivacy_lab.data.rendered_digits import render_digits
+from tfprivacy_lab.experiments import features, runs
+from tfprivacy_lab.experiments.recipes import RECIPES, Pretraining, Recipe, Scattering
+from tfprivacy_lab.models import architectures
 
 PARTS = (Scattering(dimension=8, images=60), Pretraining("supervised", images=512, epochs=1, network="deep_backbone"))
 
 
 def split(count, seed):
     images, labels = render_digits(count, seed)
-    return data.Split(images[..., None].astype(np.float32) / 255, labels.astype(np.int64))
+    return datasets.Split(images[..., None].astype(np.float32) / 255, labels.astype(np.int64))
 
 
 def shrunk(name: str) -> Recipe:
@@ -34,9 +36,9 @@ def extractor_cache(tmp_path_factory):
 @pytest.fixture
 def cache(extractor_cache, monkeypatch):
     monkeypatch.setenv("TFPRIVACY_LAB_CACHE", str(extractor_cache))
-    private = data.PrivateData(split(300, 1), split(50, 2), official=False)
-    monkeypatch.setattr(data, "load_private", lambda *arguments, **options: private)
-    monkeypatch.setattr(data, "load_test", lambda *arguments, **options: split(100, 3))
+    private = datasets.PrivateData(split(300, 1), split(50, 2), official=False)
+    monkeypatch.setattr(datasets, "load_private", lambda *arguments, **options: private)
+    monkeypatch.setattr(datasets, "load_test", lambda *arguments, **options: split(100, 3))
     return extractor_cache
 
 
@@ -71,9 +73,9 @@ def test_features_are_made_once_and_again_for_other_images(cache, monkeypatch):
     extractor = features.public_extractor(recipe)
     images, others = split(40, 5).images, split(40, 6).images
     first, before = features.embedded(recipe, extractor, images), stored(cache)
-    np.testing.assert_array_equal(first, models.embed(extractor, images))
+    np.testing.assert_array_equal(first, architectures.embed(extractor, images))
     with monkeypatch.context() as patched:
-        patched.setattr(models, "embed", lambda *_: pytest.fail("computed twice"))
+        patched.setattr(architectures, "embed", lambda *_: pytest.fail("computed twice"))
         np.testing.assert_array_equal(features.embedded(recipe, extractor, images), first)
     assert not np.array_equal(features.embedded(recipe, extractor, others), first)
     assert len(stored(cache) - before) == 1
@@ -100,10 +102,10 @@ def test_a_damaged_extractor_is_made_again(cache):
     recipe = dataclasses.replace(shrunk("scatter-finetune"), features=(Scattering(dimension=4, images=50),))
     before = {path.name for path in cache.iterdir()}
     images = split(20, 8).images
-    found = models.embed(features.public_extractor(recipe), images)
+    found = architectures.embed(features.public_extractor(recipe), images)
     (path,) = (path for path in cache.iterdir() if path.name not in before)
     path.write_bytes(path.read_bytes()[:1000])
-    np.testing.assert_allclose(models.embed(features.public_extractor(recipe), images), found, atol=1e-4)
+    np.testing.assert_allclose(architectures.embed(features.public_extractor(recipe), images), found, atol=1e-4)
     assert path.stat().st_size > 1000
 
 

@@ -9,8 +9,8 @@ import struct
 import numpy as np
 import pytest
 
-from tfprivacy_lab import idx
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.data import idx
 
 NAMES = {
     ("train", "images"): "train-images-idx3-ubyte",

@@ -45,11 +45,12 @@ def test_the_package_alone_loads_nothing_and_the_probe_sees_what_is_loaded():
 
 
 LIGHT = [
-    "checks", "files", "idx", "provenance", "cli", "recipes", "dp", "dp.accounting", "dp.plan", "dp.sampling",
-    "dp.statement", "report", "synthetic", "he", "he.messages", "he.packing", "he.parameters", "he.quantize",
-    "he.server", "he.service", "he.scoring", "he.remote", "mpc", "mpc.beaver", "mpc.certificates", "mpc.jobs",
-    "mpc.links", "mpc.parties", "mpc.protocols", "mpc.ranges", "mpc.training", "mpc_commands", "shared_noise",
-    "he.client",
+    "checks", "files", "data.idx", "provenance", "cli.command", "cli.mpc", "experiments.recipes", "dp",
+    "dp.accounting.gaussian", "dp.plan", "dp.sampling", "dp.accounting.statement", "report.page",
+    "data.rendered_digits", "distributed_noise", "he", "he.messages.wire", "he.packing.batched", "he.ring.parameters",
+    "he.quantization.heads", "he.server.head", "he.service.app", "he.service.batch", "he.client.remote", "mpc",
+    "mpc.beaver", "mpc.certificates", "mpc.jobs", "mpc.links", "mpc.parties", "mpc.protocols", "mpc.ranges",
+    "mpc.training", "he.client.head",
 ]  # fmt: skip
 
 

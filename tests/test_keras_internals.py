@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfprivacy_lab import keras_internals
+from tfprivacy_lab.models import keras_internals
 
 layers = keras.layers
 OLDEST, NEWEST = (3, 10), (3, 15)

@@ -5,12 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfprivacy_lab import data, features, laplace_head, models, pretraining, runs, synthetic
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.data import datasets, rendered_digits
 from tfprivacy_lab.dp import train_laplace
 from tfprivacy_lab.dp.accounting import composition
 from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
-from tfprivacy_lab.recipes import RECIPES
+from tfprivacy_lab.experiments import features, laplace_head, runs
+from tfprivacy_lab.experiments.recipes import RECIPES
+from tfprivacy_lab.models import architectures
+from tfprivacy_lab.pretraining import tasks
 
 
 def clusters(n, seed, classes=10, width=128):
@@ -41,12 +44,12 @@ def test_projector_is_frozen_and_depends_on_public_features_alone():
 
 def test_extractor_and_head_are_one_model_that_saves_and_loads(tmp_path):
     images = np.random.default_rng(0).random((64, 28, 28, 1), np.float32)
-    extractor = laplace_head.projected_backbone(models.freeze(models.backbone()), images, 8)
-    features = models.embed(extractor, images)
+    extractor = laplace_head.projected_backbone(architectures.freeze(architectures.backbone()), images, 8)
+    features = architectures.embed(extractor, images)
     assert features.shape == (64, 8)
-    head = models.dense_head(8)
+    head = architectures.dense_head(8)
     head.set_weights([np.random.default_rng(1).normal(size=shape) for shape in ((8, 10), (10,))])
-    model = models.with_head(extractor, head)
+    model = architectures.with_head(extractor, head)
     model.save(tmp_path / "model.keras")
     loaded = runs.load_model(tmp_path / "model.keras")
     expected = features @ head.get_weights()[0] + head.get_weights()[1]
@@ -57,7 +60,7 @@ def trained_head(features, labels, epsilon, delta, epochs, **options):
     """A head trained by the recipe's plan, for a private set of this size; its run and records."""
     plan = dataclasses.replace(RECIPES["laplace-head"].plan, batch_size=len(labels), epochs=epochs)
     run = plan.calibrated(len(labels), epsilon, delta)
-    head = models.dense_head(features.shape[1])
+    head = architectures.dense_head(features.shape[1])
     return run, train_laplace(head, features, labels, plan=plan, run=run, delta=delta, seed=5, **options)
 
 
@@ -77,14 +80,14 @@ def test_head_learns_under_a_pure_epsilon(secure):
 def test_the_recipe_end_to_end(monkeypatch, tmp_path):
     """Through ``train_recipe``, on a backbone that learnt nothing: what it writes, states and charges."""
     rng = np.random.default_rng(0)
-    parts = [data.Split(rng.random((n, 28, 28, 1), np.float32), rng.integers(0, 10, n)) for n in (600, 50, 50)]
-    private = data.PrivateData(*parts[:2], official=False)
-    monkeypatch.setattr(data, "load_private", lambda *arguments, **options: private)
-    monkeypatch.setattr(data, "load_test", lambda *arguments, **options: parts[2])
-    learnt = pretraining.Pretrained(models.freeze(models.backbone()), history={})
+    parts = [datasets.Split(rng.random((n, 28, 28, 1), np.float32), rng.integers(0, 10, n)) for n in (600, 50, 50)]
+    private = datasets.PrivateData(*parts[:2], official=False)
+    monkeypatch.setattr(datasets, "load_private", lambda *arguments, **options: private)
+    monkeypatch.setattr(datasets, "load_test", lambda *arguments, **options: parts[2])
+    learnt = tasks.Pretrained(architectures.freeze(architectures.backbone()), history={})
     monkeypatch.setattr(features, "pretrain_public", lambda *arguments, **options: learnt)
     digits = (255 * parts[0].images[..., 0]).astype(np.uint8)
-    monkeypatch.setattr(synthetic, "render_digits", lambda count, seed: (digits, parts[0].labels))
+    monkeypatch.setattr(rendered_digits, "render_digits", lambda count, seed: (digits, parts[0].labels))
     recipe = RECIPES["laplace-head"]
     recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, batch_size=600, epochs=2))
     ledger = Ledger.create(tmp_path / "ledger", dataset_digest(*parts[:2]), 5.0, 1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfprivacy_lab import logistic
+from tfprivacy_lab.apps import logistic
 
 
 def test_fit_is_keras_gradient_descent():

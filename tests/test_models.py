@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.models import architectures
 
 
 @pytest.fixture(scope="module")
@@ -16,67 +16,67 @@ def images():
 @pytest.fixture(scope="module")
 def extractor():
     keras.utils.set_random_seed(0)
-    return models.backbone()
+    return architectures.backbone()
 
 
 def test_parameter_counts_are_those_of_the_document_and_the_tutorial():
-    assert models.document_mlp().count_params() == 101_770
-    assert models.tutorial_cnn().count_params() == 26_010
-    assert models.dense_head(128, 10).count_params() == 1_290
+    assert architectures.document_mlp().count_params() == 101_770
+    assert architectures.tutorial_cnn().count_params() == 26_010
+    assert architectures.dense_head(128, 10).count_params() == 1_290
 
 
-@pytest.mark.parametrize("build", [models.document_mlp, models.tutorial_cnn])
+@pytest.mark.parametrize("build", [architectures.document_mlp, architectures.tutorial_cnn])
 def test_models_give_logits(build, images):
-    logits = build()(models.check_images(images)).numpy()
+    logits = build()(architectures.check_images(images)).numpy()
     assert logits.shape == (23, 10)
     assert not np.allclose(logits.sum(1), 1.0)
 
 
 def test_features_have_norm_one_and_do_not_depend_on_the_chunks(extractor, images):
-    whole = models.embed(extractor, images)
+    whole = architectures.embed(extractor, images)
     assert whole.shape == (23, 128)
     assert whole.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, atol=1e-5)
     for batch_size in (1, 5, 22):
-        np.testing.assert_allclose(models.embed(extractor, images, batch_size), whole, atol=1e-5)
+        np.testing.assert_allclose(architectures.embed(extractor, images, batch_size), whole, atol=1e-5)
 
 
 def test_embedding_is_deterministic_and_takes_every_form_of_the_images(extractor, images):
-    whole = models.embed(extractor, images)
-    np.testing.assert_array_equal(models.embed(extractor, images), whole)
-    np.testing.assert_array_equal(models.embed(extractor, images[..., None]), whole)
-    np.testing.assert_array_equal(models.embed(extractor, images.astype(np.float32) / np.float32(255)), whole)
+    whole = architectures.embed(extractor, images)
+    np.testing.assert_array_equal(architectures.embed(extractor, images), whole)
+    np.testing.assert_array_equal(architectures.embed(extractor, images[..., None]), whole)
+    np.testing.assert_array_equal(architectures.embed(extractor, images.astype(np.float32) / np.float32(255)), whole)
 
 
 def test_freeze_leaves_nothing_to_train_but_the_head():
-    frozen = models.freeze(models.backbone())
+    frozen = architectures.freeze(architectures.backbone())
     assert frozen.trainable_weights == []
-    head = models.dense_head()
-    assert [w.shape for w in models.with_head(frozen, head).trainable_weights] == [w.shape for w in head.weights]
+    head = architectures.dense_head()
+    assert [w.shape for w in architectures.with_head(frozen, head).trainable_weights] == [w.shape for w in head.weights]
 
 
 def test_a_frozen_backbone_keeps_its_batch_statistics(images):
-    frozen = models.freeze(models.backbone())
+    frozen = architectures.freeze(architectures.backbone())
     before = [weight.numpy() for weight in frozen.weights]
-    frozen(models.check_images(images), training=True)
+    frozen(architectures.check_images(images), training=True)
     for old, new in zip(before, frozen.weights, strict=True):
         np.testing.assert_array_equal(old, new.numpy())
 
 
 def test_the_joined_model_survives_a_round_trip_through_a_file(extractor, images, tmp_path):
-    head = models.dense_head()
+    head = architectures.dense_head()
     kernel = np.random.default_rng(1).normal(size=(128, 10)).astype(np.float32)
     head.set_weights([kernel, np.arange(10, dtype=np.float32)])
-    joined = models.with_head(extractor, head)
+    joined = architectures.with_head(extractor, head)
     joined.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
-    expected = models.embed(extractor, images) @ kernel + np.arange(10)
+    expected = architectures.embed(extractor, images) @ kernel + np.arange(10)
     for model in (joined, loaded):
-        np.testing.assert_allclose(model(models.check_images(images)), expected, atol=1e-4)
+        np.testing.assert_allclose(model(architectures.check_images(images)), expected, atol=1e-4)
 
 
 def test_the_autoencoder_returns_images_in_range_through_the_given_encoder(extractor, images):
-    decoded = models.autoencoder(extractor)(models.check_images(images)).numpy()
+    decoded = architectures.autoencoder(extractor)(architectures.check_images(images)).numpy()
     assert decoded.shape == (23, 28, 28, 1)
     assert decoded.min() >= 0.0
     assert decoded.max() <= 1.0
@@ -95,13 +95,13 @@ def test_the_autoencoder_returns_images_in_range_through_the_given_encoder(extra
 )
 def test_images_of_a_wrong_kind_are_refused(extractor, bad, message):
     with pytest.raises(InputError, match=message):
-        models.embed(extractor, bad)
+        architectures.embed(extractor, bad)
 
 
 def test_wrong_sizes_are_refused(extractor, images):
     with pytest.raises(InputError, match="features"):
-        models.dense_head(0)
+        architectures.dense_head(0)
     with pytest.raises(InputError, match="128 features"):
-        models.with_head(extractor, models.dense_head(64))
+        architectures.with_head(extractor, architectures.dense_head(64))
     with pytest.raises(InputError, match="batch_size"):
-        models.embed(extractor, images, 0)
+        architectures.embed(extractor, images, 0)

@@ -11,16 +11,17 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from tfprivacy_lab import models, pretraining
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.pretraining import pretrain
-from tfprivacy_lab.synthetic import render_digits
+from tfprivacy_lab.data.rendered_digits import render_digits
+from tfprivacy_lab.models import architectures
+from tfprivacy_lab.pretraining import tasks
+from tfprivacy_lab.pretraining.tasks import pretrain
 
 FINGERPRINT = """
 import hashlib, sys
 import tensorflow as tf
-from tfprivacy_lab.pretraining import pretrain
-from tfprivacy_lab.synthetic import render_digits
+from tfprivacy_lab.pretraining.tasks import pretrain
+from tfprivacy_lab.data.rendered_digits import render_digits
 tf.config.experimental.enable_op_determinism()
 images, labels = render_digits(128, seed=5)
 for seed in map(int, sys.argv[1:]):
@@ -45,13 +46,13 @@ def test_two_processes_reach_the_same_weights_and_another_seed_does_not():
     assert other != first
 
 
-@pytest.mark.parametrize("task", pretraining.TASKS)
+@pytest.mark.parametrize("task", tasks.TASKS)
 def test_every_task_returns_a_backbone_of_unit_features_and_a_falling_loss(task, public):
     images, labels = public
     result = pretrain(task, images, labels, seed=0, epochs=3, batch_size=32)
     assert len(result.history["loss"]) == 3
     assert result.history["loss"][-1] < result.history["loss"][0]
-    features = models.embed(result.backbone, images)
+    features = architectures.embed(result.backbone, images)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, atol=1e-5)
     assert (result.classifier is not None) == ("supervised" in task) == ("accuracy" in result.history)
     assert (result.reconstruct is not None) == (task == "autoencoder")
@@ -66,12 +67,12 @@ def test_bytes_and_floats_are_the_same_images(public):
     images, labels = public
     scaled = images[..., None] / 255.0
     one, other = (pretrain("supervised", x, labels, seed=0, epochs=1).backbone for x in (images, scaled))
-    np.testing.assert_allclose(models.embed(one, images), models.embed(other, images), atol=1e-3)
+    np.testing.assert_allclose(architectures.embed(one, images), architectures.embed(other, images), atol=1e-3)
 
 
 def test_a_view_keeps_the_original_and_moves_its_twin_by_little():
     images = render_digits(200, seed=2)[0][..., None].astype(np.float32) / 255.0
-    views = pretraining._views(tf.constant(images), tf.constant(0)).numpy()
+    views = tasks._views(tf.constant(images), tf.constant(0)).numpy()
     np.testing.assert_array_equal(views[:200], images)
     twins = views[200:]
     assert twins.min() >= 0.0
@@ -79,15 +80,15 @@ def test_a_view_keeps_the_original_and_moves_its_twin_by_little():
     similar = (images * twins).sum((1, 2, 3)) / (np.linalg.norm(images) * np.linalg.norm(twins) / 200)
     strangers = (images * np.roll(twins, 1, 0)).sum((1, 2, 3)) / (np.linalg.norm(images) * np.linalg.norm(twins) / 200)
     assert similar.mean() > 1.5 * strangers.mean()
-    assert not np.array_equal(pretraining._views(tf.constant(images), tf.constant(1)).numpy(), views)
+    assert not np.array_equal(tasks._views(tf.constant(images), tf.constant(1)).numpy(), views)
 
 
 def test_the_contrastive_loss_is_the_textbook_sum():
     features = np.random.default_rng(0).normal(size=(8, 5))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    similar = np.exp(features @ features.T / pretraining.TEMPERATURE)
+    similar = np.exp(features @ features.T / tasks.TEMPERATURE)
     terms = [-np.log(similar[i, (i + 4) % 8] / (similar[i].sum() - similar[i, i])) for i in range(8)]
-    loss = pretraining._contrast(tf.constant(features, tf.float32))
+    loss = tasks._contrast(tf.constant(features, tf.float32))
     assert float(loss) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
@@ -100,7 +101,7 @@ def handwriting():
 
 def probe(extractor):
     images, labels = handwriting()
-    features = models.embed(extractor, images)
+    features = architectures.embed(extractor, images)
     fitted = LogisticRegression(C=10.0, max_iter=200).fit(features[:300], labels[:300])
     return fitted.score(features[300:], labels[300:])
 
@@ -108,7 +109,7 @@ def probe(extractor):
 def test_two_short_epochs_beat_random_features_on_real_handwriting():
     images, labels = render_digits(6000, seed=0)
     keras.utils.set_random_seed(0)
-    random = probe(models.backbone())
+    random = probe(architectures.backbone())
     learnt = probe(pretrain("supervised", images, labels, seed=0, epochs=2, batch_size=128).backbone)
     # A fifth fewer mistakes at the least.
     assert 1.0 - learnt < 0.8 * (1.0 - random)

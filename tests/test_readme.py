@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import reproduce
-from tfprivacy_lab.cli import _build_parser
+from tfprivacy_lab.cli.command import _build_parser
 
 reproduce_dp = reproduce.reproduce_dp
 accuracy_table = reproduce_dp.accuracy_table

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
 
-from tfprivacy_lab import figures, files, guarantee, report
+from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import composition, events, gaussian, group, laplace
+from tfprivacy_lab.report import figures, guarantee
+from tfprivacy_lab.report import page as report
 
 FIGURES = {"samples", "pretraining", "reconstructions", "training", "roc", "logits", "encrypted_cost"}
 INPUTS = (

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from dp_accounting import pld
 
-from tfprivacy_lab import data, leakage, models, runs
 from tfprivacy_lab.checks import InputError, MissingPackageError
+from tfprivacy_lab.data import datasets
 from tfprivacy_lab.dp.accounting import gaussian
 from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
 from tfprivacy_lab.dp.training.noise import GaussianNoise
-from tfprivacy_lab.recipes import RECIPES
+from tfprivacy_lab.experiments import audits, runs
+from tfprivacy_lab.experiments.recipes import RECIPES
+from tfprivacy_lab.models import architectures
 
 DELTA = 1e-4
 
@@ -27,14 +29,14 @@ def images_and_labels(count, seed):
     labels = rng.integers(0, 10, count)
     images = rng.uniform(0, 0.2, (count, 28, 28, 1)).astype(np.float32)
     images[np.arange(count), 2 * labels + 3] += 0.8
-    return data.Split(images, labels)
+    return datasets.Split(images, labels)
 
 
 def small_recipe(monkeypatch):
     """The document's network on 600 private examples."""
-    private = data.PrivateData(images_and_labels(600, 1), images_and_labels(100, 2), official=False)
-    monkeypatch.setattr(data, "load_private", lambda *arguments, **options: private)
-    monkeypatch.setattr(data, "load_test", lambda *arguments, **options: images_and_labels(200, 3))
+    private = datasets.PrivateData(images_and_labels(600, 1), images_and_labels(100, 2), official=False)
+    monkeypatch.setattr(datasets, "load_private", lambda *arguments, **options: private)
+    monkeypatch.setattr(datasets, "load_test", lambda *arguments, **options: images_and_labels(200, 3))
     small = RECIPES["seed-mlp"]
     small = dataclasses.replace(small, plan=dataclasses.replace(small.plan, batch_size=100, epochs=2))
     monkeypatch.setitem(RECIPES, "seed-mlp", small)
@@ -162,7 +164,7 @@ def test_impossible_budget_writes_nothing(run, tmp_path):
 @pytest.fixture
 def ledger(recipe, tmp_path):
     """A budget of ε = 3 for the private set."""
-    private = data.load_private()
+    private = datasets.load_private()
     return Ledger.create(tmp_path / "ledger.db", dataset_digest(private.train, private.validation), 3.0, DELTA).path
 
 
@@ -211,7 +213,7 @@ def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger
 
 def test_a_finished_run_without_a_name_is_known_by_its_weights(finished, run, recipe, tmp_path):
     """As runs were of before names went into metrics: charged once, or refused and kept."""
-    private = data.load_private()
+    private = datasets.load_private()
     digest = dataset_digest(private.train, private.validation)
     ample, scarce = (Ledger.create(tmp_path / f"{total}.db", digest, total, DELTA) for total in (10.0, 2.0))
     path = tmp_path / "run" / "metrics.json"
@@ -271,14 +273,14 @@ def test_the_twin_without_dp_is_the_runs_own_network(recipe, monkeypatch):
         seen.update(name=model.name, epochs=epochs)
         return model
 
-    monkeypatch.setattr(leakage, "train_without_dp", note)
+    monkeypatch.setattr(audits, "train_without_dp", note)
     tutorial = RECIPES["tutorial-cnn"]
-    leakage._twin(tutorial, models.WHOLE[tutorial.model](), data.load_private(), 0, 7)
+    audits._twin(tutorial, architectures.WHOLE[tutorial.model](), datasets.load_private(), 0, 7)
     assert seen == {"name": "tutorial_cnn", "epochs": 7}
 
 
 def test_audit_of_a_run(finished, tmp_path):
-    metrics = leakage.audit_run(tmp_path / "run", tmp_path / "audit")
+    metrics = audits.audit_run(tmp_path / "run", tmp_path / "audit")
     assert {"dp", "non_private", "positive_control"} == set(metrics["audit"])
     assert metrics["audit"]["dp"]["accounted"]["violation"] is False
     assert (tmp_path / "audit" / "roc.png").read_bytes().startswith(b"\x89PNG")
@@ -298,7 +300,7 @@ def test_audit_refuses_what_is_no_run(finished, tmp_path):
     ):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(InputError, match=naming):
-            leakage.audit_run(tmp_path / "run", tmp_path / "audit")
+            audits.audit_run(tmp_path / "run", tmp_path / "audit")
         assert not (tmp_path / "audit").exists()
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from kymatio.numpy import Scattering2D
 
-from tfprivacy_lab import models, scattering
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.synthetic import render_digits
+from tfprivacy_lab.data.rendered_digits import render_digits
+from tfprivacy_lab.models import architectures
+from tfprivacy_lab.pretraining import scattering
 
 IMAGES = render_digits(60, seed=3)[0]
 
@@ -22,7 +23,7 @@ def by_hand(images):
 
 
 def test_features_are_those_of_another_front_end():
-    found = models.embed(scattering.scattering_extractor(), IMAGES)
+    found = architectures.embed(scattering.scattering_extractor(), IMAGES)
     assert found.shape == (60, scattering.FEATURES)
     np.testing.assert_allclose(found, by_hand(IMAGES), atol=2e-3)
     assert np.linalg.norm(found, axis=1).max() <= 63.0
@@ -30,13 +31,13 @@ def test_features_are_those_of_another_front_end():
 
 def test_a_row_depends_on_its_own_image_alone():
     extractor = scattering.scattering_extractor()
-    together = models.embed(extractor, IMAGES[:8])
-    alone = np.concatenate([models.embed(extractor, IMAGES[i : i + 1]) for i in range(8)])
+    together = architectures.embed(extractor, IMAGES[:8])
+    alone = np.concatenate([architectures.embed(extractor, IMAGES[i : i + 1]) for i in range(8)])
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
 def test_projection_is_half_whitening_on_public_axes():
-    found = models.embed(scattering.projected_scattering(IMAGES, 12), IMAGES)
+    found = architectures.embed(scattering.projected_scattering(IMAGES, 12), IMAGES)
     features = by_hand(IMAGES)
     centred = features - features.mean(0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
@@ -47,11 +48,11 @@ def test_projection_is_half_whitening_on_public_axes():
 
 
 def test_side_by_side_keeps_the_unit_norm_and_both_parts():
-    parts = [scattering.projected_scattering(IMAGES, 5), models.freeze(models.backbone())]
+    parts = [scattering.projected_scattering(IMAGES, 5), architectures.freeze(architectures.backbone())]
     both = scattering.side_by_side(parts)
-    found = models.embed(both, IMAGES)
+    found = architectures.embed(both, IMAGES)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
-    one, other = (models.embed(part, IMAGES) / np.sqrt(2) for part in parts)
+    one, other = (architectures.embed(part, IMAGES) / np.sqrt(2) for part in parts)
     np.testing.assert_allclose(found, np.concatenate([one, other], 1), atol=1e-5)
     assert not both.trainable_variables
 
@@ -60,7 +61,7 @@ def test_a_saved_extractor_gives_the_same_features(tmp_path):
     extractor = scattering.projected_scattering(IMAGES, 5)
     extractor.save(tmp_path / "extractor.keras")
     loaded = keras.models.load_model(tmp_path / "extractor.keras", compile=False, safe_mode=True)
-    np.testing.assert_array_equal(models.embed(loaded, IMAGES), models.embed(extractor, IMAGES))
+    np.testing.assert_array_equal(architectures.embed(loaded, IMAGES), architectures.embed(extractor, IMAGES))
 
 
 @pytest.mark.parametrize(("dimension", "message"), [(0, "dimension"), (4000, "dimension"), (60, "more public images")])

@@ -9,8 +9,8 @@ from scipy import stats
 
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.distributed_noise import SharedGaussian, gradient_norm
 from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism
-from tfprivacy_lab.shared_noise import SharedGaussian, gradient_norm
 
 PARTIES = ("alice", "bob", "carol")
 ABY3 = mpc.World("aby3", PARTIES)

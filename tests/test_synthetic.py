@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tfprivacy_lab import glyphs, synthetic
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.synthetic import font_paths, render_digits
+from tfprivacy_lab.data import glyphs, rendered_digits
+from tfprivacy_lab.data.rendered_digits import font_paths, render_digits
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,11 @@ def test_fonts_are_found_and_those_without_digits_are_not():
 
 
 def test_a_distance_field_is_positive_inside_the_ink_only():
-    field, points, stem = synthetic._glyph(font_paths()[0], "1")
+    field, points, stem = rendered_digits._glyph(font_paths()[0], "1")
     assert field.max() > 1.0
     assert field[0].max() < 0.0
     assert stem > 0.5
-    assert np.abs(points).max() <= synthetic._BODY / 2 + 1
+    assert np.abs(points).max() <= rendered_digits._BODY / 2 + 1
 
 
 @pytest.mark.parametrize("digit", range(10))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tfprivacy_lab.dp.ledger.ledger import Ledger
-from tfprivacy_lab.recipes import RECIPES
+from tfprivacy_lab.experiments.recipes import RECIPES
 
 KILLS = 6
 
@@ -52,15 +52,16 @@ def test_no_kill_left_a_draw_uncounted_and_none_was_counted_twice(told):
 
 def kill_at_random(folder):
     """Start the command, kill it, look at ledger and draws; at last let it end."""
-    from tfprivacy_lab import data, runs  # noqa: F401  TensorFlow is loaded here, once
+    from tfprivacy_lab.data import datasets
     from tfprivacy_lab.dp.ledger.ledger import dataset_digest
+    from tfprivacy_lab.experiments import runs  # noqa: F401  TensorFlow is loaded here, once
 
     folder = Path(folder)
     rng = np.random.default_rng(0)
-    splits = [data.Split(rng.random((n, 28, 28, 1), np.float32), rng.integers(0, 10, n)) for n in (600, 50, 50)]
-    private = data.PrivateData(*splits[:2], official=False)
-    data.load_private = lambda *arguments, **options: private
-    data.load_test = lambda *arguments, **options: splits[2]
+    splits = [datasets.Split(rng.random((n, 28, 28, 1), np.float32), rng.integers(0, 10, n)) for n in (600, 50, 50)]
+    private = datasets.PrivateData(*splits[:2], official=False)
+    datasets.load_private = lambda *arguments, **options: private
+    datasets.load_test = lambda *arguments, **options: splits[2]
     small = RECIPES["seed-mlp"]
     RECIPES["seed-mlp"] = dataclasses.replace(small, plan=dataclasses.replace(small.plan, batch_size=100))
     ledger = Ledger.create(folder / "ledger", dataset_digest(*splits[:2]), 3.5, 1e-4)
@@ -102,7 +103,7 @@ def start(folder):
 
 
 def command(folder):
-    from tfprivacy_lab import cli
+    from tfprivacy_lab.cli import command as cli
     from tfprivacy_lab.dp.training.noise import GaussianNoise
 
     add = GaussianNoise.add

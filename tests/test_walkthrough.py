@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from tests.conftest import walkthrough_command
-from tfprivacy_lab import claims, cli, data, figures, files, he, idx, stages, walkthrough
+from tfprivacy_lab import files, he
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.cli import command
+from tfprivacy_lab.data import datasets, idx
 from tfprivacy_lab.dp.accounting import gaussian
 from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
+from tfprivacy_lab.experiments import claims
+from tfprivacy_lab.report import figures
+from tfprivacy_lab.walkthrough import stages, whole_path
 
 WRITTEN = ["metrics.json", "report.html", "model_card.md", "privacy_statement.txt", "model.keras", "head.npz"]
 
@@ -65,24 +70,25 @@ def test_the_default_ledger_says_that_it_covers_this_folder_only(walkthrough_run
 
 def test_a_shared_ledger_is_charged_by_every_walkthrough_or_refuses(walkthrough_run, metrics, tmp_path):
     """Two walkthroughs on the same data are charged to one budget, though each is within its own."""
-    whole = data.load_private("mnist", None, validation=1, seed=3)
+    whole = datasets.load_private("mnist", None, validation=1, seed=3)
     shared = Ledger.create(tmp_path / "shared", dataset_digest(whole.train, whole.validation), 4.0, 1e-5)
     for _ in range(2):
-        walkthrough.walk(walkthrough_run[0], fast=True, seed=0, ledger=shared.path)
+        whole_path.walk(walkthrough_run[0], fast=True, seed=0, ledger=shared.path)
     assert [entry.run for entry in shared.entries()] == [metrics["ledger"]["run"]] * 2
     assert shared.spent() == pytest.approx(metrics["epsilon"], rel=1e-6)
-    work = stages.Work(tmp_path, walkthrough.settings_for(fast=True, seed=1), None, print, shared.path)
+    work = stages.Work(tmp_path, whole_path.settings_for(fast=True, seed=1), None, print, shared.path)
     with pytest.raises(InputError, match="above the total of epsilon=4"):
         stages._charge(work, 1)
     with pytest.raises(InputError, match="no such file"):
-        walkthrough.walk(tmp_path / "new", fast=True, ledger=tmp_path / "missing")
+        whole_path.walk(tmp_path / "new", fast=True, ledger=tmp_path / "missing")
     assert not (tmp_path / "new").exists()
 
 
 def test_accuracy_is_that_of_the_saved_model(walkthrough_run, metrics):
-    from tfprivacy_lab import data, runs
+    from tfprivacy_lab.data import datasets
+    from tfprivacy_lab.experiments import runs
 
-    test = data.load_test().take(slice(metrics["test_examples"]))
+    test = datasets.load_test().take(slice(metrics["test_examples"]))
     logits = runs.load_model(walkthrough_run[0] / "model.keras").predict(test.images, verbose=0)
     assert np.mean(logits.argmax(axis=1) == test.labels) == pytest.approx(metrics["test_accuracy"], abs=1e-9)
     assert metrics["test_accuracy"] > 0.85
@@ -117,14 +123,14 @@ def test_the_attack_finds_the_positive_control(metrics):
 def test_second_run_does_nothing(walkthrough_run):
     out = walkthrough_run[0]
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert walkthrough.walk(out, fast=True, seed=0) == json.loads((out / "metrics.json").read_text())
+    assert whole_path.walk(out, fast=True, seed=0) == json.loads((out / "metrics.json").read_text())
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
 
 
 def test_a_folder_holds_one_run(walkthrough_run):
     with pytest.raises(InputError, match="other settings \\(recipe, seed"):
-        walkthrough.walk(walkthrough_run[0], fast=True, seed=1)
+        whole_path.walk(walkthrough_run[0], fast=True, seed=1)
 
 
 def own_set(root, digits, others=(), test=range(10), count=60):
@@ -135,13 +141,13 @@ def own_set(root, digits, others=(), test=range(10), count=60):
         splits[split] = images, np.array(labels, np.uint8)
     for (split, kind), name in idx._NAMES.items():
         files.write_bytes(root / "idx" / name, idx.encode(splits[split][kind == "labels"]))
-    data.prepare("mnist", root / "tfds", from_idx=root / "idx")
+    datasets.prepare("mnist", root / "tfds", from_idx=root / "idx")
     return root / "tfds"
 
 
 def small(count):
     """Settings of the small run that suit an own set of so many images."""
-    fast = walkthrough.settings_for(fast=True)
+    fast = whole_path.settings_for(fast=True)
     plan = dataclasses.replace(fast.recipe.plan, batch_size=count // 4)
     return dataclasses.replace(fast, recipe=dataclasses.replace(fast.recipe, plan=plan, validation=count // 4))
 
@@ -168,7 +174,7 @@ def test_own_set_may_lack_digits(tmp_path, digits, others, test):
 @pytest.mark.parametrize(("options", "least"), [(["--fast"], 1_512), ([], 7_048)])
 def test_too_few_images_are_one_line_and_nothing_is_written(tmp_path, capsys, options, least):
     root, out = own_set(tmp_path, range(10)), tmp_path / "out" / "run"
-    assert cli.main(["walkthrough", "--out", str(out), "--data-dir", str(root), *options]) == 2
+    assert command.main(["walkthrough", "--out", str(out), "--data-dir", str(root), *options]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert f"Expected at least {least} train images in --data-dir {root}" in said[0]
@@ -181,7 +187,10 @@ def test_labels_beyond_nine_are_one_line_and_nothing_is_written(tmp_path, capsys
     with pytest.raises(InputError, match=r"labels 0 to 9 .* got 12 at position 60; leave such images out"):
         own_set(tmp_path, range(10), others=[12])
     assert not (tmp_path / "tfds").exists()
-    assert cli.main(["data", "prepare", "--from-idx", str(tmp_path / "idx"), "--data-dir", str(tmp_path / "tfds")]) == 2
+    assert (
+        command.main(["data", "prepare", "--from-idx", str(tmp_path / "idx"), "--data-dir", str(tmp_path / "tfds")])
+        == 2
+    )
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -196,9 +205,9 @@ def test_walkthrough_on_an_own_set_without_some_digits(tmp_path, monkeypatch):
         compared=(("autoencoder", 1),),
         compared_images=320,
     )
-    monkeypatch.setattr(walkthrough, "settings_for", lambda **options: settings)
+    monkeypatch.setattr(whole_path, "settings_for", lambda **options: settings)
     root = own_set(tmp_path, range(7), others=[8], test=[7, 9], count=400)
-    metrics = walkthrough.walk(tmp_path / "run", data_dir=root)
+    metrics = whole_path.walk(tmp_path / "run", data_dir=root)
     assert metrics["official_mnist"] is False
     assert metrics["he"]["bfv"]["exact"] is True
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
@@ -206,13 +215,13 @@ def test_walkthrough_on_an_own_set_without_some_digits(tmp_path, monkeypatch):
 
 def test_two_at_once_are_refused(tmp_path):
     with claims.only_one(tmp_path / "state"), pytest.raises(InputError, match="Another run"):
-        walkthrough.walk(tmp_path, fast=True)
+        whole_path.walk(tmp_path, fast=True)
 
 
 def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
-        walkthrough.walk(tmp_path / "file" / "run", fast=True)
+        whole_path.walk(tmp_path / "file" / "run", fast=True)
 
 
 def without_times(value):

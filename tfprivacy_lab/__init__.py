@@ -15,7 +15,19 @@ from tfprivacy_lab.start_up import QuietTensorFlow
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, _ = lazy_exports(__name__, {})
+__getattr__, __dir__, _ = lazy_exports(
+    __name__,
+    {},
+    {
+        "evaluation": "apps.evaluation",
+        "leakage": "experiments.audits",
+        "logistic": "apps.logistic",
+        "recipes": "experiments.recipes",
+        "runs": "experiments.runs",
+        "shared_noise": "distributed_noise",
+        "synthetic": "data.rendered_digits",
+    },
+)
 __all__ = ["__version__"]
 
 # TensorFlow reports its optional GPU libraries as errors when it is imported without a GPU. Whoever sets another level

@@ -2,7 +2,7 @@
 
 import sys
 
-from tfprivacy_lab.cli import main
+from tfprivacy_lab.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

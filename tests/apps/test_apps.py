@@ -9,12 +9,13 @@ import pytest
 from scipy import stats
 
 from benchmarks import apps as bench
-from tfprivacy_lab import app_commands, logistic, mpc
-from tfprivacy_lab.apps import APPS, audits, cases, education, finance, heads, medical, sharing, tables
+from tfprivacy_lab import mpc
+from tfprivacy_lab.apps import APPS, audits, cases, education, finance, heads, logistic, medical, sharing, tables
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.cli import main
+from tfprivacy_lab.cli import apps
+from tfprivacy_lab.cli.command import main
+from tfprivacy_lab.distributed_noise import gradient_norm
 from tfprivacy_lab.dp.accounting.gaussian import epsilon_after
-from tfprivacy_lab.shared_noise import gradient_norm
 
 MODULES = dict(zip(APPS, (medical, finance, education), strict=True))
 SIZES = {"medical": (114, 341, 114), "finance": (400, 1170, 400), "education": (1430, 4500, 1500)}
@@ -190,9 +191,9 @@ def test_table_pairs_seeds_and_shows_the_loss():
 @pytest.mark.parametrize("name", APPS)
 def test_written_tables_are_the_results_files(name):
     found = json.loads(bench.RESULTS.read_text())
-    written = f"{bench.MARKS[0]}\n{app_commands.summary(found)}\n{bench.MARKS[1]}"
+    written = f"{bench.MARKS[0]}\n{apps.summary(found)}\n{bench.MARKS[1]}"
     assert written in (bench.ROOT / "README.md").read_text()
-    assert (bench.RESULTS.parent / "table.md").read_text() == app_commands.page(found)
+    assert (bench.RESULTS.parent / "table.md").read_text() == apps.page(found)
     rows = [row for row in found["rows"] if row["app"] == name]
     assert [row["epsilon"] for row in rows] == list(MODULES[name].EPSILONS)
     assert all(row["seeds"] >= 3 and not row["attack"]["contradicts_claim"] for row in rows)
@@ -217,7 +218,7 @@ def test_no_table_gives_an_epsilon_without_its_delta():
         assert tables.gaps_markdown([row]).count(cell) == len(row["gaps"])
     statistics = tables.statistics_markdown(found["apps"]["education"]["statistics"], delta=education.DELTA)
     assert "ε = 1: Laplace with δ = 0, Gauss with δ = 1e-05" in statistics
-    assert statistics in app_commands.summary(found)
+    assert statistics in apps.summary(found)
 
 
 def test_apps_need_three_seeds(tmp_path, capsys):
@@ -266,11 +267,11 @@ def test_command_trains_between_processes(name, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPS)
 def test_application_end_to_end(name, tmp_path):
-    metrics = app_commands.run_apps([name], tmp_path, 3, lambda line: None)
+    metrics = apps.run_apps([name], tmp_path, 3, lambda line: None)
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["rows"] == json.loads(json.dumps(metrics["rows"]))
     assert (tmp_path / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
-    assert (tmp_path / "table.md").read_text() == app_commands.page(metrics)
+    assert (tmp_path / "table.md").read_text() == apps.page(metrics)
     none, *private = metrics["rows"]
     assert none["epsilon"] is None
     for row in private:

@@ -17,8 +17,9 @@ import dp_accounting
 import pytest
 from dp_accounting import pld
 
-from tfprivacy_lab import cli, data
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.cli import command
+from tfprivacy_lab.data import datasets
 from tfprivacy_lab.dp.accounting import composition, events, phases
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
 from tfprivacy_lab.dp.ledger import file
@@ -311,25 +312,25 @@ def test_a_full_disk_grants_nothing(ledger):
 
 def test_command_line(ledger, capsys):
     ledger.register("seed-mlp-1", RUN)
-    assert cli.main(["ledger", "show", "--ledger", str(ledger.path), "--json"]) == 0
+    assert command.main(["ledger", "show", "--ledger", str(ledger.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == ledger.show()
-    assert cli.main(["ledger", "show", "--ledger", str(ledger.path)]) == 0
+    assert command.main(["ledger", "show", "--ledger", str(ledger.path)]) == 0
     told = capsys.readouterr().out
     assert "seed-mlp-1" in told
     assert "remaining" in told
     budget = ["--epsilon", "1", "--delta", "1e-5", "--ledger"]
-    assert cli.main(["ledger", "create", *budget, str(ledger.path)]) == 2
+    assert command.main(["ledger", "create", *budget, str(ledger.path)]) == 2
     assert "there already" in capsys.readouterr().err
-    assert cli.main(["ledger", "show", "--ledger", str(ledger.path) + ".missing"]) == 2
+    assert command.main(["ledger", "show", "--ledger", str(ledger.path) + ".missing"]) == 2
     assert "no such file" in capsys.readouterr().err
 
 
 def test_command_line_opens_a_budget_for_the_train_set(tmp_path, capsys):
     """The digest is that of all train examples, whichever are held out by a run."""
     path = tmp_path / "mnist.ledger"
-    assert cli.main(["ledger", "create", "--epsilon", "3", "--delta", "1e-5", "--ledger", str(path), "--json"]) == 0
+    assert command.main(["ledger", "create", "--epsilon", "3", "--delta", "1e-5", "--ledger", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    private = data.load_private("mnist", validation=123, seed=9)
+    private = datasets.load_private("mnist", validation=123, seed=9)
     digest = dataset_digest(private.validation, private.train)
     assert digest != dataset_digest(private.train)
     assert (told["dataset"], told["spent"], told["epsilon"]) == (digest, 0.0, 3.0)

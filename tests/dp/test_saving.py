@@ -19,7 +19,7 @@ from tests.dp.test_private_model import B, N, dataset, linear, private, weights_
 from tests.dp.test_training import CLASSES, WIDTH
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import SaveCheckpoint
-from tfprivacy_lab.keras_internals import layers_of, seed_states
+from tfprivacy_lab.models.keras_internals import layers_of, seed_states
 
 layers = keras.layers
 callbacks_of_keras = keras.callbacks

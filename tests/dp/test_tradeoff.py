@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfprivacy_lab import figures
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import composition, gaussian
 from tfprivacy_lab.dp.accounting.tradeoff import largest_belief, largest_tpr, probability_beyond
+from tfprivacy_lab.report import figures
 
 RATES = np.array([1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9])
 # The walkthrough's run.

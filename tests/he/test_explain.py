@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from tests.he.networks import dense_network
-from tfprivacy_lab import he, models
+from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.cli import main
+from tfprivacy_lab.cli.command import main
 from tfprivacy_lab.he.plans.network import BatchedPlan
 from tfprivacy_lab.he.plans.single_image import SinglePlan
+from tfprivacy_lab.models import architectures
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def head(tmp_path_factory):
 def network(tmp_path_factory):
     keras.utils.set_random_seed(1)
     path = tmp_path_factory.mktemp("explain") / "model.keras"
-    models.square_mlp(16).save(path)
+    architectures.square_mlp(16).save(path)
     return path
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.he.test_he_properties import client_of
-from tfprivacy_lab import cli, he
+from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError, PrecisionWarning
+from tfprivacy_lab.cli import command as cli
 from tfprivacy_lab.he.messages import wire
 from tfprivacy_lab.he.messages.error_bounds import labels_in_doubt
 from tfprivacy_lab.he.quantization.steps import Steps, feature_steps, quantize_features

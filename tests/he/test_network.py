@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from tests.he.networks import aligned_inputs, dense_network
-from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
 from tfprivacy_lab.dp.plan import TrainingPlan
@@ -15,6 +14,7 @@ from tfprivacy_lab.he.plans.layers import Network
 from tfprivacy_lab.he.plans.network import BatchedPlan, Bounds, integer_logits
 from tfprivacy_lab.he.ring.network_parameters import BATCHED, SINGLE, NetworkParameters
 from tfprivacy_lab.he.ring.parameters import MAX_COEFF_MODULUS_BITS
+from tfprivacy_lab.models import architectures
 
 _layers = keras.layers
 
@@ -24,7 +24,7 @@ def _close(model, shape, atol=1e-4):
     np.testing.assert_allclose(Network.from_keras(model).evaluate(inputs), model(inputs).numpy(), atol=atol)
 
 
-@pytest.mark.parametrize("make", [models.square_mlp, models.cryptonet])
+@pytest.mark.parametrize("make", [architectures.square_mlp, architectures.cryptonet])
 def test_models_of_the_lab_are_read_as_keras_computes_them(make):
     keras.utils.set_random_seed(1)
     _close(make(), (28, 28, 1))
@@ -42,7 +42,7 @@ def test_models_of_the_lab_are_read_as_keras_computes_them(make):
 def test_convolutions_are_read_as_keras_computes_them(options):
     keras.utils.set_random_seed(2)
     convolution = _layers.Conv2D(3, (3, 2), **options, bias_initializer="random_normal")
-    stack = [_layers.Input((7, 5, 2)), convolution, models.Square(), _layers.Flatten(), _layers.Dense(4)]
+    stack = [_layers.Input((7, 5, 2)), convolution, architectures.Square(), _layers.Flatten(), _layers.Dense(4)]
     model = keras.Sequential(stack)
     _close(model, (7, 5, 2))
     layer = Network.from_keras(model).layers[0]
@@ -60,10 +60,10 @@ def test_activation_named_square_is_a_square():
     [
         ([_layers.Dense(3, activation="relu"), _layers.Dense(2)], "Dense, Conv2D and Square"),
         ([_layers.Dense(3), _layers.Dense(2)], "1 to 2 squares"),
-        ([_layers.Dense(3), models.Square()], "one square between"),
-        ([_layers.Dense(3), models.Square(), models.Square(), _layers.Dense(3)], "one square between"),
+        ([_layers.Dense(3), architectures.Square()], "one square between"),
+        ([_layers.Dense(3), architectures.Square(), architectures.Square(), _layers.Dense(3)], "one square between"),
         ([_layers.Dense(3)], "1 to 2 squares"),
-        ([_layers.Dense(2049), models.Square(), _layers.Dense(2)], "at most 2048"),
+        ([_layers.Dense(2049), architectures.Square(), _layers.Dense(2)], "at most 2048"),
     ],
 )
 def test_networks_that_ciphertexts_cannot_compute_are_refused(layers, reason):
@@ -72,7 +72,9 @@ def test_networks_that_ciphertexts_cannot_compute_are_refused(layers, reason):
         Network.from_keras(model)
 
 
-@pytest.mark.parametrize("make", [lambda: models.square_mlp(8), models.cryptonet], ids=["dense", "convolutional"])
+@pytest.mark.parametrize(
+    "make", [lambda: architectures.square_mlp(8), architectures.cryptonet], ids=["dense", "convolutional"]
+)
 def test_square_networks_save_load_and_train_under_dp(tmp_path, monkeypatch, make):
     # Next to no noise, whose cost no accountant can discretise: the engines draw differently.
     monkeypatch.setattr(planned, "epsilon_after", lambda run, steps, delta: float("inf"))

@@ -56,7 +56,7 @@ class Group:
         path = self.folder / f"{name}.json"
         (job or self.job).save(path)
         files.write_private_arrays(self.folder / f"{name}.npz", **(self.data[name] if data is None else data))
-        code = f"import sys; {prelude}\nfrom tfprivacy_lab.cli import main; sys.exit(main(sys.argv[1:]))"
+        code = f"import sys; {prelude}\nfrom tfprivacy_lab.cli.command import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "mpc", "party", "--job", path, "--me", name]
         command += ["--data", self.folder / f"{name}.npz", "--addresses", self.addresses]
         command += ["--out", self.folder / f"{name}.out.npz"]

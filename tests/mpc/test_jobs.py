@@ -9,8 +9,8 @@ import pytest
 
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.distributed_noise import SharedGaussian, gradient_norm
 from tfprivacy_lab.mpc.jobs import Job, difference
-from tfprivacy_lab.shared_noise import SharedGaussian, gradient_norm
 
 WORLD = mpc.World("semi2k", ("basel", "chur", "zurich"), "chur")
 ABY3 = mpc.World("aby3", ("alice", "bob", "carol"))

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from tests.mpc.groups import SECRET, Group, ended, free_ports, listening, one_line
-from tfprivacy_lab import files, mpc, mpc_commands
+from tfprivacy_lab import files, mpc
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.cli import main
+from tfprivacy_lab.cli import mpc as mpc_commands
+from tfprivacy_lab.cli.command import main
 from tfprivacy_lab.mpc import parties, processes
 from tfprivacy_lab.mpc.certificates import Credentials, make_certificates, make_pems
 from tfprivacy_lab.mpc.links import Control, PartyError
@@ -304,7 +305,8 @@ def test_listing_command_from_a_cold_start(arguments):
 
 LAUNCHED = """
 import dataclasses
-from tfprivacy_lab import mpc, mpc_commands
+from tfprivacy_lab import mpc
+from tfprivacy_lab.cli import mpc as mpc_commands
 job, data = mpc_commands.listing_job(mpc.World("cheetah", ("alice", "bob")))
 mpc.launch(dataclasses.replace(job, training=mpc.Training("sum_of_squares", 1e-3, 1500)), data, tls=True)
 """

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from tfprivacy_lab import mpc, mpc_commands
+from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.cli import mpc as mpc_commands
 from tfprivacy_lab.mpc.fixed_point import FixedPoint, choose_fixed_point
 from tfprivacy_lab.mpc.jobs import Job, difference
 from tfprivacy_lab.mpc.sigmoid import choose_sigmoid

@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_breast_cancer
 
-from tfprivacy_lab import mpc, mpc_commands
+from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.cli import mpc as mpc_commands
 
 ABY3 = mpc.World("aby3", ("alice", "bob", "carol"))
 SEMI2K = mpc.World("semi2k", ("alice", "bob"), "alice")

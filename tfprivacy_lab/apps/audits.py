@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 from scipy.special import softmax
 
-from tfprivacy_lab import audit, evaluation
+from tfprivacy_lab import audit
+from tfprivacy_lab.apps import evaluation
 from tfprivacy_lab.apps.cases import Split
 
 
@@ -69,8 +70,8 @@ def control(parts: Split, *, delta: float, seed: int = 0, rows: int = 200) -> di
     """Attack a network made to memorise a few rows with drawn labels: a leak that is there and must be found."""
     import keras
 
-    from tfprivacy_lab.leakage import train_without_dp
-    from tfprivacy_lab.models import outputs
+    from tfprivacy_lab.experiments.audits import train_without_dp
+    from tfprivacy_lab.models.architectures import outputs
 
     rng = np.random.default_rng(seed)
     drawn = [dataclasses.replace(part, y=rng.integers(0, 2, len(part.y))) for part in (parts.train, parts.test)]

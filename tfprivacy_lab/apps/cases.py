@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from tfprivacy_lab import evaluation
+from tfprivacy_lab.apps import evaluation
 from tfprivacy_lab.checks import InputError
 
 PILOT_SEED = 2024

@@ -13,9 +13,9 @@ import numpy as np
 
 from tfprivacy_lab import mpc
 from tfprivacy_lab.apps import cases, sharing
+from tfprivacy_lab.distributed_noise import SharedGaussian
 from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism, LaplaceMechanism
 from tfprivacy_lab.dp.mechanisms.intervals import ratio_interval
-from tfprivacy_lab.shared_noise import SharedGaussian
 
 CARD = cases.Card(
     name="catholic",

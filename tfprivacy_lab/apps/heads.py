@@ -35,7 +35,7 @@ def train_head(part: cases.Part, settings: Settings, run, delta: float, seed: in
     import keras
 
     from tfprivacy_lab.dp import PrivateModel
-    from tfprivacy_lab.models import dense_head
+    from tfprivacy_lab.models.architectures import dense_head
 
     head, noise = dense_head(part.x.shape[1], 2), run.noise_multiplier
     model = PrivateModel(head, l2_norm_clip=1.0, noise_multiplier=noise, seed=seed, delta=delta)
@@ -66,8 +66,8 @@ def train(parts: cases.Split, epsilon: float | None, delta: float, seed: int, se
         settings: Chosen before; else chosen now.
     """
     if epsilon is None:
-        from tfprivacy_lab.leakage import train_without_dp
-        from tfprivacy_lab.models import dense_head
+        from tfprivacy_lab.experiments.audits import train_without_dp
+        from tfprivacy_lab.models.architectures import dense_head
 
         head, x = dense_head(parts.train.x.shape[1], 2), parts.train.x.astype(np.float32)
         return train_without_dp(head, x, parts.train.y, epochs=60, seed=seed, learning_rate=0.02), None
@@ -78,6 +78,6 @@ def train(parts: cases.Split, epsilon: float | None, delta: float, seed: int, se
 
 def positive(head, x) -> np.ndarray:
     """The head's probabilities of label 1, (n,)."""
-    from tfprivacy_lab.models import outputs
+    from tfprivacy_lab.models.architectures import outputs
 
     return softmax(outputs(head, x).astype(np.float64), axis=1)[:, 1]

@@ -8,10 +8,10 @@ import functools
 import numpy as np
 from scipy.special import expit
 
-from tfprivacy_lab import evaluation, logistic, mpc
-from tfprivacy_lab.apps import audits
+from tfprivacy_lab import mpc
+from tfprivacy_lab.apps import audits, evaluation, logistic
 from tfprivacy_lab.apps.cases import Part, Split, choose
-from tfprivacy_lab.shared_noise import SharedGaussian, gradient_norm
+from tfprivacy_lab.distributed_noise import SharedGaussian, gradient_norm
 
 HOLDERS = ("alice", "bob")
 SIGMOID_ERROR = 1e-3

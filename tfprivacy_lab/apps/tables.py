@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from tfprivacy_lab.apps.evaluation import mean_interval
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.evaluation import mean_interval
-from tfprivacy_lab.figures import CONTROL, DP, NON_PRIVATE, _png
+from tfprivacy_lab.report.figures import CONTROL, DP, NON_PRIVATE, _png
 
 LEAST_SEEDS = 3
 # Of the repository that this package lies in, wherever the caller is.

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfprivacy_lab.chains import chain_of, is_from, is_of_keras
 from tfprivacy_lab.checks import InputError, check_array, check_matrix
+from tfprivacy_lab.models.chains import chain_of, is_from, is_of_keras
 from tfprivacy_lab.mpc import row_ids
 from tfprivacy_lab.mpc.fixed_point import FixedPoint
 from tfprivacy_lab.mpc.jobs import Job
@@ -115,7 +115,7 @@ class SharedModel:
             reveal_weights: Who learns the trained weights; nobody by default.
             noise: Noise for every gradient sum, with
             noise_steps: party to whole numbers (steps, parameters), drawn by the caller, see
-                :mod:`tfprivacy_lab.shared_noise`.
+                :mod:`tfprivacy_lab.distributed_noise`.
             ids: Party to the ids of its rows, texts or whole numbers, each once, where columns are split: whether they
                 are the same, in the same order, is compared before anything is shared. Without, a
                 :class:`~tfprivacy_lab.checks.RowOrderWarning` says that it was not.

@@ -11,7 +11,7 @@ from tfprivacy_lab.dp.clipping.one_row_per_example import check_heights, heights
 from tfprivacy_lab.dp.clipping.row_gradients import Compiled, flat, size
 from tfprivacy_lab.dp.clipping.trial_draws import RepeatableDraws
 from tfprivacy_lab.dp.clipping.trial_rows import gathered
-from tfprivacy_lab.keras_internals import raw
+from tfprivacy_lab.models.keras_internals import raw
 
 
 def check_book_keeping(book_keeping: BookKeeping, losses_of, batch, *, height=None, eagerly=False) -> int:

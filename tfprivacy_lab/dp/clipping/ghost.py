@@ -18,7 +18,7 @@ from tfprivacy_lab.dp.clipping.linear import Uses
 from tfprivacy_lab.dp.clipping.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example
 from tfprivacy_lab.dp.clipping.rules import KNOWN
-from tfprivacy_lab.keras_internals import layers_of, own_weights, raw
+from tfprivacy_lab.models.keras_internals import layers_of, own_weights, raw
 
 METHODS = ("flat", "automatic")
 # Stability constant of automatic clipping (Bu et al. 2022, section 3.3).

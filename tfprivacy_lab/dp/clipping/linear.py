@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.products import Products, cleared, products_of, summed
-from tfprivacy_lab.keras_internals import own_weights
+from tfprivacy_lab.models.keras_internals import own_weights
 
 
 class Uses(abc.ABC):

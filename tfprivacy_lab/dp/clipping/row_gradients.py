@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.rows import refusal_of
-from tfprivacy_lab.keras_internals import raw
+from tfprivacy_lab.models.keras_internals import raw
 
 # Lines of messages that say where, not what.
 _WHERE = re.compile(r"(?i)^(in user code|file \"|graph execution error|detected at|<stack|call arguments|•)")

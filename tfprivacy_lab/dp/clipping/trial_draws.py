@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfprivacy_lab.keras_internals import global_seed_state, layers_of, raw, seed_states
+from tfprivacy_lab.models.keras_internals import global_seed_state, layers_of, raw, seed_states
 
 # The trial's; whoever chose a seed of their own has another, and gets it back.
 _SEED = 1_870_345_021

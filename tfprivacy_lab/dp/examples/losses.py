@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example
-from tfprivacy_lab.keras_internals import mask_of
+from tfprivacy_lab.models.keras_internals import mask_of
 
 _Loss = keras.losses.Loss
 # Numbers of output that labels are tried against at a time: 16 MiB.

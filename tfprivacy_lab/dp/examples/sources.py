@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import keras_internals
 from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.models import keras_internals
 
 # In the names of what takes elements apart, and of what makes one of several.
 _APART, _TOGETHER = ("Unbatch", "FlatMap", "Interleave"), ("Batch", "GroupByWindow")

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.keras_internals import layers_of
+from tfprivacy_lab.models.keras_internals import layers_of
 
 _layers = keras.layers
 # Examples looked at in one piece.

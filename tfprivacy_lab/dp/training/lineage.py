@@ -15,7 +15,7 @@ import keras
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting.phases import Phase
 from tfprivacy_lab.dp.training.record import TrainingRecord, fingerprint
-from tfprivacy_lab.keras_internals import layers_of
+from tfprivacy_lab.models.keras_internals import layers_of
 
 _RECORDS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 

@@ -24,7 +24,7 @@ from tfprivacy_lab.dp.training.private_model import PrivateModel
 from tfprivacy_lab.dp.training.reference_checks import check_jacobian
 from tfprivacy_lab.dp.validation.models import without_figures
 from tfprivacy_lab.dp.validation.preprocessing import warn_of_statistics
-from tfprivacy_lab.models import outputs
+from tfprivacy_lab.models.architectures import outputs
 
 
 def train(

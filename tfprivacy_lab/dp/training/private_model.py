@@ -33,7 +33,7 @@ from tfprivacy_lab.dp.training.replicas import Replicas
 from tfprivacy_lab.dp.training.saving import SavedAsWrapped, ShownFigures
 from tfprivacy_lab.dp.training.steps import NoisySteps
 from tfprivacy_lab.dp.validation import compile_arguments, fit_arguments, models, monitors
-from tfprivacy_lab.keras_internals import BuiltBeforehand, build_metrics
+from tfprivacy_lab.models.keras_internals import BuiltBeforehand, build_metrics
 
 ENGINES = ("fast", "reference")
 # Floats of working memory for what book-keeping keeps beyond back-propagation: 256 MiB.

@@ -9,7 +9,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping import ghost
 from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example
 from tfprivacy_lab.dp.clipping.trial_draws import generators_of
-from tfprivacy_lab.keras_internals import loss_tracker, raw, seed_states
+from tfprivacy_lab.models.keras_internals import loss_tracker, raw, seed_states
 
 # More than a step draws; a count that comes again repeats masks of dropout, no more.
 _DRAWS_OF_A_STEP = 4096

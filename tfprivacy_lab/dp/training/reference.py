@@ -14,7 +14,7 @@ from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.sampling import PoissonBatches
 from tfprivacy_lab.dp.training.record import StepKind
 from tfprivacy_lab.dp.training.reference_checks import check_sgd, noise_generator
-from tfprivacy_lab.keras_internals import raw
+from tfprivacy_lab.models.keras_internals import raw
 
 _WHAT = "DP-SGD by DPKerasSGDOptimizer"
 _GaussianSumQuery = tf_privacy.load("dp_query.gaussian_query", _WHAT).GaussianSumQuery

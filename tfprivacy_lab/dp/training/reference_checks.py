@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.adaptive import QuantileClip
-from tfprivacy_lab.keras_internals import layers_of
+from tfprivacy_lab.models.keras_internals import layers_of
 
 # Keras' base class of all convolutions but the depthwise ones, whose ``groups`` is 1.
 _Convolution = keras.layers.Conv2D.__base__

@@ -7,10 +7,10 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from tfprivacy_lab.chains import check_is_of_keras_3
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.validation.preprocessing import warn_of_statistics
-from tfprivacy_lab.keras_internals import as_before_compile, is_overwritten, layers_of, own_weights, raw
+from tfprivacy_lab.models.chains import check_is_of_keras_3
+from tfprivacy_lab.models.keras_internals import as_before_compile, is_overwritten, layers_of, own_weights, raw
 
 
 def check_model(model) -> None:

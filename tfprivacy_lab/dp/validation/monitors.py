@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.validation import models
-from tfprivacy_lab.keras_internals import profiles
+from tfprivacy_lab.models.keras_internals import profiles
 
 callbacks_of_keras = keras.callbacks
 # What a monitor may be beside validation figures.

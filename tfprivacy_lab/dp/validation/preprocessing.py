@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 
-from tfprivacy_lab.keras_internals import layers_of
+from tfprivacy_lab.models.keras_internals import layers_of
 
 
 def statistics_layers(model: keras.Model) -> list[str]:

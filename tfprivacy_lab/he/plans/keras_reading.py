@@ -15,9 +15,9 @@ import warnings
 
 import numpy as np
 
-from tfprivacy_lab.chains import Link, chain_of, is_of_keras
 from tfprivacy_lab.checks import InputError, ModelReadingWarning
 from tfprivacy_lab.he.plans.layers import Affine
+from tfprivacy_lab.models.chains import Link, chain_of, is_of_keras
 
 _NOTHING = frozenset(
     {"Flatten", "Dropout", "Reshape", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "ActivityRegularization"}
@@ -125,9 +125,9 @@ def _read(link: Link) -> list:
 
 
 def _is_square(layer) -> bool:
-    """Whether a layer is :class:`tfprivacy_lab.models.Square`, or ``keras.ops.square`` in a functional model."""
+    """Whether a layer is :class:`.Square`, or ``keras.ops.square`` in a functional model."""
     kind = type(layer)
-    return f"{kind.__module__}.{kind.__qualname__}" == "tfprivacy_lab.models.Square" or (
+    return f"{kind.__module__}.{kind.__qualname__}" == "tfprivacy_lab.models.architectures.Square" or (
         is_of_keras(layer) and kind.__name__ == "Square"
     )
 

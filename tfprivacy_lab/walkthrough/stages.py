@@ -9,34 +9,25 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfprivacy_lab import (
-    charges,
-    claims,
-    data,
-    features,
-    files,
-    he,
-    leakage,
-    models,
-    pretraining,
-    probe,
-    runs,
-    synthetic,
-)
+from tfprivacy_lab import files, he
+from tfprivacy_lab.data import datasets, rendered_digits
 from tfprivacy_lab.dp.accounting import statement
 from tfprivacy_lab.dp.ledger.ledger import Ledger, Reservation, dataset_digest
 from tfprivacy_lab.dp.training import planned
+from tfprivacy_lab.experiments import audits, charges, claims, features, runs
+from tfprivacy_lab.models import architectures
+from tfprivacy_lab.pretraining import probe, tasks
 from tfprivacy_lab.provenance import provenance
-from tfprivacy_lab.work import Work
+from tfprivacy_lab.walkthrough.workspace import Work
 
 _SHOWN = 10
 
 
 def prepare_data(work: Work) -> dict:
     """Data: MNIST as the private set, rendered digits as the public one."""
-    prepared = data.prepare(work.settings.dataset, work.data_dir)
+    prepared = datasets.prepare(work.settings.dataset, work.data_dir)
     private = work.private()
-    public, public_labels = synthetic.render_digits(10 * _SHOWN, work.settings.recipe.pretraining.seed)
+    public, public_labels = rendered_digits.render_digits(10 * _SHOWN, work.settings.recipe.pretraining.seed)
     chosen = [_two_of_each(labels) for labels in (public_labels, private.train.labels)]
     files.write_arrays(
         work.state("samples.npz"),
@@ -53,9 +44,9 @@ def pretrain(work: Work) -> dict:
     settings, chosen = work.settings, work.settings.recipe.pretraining
     runs.use_determinism()
     scores = {"random": probe.linear_probe(_random_backbone(chosen.seed))}
-    images, labels = synthetic.render_digits(settings.compared_images, chosen.seed + 1)
+    images, labels = rendered_digits.render_digits(settings.compared_images, chosen.seed + 1)
     for task, epochs in settings.compared:
-        learnt = pretraining.pretrain(task, images, labels, seed=chosen.seed, epochs=epochs)
+        learnt = tasks.pretrain(task, images, labels, seed=chosen.seed, epochs=epochs)
         scores[task] = probe.linear_probe(learnt.backbone)
         if learnt.reconstruct is not None:
             _write_reconstructions(work.state("reconstructions.npz"), learnt.reconstruct, images[:_SHOWN])
@@ -76,12 +67,12 @@ def pretrain(work: Work) -> dict:
 def embed(work: Work) -> dict:
     """Freeze the backbone and embed the private set once."""
     backbone, private = runs.load_model(work.out / "backbone.keras"), work.private()
-    models.freeze(backbone)
+    architectures.freeze(backbone)
     files.write_arrays(
         work.state("features.npz"),
-        train=models.embed(backbone, private.train.images),
+        train=architectures.embed(backbone, private.train.images),
         train_labels=private.train.labels,
-        validation=models.embed(backbone, private.validation.images),
+        validation=architectures.embed(backbone, private.validation.images),
         validation_labels=private.validation.labels,
     )
     return {"train": len(private.train), "validation": len(private.validation)}
@@ -113,7 +104,7 @@ def train_head(work: Work) -> dict:
     files.write_bytes(work.out / "privacy_statement.txt", text.encode())
     backbone = runs.load_model(work.out / "backbone.keras")
     with files.replaced_atomically(work.out / "model.keras") as partial:
-        models.with_head(models.freeze(backbone), trained.model).save(partial)
+        architectures.with_head(architectures.freeze(backbone), trained.model).save(partial)
     metrics = runs.run_metrics(recipe, trained, settings.delta, seed=settings.seed)
     book = Ledger.open(work.ledger)
     book.finish(charged.run)
@@ -144,27 +135,27 @@ def attack(work: Work) -> dict:
     runs.use_determinism()
     train, labels, held_out, held_out_labels = work.features("train", "train_labels", "validation", "validation_labels")
     head = work.head(work.out / "head.npz")
-    twin = leakage.head_without_dp(train, labels, seed)
+    twin = audits.head_without_dp(train, labels, seed)
     kernel, bias = twin.get_weights()
     files.write_arrays(work.state("twin.npz"), kernel=kernel, bias=bias)
-    target = leakage.Target.sample((train, labels), (held_out, held_out_labels), seed)
+    target = audits.Target.sample((train, labels), (held_out, held_out_labels), seed)
     epsilon = work.result("train")["epsilon"]
     results = {
-        "positive_control": leakage.positive_control(work.private(), delta=settings.delta, seed=seed),
-        "non_private": leakage.attack(twin, target, delta=settings.delta, seed=seed),
-        "dp": leakage.attack(head, target, delta=settings.delta, seed=seed, epsilon=epsilon),
+        "positive_control": audits.positive_control(work.private(), delta=settings.delta, seed=seed),
+        "non_private": audits.attack(twin, target, delta=settings.delta, seed=seed),
+        "dp": audits.attack(head, target, delta=settings.delta, seed=seed, epsilon=epsilon),
     }
     files.write_json(work.state("audit.json"), results)
-    return {name: leakage.without_curves(result) for name, result in results.items()}
+    return {name: audits.without_curves(result) for name, result in results.items()}
 
 
 def encrypt(work: Work) -> dict:
     """Test, once: in the clear, and by a server that sees ciphertexts only."""
     settings = work.settings
-    test = data.load_test(settings.dataset, work.data_dir).take(slice(settings.test_limit))
+    test = datasets.load_test(settings.dataset, work.data_dir).take(slice(settings.test_limit))
     backbone = runs.load_model(work.out / "backbone.keras")
-    features = models.embed(backbone, test.images)
-    plain = models.outputs(work.head(work.out / "head.npz"), features)
+    features = architectures.embed(backbone, test.images)
+    plain = architectures.outputs(work.head(work.out / "head.npz"), features)
     head = files.read_arrays(work.out / "head.npz", "head", ("kernel", "bias"))
     found, measured, logits = {}, {}, {"plain": plain, "labels": test.labels}
     for scheme in ("bfv", "ckks"):
@@ -182,7 +173,7 @@ def encrypt(work: Work) -> dict:
 
 def tell(work: Work) -> dict:
     """Report: metrics.json, figures, report.html, model card."""
-    from tfprivacy_lab import report
+    from tfprivacy_lab.report import page
 
     settings, marks = work.settings, {name: work.mark(name) for name in STAGES if name != "report"}
     seconds = {name: files.read_json(path, f"mark of stage {name}")["seconds"] for name, path in marks.items()}
@@ -200,7 +191,7 @@ def tell(work: Work) -> dict:
         **provenance(),
     }
     files.write_json(work.out / "metrics.json", metrics)
-    written = report.build(work.out)
+    written = page.build(work.out)
     return {"files": sorted(written)}
 
 
@@ -217,13 +208,13 @@ STAGES = {
 
 def _two_of_each(labels) -> np.ndarray:
     """Places of the first of each digit, then of the second, as far as there are such."""
-    places = [np.flatnonzero(labels == digit)[:2] for digit in range(data.CLASSES)]
+    places = [np.flatnonzero(labels == digit)[:2] for digit in range(datasets.CLASSES)]
     return np.concatenate([found[turn : turn + 1] for turn in range(2) for found in places])
 
 
 def _random_backbone(seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    return models.freeze(models.backbone())
+    return architectures.freeze(architectures.backbone())
 
 
 def _write_reconstructions(path: Path, model: keras.Model, images: np.ndarray) -> None:
@@ -231,7 +222,7 @@ def _write_reconstructions(path: Path, model: keras.Model, images: np.ndarray) -
     original = images.astype(np.float32) / 255
     noise = np.random.default_rng(0).normal(0, 0.3, original.shape)
     noisy = np.clip(original + noise, 0, 1).astype(np.float32)
-    rebuilt = models.outputs(model, noisy[..., np.newaxis])[..., 0]
+    rebuilt = architectures.outputs(model, noisy[..., np.newaxis])[..., 0]
     files.write_arrays(path, original=original, noisy=noisy, reconstructed=rebuilt)
 
 

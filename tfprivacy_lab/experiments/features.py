@@ -19,9 +19,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import files, models, pretraining, scattering, synthetic
+from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.recipes import Pretraining, Recipe
+from tfprivacy_lab.data import rendered_digits
+from tfprivacy_lab.experiments.recipes import Pretraining, Recipe
+from tfprivacy_lab.models import architectures
+from tfprivacy_lab.pretraining import scattering, tasks
 
 _DIGEST = 32
 # Raise it when what is cached changes without its settings changing.
@@ -52,11 +55,11 @@ def public_extractor(recipe: Recipe, *, progress: bool = False) -> keras.Model:
             elif part.dimension is None:
                 found.append(scattering.scattering_extractor())
             else:
-                images, _ = synthetic.render_digits(part.images, part.seed)
+                images, _ = rendered_digits.render_digits(part.images, part.seed)
                 found.append(scattering.projected_scattering(images, part.dimension))
         return found[0] if len(found) == 1 else scattering.side_by_side(found)
 
-    return models.freeze(_cached_model(_described(recipe), build))
+    return architectures.freeze(_cached_model(_described(recipe), build))
 
 
 def embedded(recipe: Recipe, extractor: keras.Model, images: np.ndarray) -> np.ndarray:
@@ -72,16 +75,16 @@ def embedded(recipe: Recipe, extractor: keras.Model, images: np.ndarray) -> np.n
             return found
     except (InputError, ValueError, EOFError):
         pass
-    made, stream = models.embed(extractor, images), io.BytesIO()
+    made, stream = architectures.embed(extractor, images), io.BytesIO()
     np.save(stream, made, allow_pickle=False)
     _seal(path, stream.getbuffer())
     return made
 
 
-def pretrain_public(settings: Pretraining, progress: bool = False) -> pretraining.Pretrained:
+def pretrain_public(settings: Pretraining, progress: bool = False) -> tasks.Pretrained:
     """Render public digits and learn a backbone from them; sees no private example."""
-    images, labels = synthetic.render_digits(settings.images, settings.seed)
-    learnt = pretraining.pretrain(
+    images, labels = rendered_digits.render_digits(settings.images, settings.seed)
+    learnt = tasks.pretrain(
         settings.task,
         images,
         labels,
@@ -90,7 +93,7 @@ def pretrain_public(settings: Pretraining, progress: bool = False) -> pretrainin
         network=settings.network,
         progress=progress,
     )
-    models.freeze(learnt.backbone)
+    architectures.freeze(learnt.backbone)
     return learnt
 
 
@@ -100,7 +103,7 @@ def _described(recipe: Recipe) -> dict:
 
 def _path(description: dict, suffix: str) -> Path:
     """A file named by what it was made from; fonts decide the rendered digits, TensorFlow the weights' bits."""
-    fonts = [path.name for path in synthetic.font_paths()]
+    fonts = [path.name for path in rendered_digits.font_paths()]
     whole = {**description, "version": _VERSION, "tensorflow": tf.__version__, "fonts": fonts}
     name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return cache_directory() / f"{name[:40]}{suffix}"

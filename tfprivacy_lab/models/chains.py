@@ -46,7 +46,7 @@ def chain_of(model) -> list[Link]:
 
 def _walk(model) -> list[Link]:
     """From the output back to the input."""
-    from tfprivacy_lab.keras_internals import maker_of
+    from tfprivacy_lab.models.keras_internals import maker_of
 
     _check_graph(model)
     tensor, links = model.outputs[0], []
@@ -71,7 +71,7 @@ def _walk(model) -> list[Link]:
 
 def _check_graph(model) -> None:
     """That there is a graph of one input and one output, and that calling the model runs it."""
-    from tfprivacy_lab.keras_internals import output_of
+    from tfprivacy_lab.models.keras_internals import output_of
 
     check_is_of_keras_3(model)
     name = getattr(model, "name", type(model).__name__)

@@ -43,11 +43,11 @@ class Pretraining:
     """Pretraining on public rendered digits.
 
     Attributes:
-        task: One of :data:`tfprivacy_lab.pretraining.TASKS`.
+        task: One of :data:`tfprivacy_lab.pretraining.tasks.TASKS`.
         images: Number of digits to render.
         epochs: Passes over them.
         seed: Of rendering and training; public always.
-        network: One of :data:`tfprivacy_lab.models.BACKBONES`.
+        network: One of :data:`tfprivacy_lab.models.architectures.BACKBONES`.
     """
 
     task: str = "supervised+contrastive"
@@ -59,7 +59,7 @@ class Pretraining:
 
 @dataclasses.dataclass(frozen=True)
 class Scattering:
-    """Wavelet scattering features; see :mod:`tfprivacy_lab.scattering`.
+    """Wavelet scattering features; see :mod:`tfprivacy_lab.pretraining.scattering`.
 
     Attributes:
         dimension: Principal axes of rendered digits to keep; None keeps all 3,969 features as they are.
@@ -88,7 +88,7 @@ class Recipe:
         features: Public extractors side by side, instead of ``pretraining``; the same for every seed, and cached.
         plans: Hyperparameters by budget: the last (ε, plan) with ε <= that of the run is taken; below the
             first, and if there are none, it is ``plan``.
-        model: What is trained if ``trained`` is "model": one of :data:`tfprivacy_lab.models.WHOLE`.
+        model: What is trained if ``trained`` is "model": one of :data:`tfprivacy_lab.models.architectures.WHOLE`.
         engine: "reference" or "fast": what computes the clipped sums.
     """
 

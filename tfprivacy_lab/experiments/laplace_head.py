@@ -11,8 +11,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError, check_matrix, check_positive_int
+from tfprivacy_lab.models import architectures
 
 DIMENSION = 32
 
@@ -43,11 +43,11 @@ def public_projection(public_features, dimension: int = DIMENSION) -> keras.Sequ
         [keras.layers.Input((width,)), projection, keras.layers.UnitNormalization()], name="projector"
     )
     projection.set_weights([axes[:dimension].T, -mean @ axes[:dimension].T])
-    return models.freeze(model)
+    return architectures.freeze(model)
 
 
 def projected_backbone(backbone: keras.Model, public_images, dimension: int = DIMENSION) -> keras.Model:
     """``backbone`` and its :func:`public_projection` as one frozen extractor, images to unit vectors (n, k)."""
-    projector = public_projection(models.embed(backbone, public_images), dimension)
-    layers = [keras.layers.Input(models.IMAGE_SHAPE), backbone, projector]
-    return models.freeze(keras.Sequential(layers, name="projected_backbone"))
+    projector = public_projection(architectures.embed(backbone, public_images), dimension)
+    layers = [keras.layers.Input(architectures.IMAGE_SHAPE), backbone, projector]
+    return architectures.freeze(keras.Sequential(layers, name="projected_backbone"))

@@ -149,7 +149,8 @@ def _explain(options) -> dict:
 
 
 def _explain_network(options) -> dict:
-    from tfprivacy_lab import he, runs
+    from tfprivacy_lab import he
+    from tfprivacy_lab.experiments import runs
     from tfprivacy_lab.he.plans.layers import Network
 
     choice = he.choose_network(

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from tfprivacy_lab.checks import check_finite_number, check_positive_int
-from tfprivacy_lab.glyphs import skeletons
+from tfprivacy_lab.data.glyphs import skeletons
 
 SIZE = 28
 _CHUNK = 1000

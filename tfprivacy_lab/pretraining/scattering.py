@@ -11,12 +11,12 @@ import numpy as np
 import tensorflow as tf
 from kymatio.scattering2d.filter_bank import filter_bank
 
-from tfprivacy_lab import models
 from tfprivacy_lab.checks import InputError, check_positive_int
+from tfprivacy_lab.models import architectures
 
 SCALE, ANGLES, GROUPS = 2, 8, 27
 CHANNELS = 1 + SCALE * ANGLES + ANGLES**2 * SCALE * (SCALE - 1) // 2
-FEATURES = CHANNELS * (models.IMAGE_SHAPE[0] // 2**SCALE) ** 2
+FEATURES = CHANNELS * (architectures.IMAGE_SHAPE[0] // 2**SCALE) ** 2
 _VARIANCE_FLOOR = 1e-5
 # Reflected edges on each side: 36 pixels, which halve twice; the outer ring of the 9 x 9 result is dropped.
 _MARGIN = 4
@@ -32,9 +32,9 @@ class GroupNormalizedScattering(keras.layers.Layer):
     """
 
     def build(self, input_shape):
-        if tuple(input_shape[1:]) != models.IMAGE_SHAPE:
+        if tuple(input_shape[1:]) != architectures.IMAGE_SHAPE:
             raise InputError(f"Expected images of shape (n, 28, 28, 1), got {tuple(input_shape)}.")
-        side = models.IMAGE_SHAPE[0] + 2 * _MARGIN
+        side = architectures.IMAGE_SHAPE[0] + 2 * _MARGIN
         bank = filter_bank(side, side, SCALE, ANGLES)
         self._low, self._low_halved = (level.astype(np.complex64) for level in bank["phi"]["levels"])
         waves = np.stack([wave["levels"][0] for wave in bank["psi"]]).astype(np.complex64)
@@ -76,8 +76,8 @@ def _smooth(image, low, factor):
 
 def scattering_extractor() -> keras.Sequential:
     """All 3,969 features, images (n, 28, 28, 1) to (n, 3969)."""
-    layers = [keras.layers.Input(models.IMAGE_SHAPE), GroupNormalizedScattering(name="scattering")]
-    return models.freeze(keras.Sequential(layers, name="scattering_extractor"))
+    layers = [keras.layers.Input(architectures.IMAGE_SHAPE), GroupNormalizedScattering(name="scattering")]
+    return architectures.freeze(keras.Sequential(layers, name="scattering_extractor"))
 
 
 def projected_scattering(public_images, dimension: int) -> keras.Sequential:
@@ -98,23 +98,23 @@ def projected_scattering(public_images, dimension: int) -> keras.Sequential:
     """
     dimension = check_positive_int("dimension", dimension, at_most=FEATURES)
     extractor = scattering_extractor()
-    features = models.embed(extractor, public_images)
+    features = architectures.embed(extractor, public_images)
     if len(features) <= dimension:
         raise InputError(f"Expected more public images than dimension={dimension}, got {len(features)}.")
     mean = features.mean(axis=0)
     variances, axes = np.linalg.eigh(np.cov(features - mean, rowvar=False))
     kept = axes[:, ::-1][:, :dimension] / np.maximum(variances[::-1][:dimension], 1e-12) ** 0.25
     projection = keras.layers.Dense(dimension, name="projection")
-    inputs = keras.layers.Input(models.IMAGE_SHAPE)
+    inputs = keras.layers.Input(architectures.IMAGE_SHAPE)
     layers = [inputs, *extractor.layers, projection, keras.layers.UnitNormalization()]
     model = keras.Sequential(layers, name="projected_scattering")
     projection.set_weights([kept.astype(np.float32), (-mean @ kept).astype(np.float32)])
-    return models.freeze(model)
+    return architectures.freeze(model)
 
 
 def side_by_side(extractors) -> keras.Model:
     """One frozen extractor from several, unit norm again if each part has it: features over √k, joined."""
-    images = keras.layers.Input(models.IMAGE_SHAPE)
+    images = keras.layers.Input(architectures.IMAGE_SHAPE)
     scale = len(extractors) ** -0.5
     parts = [keras.layers.Rescaling(scale)(extractor(images)) for extractor in extractors]
-    return models.freeze(keras.Model(images, keras.layers.Concatenate()(parts), name="features"))
+    return architectures.freeze(keras.Model(images, keras.layers.Concatenate()(parts), name="features"))

@@ -15,10 +15,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfprivacy_lab import audit, data, files, guarantee, models, runs
+from tfprivacy_lab import audit, files
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.data import datasets
+from tfprivacy_lab.experiments import runs
+from tfprivacy_lab.experiments.recipes import recipe as recipe_named
+from tfprivacy_lab.models import architectures
 from tfprivacy_lab.provenance import provenance
-from tfprivacy_lab.recipes import recipe as recipe_named
+from tfprivacy_lab.report import guarantee
 
 MEMBERS = 5_000
 
@@ -43,7 +47,7 @@ class Target:
 def attack(model: keras.Model, target: Target, *, delta: float, seed: int, epsilon: float | None = None) -> dict:
     """Membership inference on one model; see :func:`tfprivacy_lab.audit.membership_inference`."""
     member, nonmember = (
-        audit.Scores(models.outputs(model, inputs), labels)
+        audit.Scores(architectures.outputs(model, inputs), labels)
         for inputs, labels in (
             (target.member_inputs, target.member_labels),
             (target.nonmember_inputs, target.nonmember_labels),
@@ -69,15 +73,15 @@ def train_without_dp(
 
 def head_without_dp(features: np.ndarray, labels: np.ndarray, seed: int) -> keras.Model:
     """A dense head on the same frozen features, without DP; unit-norm features want larger steps."""
-    head = models.dense_head(features.shape[1])
+    head = architectures.dense_head(features.shape[1])
     return train_without_dp(head, features, labels, epochs=20, seed=seed, learning_rate=1e-2)
 
 
-def positive_control(private: data.PrivateData, *, delta: float, seed: int, examples: int = 1_000) -> dict:
+def positive_control(private: datasets.PrivateData, *, delta: float, seed: int, examples: int = 1_000) -> dict:
     """Attack the document's network after 60 epochs on few examples: a leak that must be found."""
     rows = slice(0, min(examples, len(private.train), len(private.validation)))
     few, held_out = private.train.take(rows), private.validation.take(rows)
-    model = train_without_dp(models.document_mlp(), few.images, few.labels, epochs=60, seed=seed)
+    model = train_without_dp(architectures.document_mlp(), few.images, few.labels, epochs=60, seed=seed)
     target = Target(few.images, few.labels, held_out.images, held_out.labels)
     return attack(model, target, delta=delta, seed=seed)
 
@@ -105,7 +109,7 @@ def audit_run(run, out, *, data_dir=None) -> dict:
     Raises:
         InputError: if the folder does not hold a run.
     """
-    from tfprivacy_lab import figures
+    from tfprivacy_lab.report import figures
 
     start, run, out = time.perf_counter(), Path(run), Path(out)
     described = files.read_json(run / "metrics.json", "metrics of the run")
@@ -118,7 +122,7 @@ def audit_run(run, out, *, data_dir=None) -> dict:
         raise InputError(f"Cannot audit {run}: its model is not one of recipe {recipe.name!r}.")
     runs.use_determinism()
     seed, delta = described["split_seed"], described["delta"]
-    private = data.load_private(described["dataset"], data_dir, validation=recipe.validation, seed=seed)
+    private = datasets.load_private(described["dataset"], data_dir, validation=recipe.validation, seed=seed)
     if len(private.train) != described["examples"]:
         raise InputError(
             f"Cannot audit {run}: it was trained on {described['examples']} examples, the dataset gives "
@@ -148,10 +152,12 @@ def _twin(recipe, model, private, seed, epochs):
     """(twin, train, held out, attacked): for a head, on features that are computed once."""
     if recipe.trained == "head":
         backbone, head = model.layers[-2:]
-        parts = [(models.embed(backbone, part.images), part.labels) for part in (private.train, private.validation)]
+        parts = [
+            (architectures.embed(backbone, part.images), part.labels) for part in (private.train, private.validation)
+        ]
         return head_without_dp(*parts[0], seed), *parts, head
     parts = [(part.images, part.labels) for part in (private.train, private.validation)]
-    twin = train_without_dp(models.WHOLE[recipe.model](), *parts[0], epochs=epochs, seed=seed)
+    twin = train_without_dp(architectures.WHOLE[recipe.model](), *parts[0], epochs=epochs, seed=seed)
     return twin, *parts, model
 
 

@@ -14,7 +14,6 @@ import os
 import sys
 import warnings
 
-from tfprivacy_lab import app_commands, he_commands, mpc_commands
 from tfprivacy_lab.checks import (
     InputError,
     LargeDeltaWarning,
@@ -24,6 +23,7 @@ from tfprivacy_lab.checks import (
     check_choice,
     check_finite_number,
 )
+from tfprivacy_lab.cli import apps, he, mpc
 
 _DEFAULT_DELTA = 1e-5
 _OUR_WARNINGS = (LargeDeltaWarning, ModelReadingWarning, PrecisionWarning, RowOrderWarning)
@@ -91,21 +91,21 @@ def _calibrate(options) -> dict:
 
 
 def _prepare_data(options) -> dict:
-    from tfprivacy_lab import data
+    from tfprivacy_lab.data import datasets as data
 
     return data.prepare(options.dataset, options.data_dir, source=options.source, from_idx=options.from_idx)
 
 
 def _train(options) -> dict:
-    from tfprivacy_lab.recipes import recipe
+    from tfprivacy_lab.experiments.recipes import recipe
 
     chosen = recipe(options.recipe)
     check_finite_number("epsilon", options.epsilon, above=0)
     check_finite_number("delta", options.delta, above=0, below=1)
     if options.engine is not None:
         check_choice("engine", options.engine, ("reference", "fast"))
-    from tfprivacy_lab import runs
     from tfprivacy_lab.dp.accounting import gaussian
+    from tfprivacy_lab.experiments import runs
 
     metrics = runs.train_recipe(
         chosen,
@@ -125,15 +125,15 @@ def _train(options) -> dict:
 
 
 def _audit(options) -> dict:
-    from tfprivacy_lab import leakage
+    from tfprivacy_lab.experiments import audits
 
-    return leakage.audit_run(options.run, options.out, data_dir=options.data_dir)
+    return audits.audit_run(options.run, options.out, data_dir=options.data_dir)
 
 
 def _walkthrough(options) -> dict:
-    from tfprivacy_lab import walkthrough
+    from tfprivacy_lab.walkthrough import whole_path
 
-    return walkthrough.walk(
+    return whole_path.walk(
         options.out,
         fast=options.fast,
         seed=options.seed,
@@ -144,7 +144,7 @@ def _walkthrough(options) -> dict:
 
 
 def _ledger_create(options) -> dict:
-    from tfprivacy_lab import data
+    from tfprivacy_lab.data import datasets as data
     from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
 
     _refuse_existing_ledger(options.ledger)
@@ -219,8 +219,8 @@ def _build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--out", required=True, metavar="DIR")
     audit.add_argument("--data-dir", metavar="DIR")
 
-    he_commands.add(commands, _command, _note)
-    app_commands.add(commands, mpc_commands.add(commands, _command, _note), _command, _note)
+    he.add(commands, _command, _note)
+    apps.add(commands, mpc.add(commands, _command, _note), _command, _note)
     _add_ledger(commands)
 
     walk = _command(commands, "walkthrough", _walkthrough, "the whole path on MNIST, ending in report.html")

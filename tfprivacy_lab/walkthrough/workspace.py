@@ -9,9 +9,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfprivacy_lab import data, files, models
+from tfprivacy_lab import files
+from tfprivacy_lab.data import datasets
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
-from tfprivacy_lab.walkthrough import Settings
+from tfprivacy_lab.models import architectures
+from tfprivacy_lab.walkthrough.whole_path import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Work:
     note: object
     shared_ledger: str | None = None
 
-    def whole(self) -> data.PrivateData:
+    def whole(self) -> datasets.PrivateData:
         """All of the private set: what a ledger stands for."""
         settings = self.settings
-        return data.load_private(
+        return datasets.load_private(
             settings.dataset, self.data_dir, validation=settings.recipe.validation, seed=settings.split_seed
         )
 
-    def private(self) -> data.PrivateData:
+    def private(self) -> datasets.PrivateData:
         """The private splits, cut to the setting's size."""
         whole = self.whole()
         return dataclasses.replace(whole, train=whole.train.take(slice(self.settings.train_limit)))
@@ -81,6 +83,6 @@ class Work:
     def head(self, path: Path) -> keras.Model:
         """A dense head from its kernel and bias."""
         weights = files.read_arrays(path, "head", ("kernel", "bias"))
-        head = models.dense_head(*weights["kernel"].shape)
+        head = architectures.dense_head(*weights["kernel"].shape)
         head.set_weights([weights["kernel"], weights["bias"]])
         return head

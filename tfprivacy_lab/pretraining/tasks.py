@@ -21,7 +21,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.models import BACKBONES, CLASSES, autoencoder, check_images
+from tfprivacy_lab.models.architectures import BACKBONES, CLASSES, autoencoder, check_images
 
 TASKS = ("supervised", "contrastive", "supervised+contrastive", "autoencoder")
 DEFAULT_TASK = "supervised+contrastive"
@@ -76,7 +76,7 @@ def pretrain(
         epochs: Passes over the images, >= 1.
         batch_size: Images a step, >= 2.
         learning_rate: Adam's first rate; it falls to zero along a cosine.
-        network: One of :data:`tfprivacy_lab.models.BACKBONES`; the network to train.
+        network: One of :data:`tfprivacy_lab.models.architectures.BACKBONES`; the network to train.
         progress: Whether to show a bar.
 
     Returns:

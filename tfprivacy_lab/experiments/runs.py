@@ -11,16 +11,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab import charges, claims, data, features, files, laplace_head, models, synthetic
+from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, MissingPackageError, check_choice
+from tfprivacy_lab.data import datasets, rendered_digits
 from tfprivacy_lab.dp import plan
 from tfprivacy_lab.dp.accounting import events, gaussian, statement
 from tfprivacy_lab.dp.accounting import laplace as laplace_accounting
 from tfprivacy_lab.dp.accounting.laplace_statement import laplace_statement
 from tfprivacy_lab.dp.ledger.ledger import Ledger
 from tfprivacy_lab.dp.training import laplace_sgd, planned
+from tfprivacy_lab.experiments import charges, claims, features, laplace_head
+from tfprivacy_lab.experiments.recipes import Pretraining, Recipe
+from tfprivacy_lab.models import architectures
 from tfprivacy_lab.provenance import provenance
-from tfprivacy_lab.recipes import Pretraining, Recipe
 
 NOT_COVERED = (
     "validation accuracy, computed from private examples outside training",
@@ -45,13 +48,13 @@ def use_determinism() -> None:
 
 def train_head(features: np.ndarray, labels: np.ndarray, **settings) -> Trained:
     """Train a dense head on frozen features (n, d) under DP; see :func:`train_model`."""
-    return train_model(models.dense_head(features.shape[1]), features, labels, **settings)
+    return train_model(architectures.dense_head(features.shape[1]), features, labels, **settings)
 
 
-def train_whole(train: data.Split, *, recipe: Recipe, public_seed: int, **settings) -> Trained:
+def train_whole(train: datasets.Split, *, recipe: Recipe, public_seed: int, **settings) -> Trained:
     """Train all of a recipe's model on images under DP; its first weights come from a public seed."""
     keras.utils.set_random_seed(public_seed % 2**32)
-    return train_model(models.WHOLE[recipe.model](), train.images, train.labels, recipe=recipe, **settings)
+    return train_model(architectures.WHOLE[recipe.model](), train.images, train.labels, recipe=recipe, **settings)
 
 
 def train_model(
@@ -99,7 +102,7 @@ def train_recipe(
         epsilon: Budget ε > 0.
         delta: Budget δ in (0, 1).
         seed: Whole number, for tests and teaching; None takes noise from a fresh secret seed.
-        dataset: One of :data:`tfprivacy_lab.data.DATASETS`.
+        dataset: One of :data:`tfprivacy_lab.data.datasets.DATASETS`.
         data_dir: Where prepared datasets lie.
         epochs: Instead of the recipe's.
         engine: "reference" or "fast", see :func:`tfprivacy_lab.dp.training.planned.train`; None takes the recipe's.
@@ -117,7 +120,7 @@ def train_recipe(
     recipe = recipe.for_budget(epsilon).with_public_seed(public_seed)
     if epochs is not None:
         recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, epochs=epochs))
-    private = data.load_private(dataset, data_dir, validation=recipe.validation, seed=public_seed)
+    private = datasets.load_private(dataset, data_dir, validation=recipe.validation, seed=public_seed)
     # Fails here, before anything is written, if the budget cannot be met.
     run = recipe.plan.calibrated(len(private.train), epsilon, delta)
     settings = {
@@ -172,12 +175,12 @@ def _train_recipe(recipe, out, private, settings, data_dir, on_epoch):
         features_seconds = time.perf_counter() - start
         validation = (held_out, private.validation.labels)
         trained = train_head(train, private.train.labels, validation=validation, **budget)
-        model = models.with_head(extractor, trained.model)
+        model = architectures.with_head(extractor, trained.model)
     else:
         validation = (private.validation.images, private.validation.labels)
         trained = train_whole(private.train, public_seed=claims.public_seed(seed), validation=validation, **budget)
         model = trained.model
-    test = data.load_test(settings["dataset"], data_dir)
+    test = datasets.load_test(settings["dataset"], data_dir)
     metrics = {
         **run_metrics(recipe, trained, delta, seed=seed, engine=settings["engine"]),
         "dataset": settings["dataset"],
@@ -200,9 +203,9 @@ def _extractor(recipe: Recipe, out: Path, *, progress: bool):
         return extractor, functools.partial(features.embedded, recipe, extractor)
     backbone = _backbone(recipe.pretraining, out / "backbone.keras", progress=progress)
     if recipe.projection is not None:
-        public_images, _ = synthetic.render_digits(10_000, recipe.pretraining.seed)
+        public_images, _ = rendered_digits.render_digits(10_000, recipe.pretraining.seed)
         backbone = laplace_head.projected_backbone(backbone, public_images, recipe.projection)
-    return backbone, functools.partial(models.embed, backbone)
+    return backbone, functools.partial(architectures.embed, backbone)
 
 
 def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> keras.Model:
@@ -211,7 +214,7 @@ def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> keras.Mod
         learnt = features.pretrain_public(settings, progress)
         with files.replaced_atomically(path) as partial:
             learnt.backbone.save(partial)
-    return models.freeze(load_model(path))
+    return architectures.freeze(load_model(path))
 
 
 def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None, engine: str = "reference") -> dict:
@@ -253,7 +256,7 @@ def run_statement(recipe: Recipe, run: gaussian.DpSgdRun, delta: float, *, seede
             l1_norm_clip=recipe.plan.l1_norm_clip,
             tuning=recipe.tuning,
             seeded=seeded,
-            unit=data.UNIT,
+            unit=datasets.UNIT,
             not_covered=NOT_COVERED,
         )
     return statement.privacy_statement(
@@ -263,7 +266,7 @@ def run_statement(recipe: Recipe, run: gaussian.DpSgdRun, delta: float, *, seede
         l2_norm_clip=recipe.plan.l2_norm_clip,
         tuning=recipe.tuning,
         seeded=seeded,
-        unit=data.UNIT,
+        unit=datasets.UNIT,
         not_covered=NOT_COVERED,
         tensorflow_privacy=_figures_beside(run, delta),
     )

@@ -17,9 +17,10 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from tfprivacy_lab import figures, files, guarantee
+from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.ring.parameters import PARAMETERS
+from tfprivacy_lab.report import figures, guarantee
 
 MISSING = "not measured"
 MODELS = ("positive_control", "non_private", "dp")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from tfprivacy_lab import data, files
+from tfprivacy_lab import files
+from tfprivacy_lab.data import datasets
 from tfprivacy_lab.dp.ledger.ledger import Ledger, Reservation, dataset_digest, run_name
-from tfprivacy_lab.recipes import Recipe
+from tfprivacy_lab.experiments.recipes import Recipe
 
 
 def name_of(recipe: Recipe, settings: dict, noise_seed: int) -> str:
@@ -15,7 +16,7 @@ def name_of(recipe: Recipe, settings: dict, noise_seed: int) -> str:
     return run_name(recipe.name, noise_seed=noise_seed, settings=settings)
 
 
-def charge(ledger, recipe: Recipe, private: data.PrivateData, run, settings: dict, noise_seed: int) -> Reservation:
+def charge(ledger, recipe: Recipe, private: datasets.PrivateData, run, settings: dict, noise_seed: int) -> Reservation:
     """Charge a run to the ledger of its data, or find it charged: a resumed run draws the same noise again.
 
     Args:
@@ -34,7 +35,7 @@ def charge(ledger, recipe: Recipe, private: data.PrivateData, run, settings: dic
     return book.register(name, run.event(), noise_seed=noise_seed, settings=settings)
 
 
-def charge_finished(ledger, private: data.PrivateData, run, name: str, settings: dict, seed: int | None) -> None:
+def charge_finished(ledger, private: datasets.PrivateData, run, name: str, settings: dict, seed: int | None) -> None:
     """Charge a run that drew its noise without this ledger, if its name is not there: it is spent all the same.
 
     A secret seed is deleted by now and cannot be bound; a published one is.

@@ -11,10 +11,11 @@ import dataclasses
 import time
 from pathlib import Path
 
-from tfprivacy_lab import claims, files, provenance
+from tfprivacy_lab import files, provenance
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.ledger.ledger import Ledger
-from tfprivacy_lab.recipes import RECIPES, Pretraining, Recipe
+from tfprivacy_lab.experiments import claims
+from tfprivacy_lab.experiments.recipes import RECIPES, Pretraining, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
     _make_private(state)
     with claims.only_one(state):
         claims.claim(state, settings.described())
-        from tfprivacy_lab import stages
+        from tfprivacy_lab.walkthrough import stages
 
         work = stages.Work(out, settings, data_dir, note, ledger)
         for number, (name, stage) in enumerate(stages.STAGES.items(), start=1):
@@ -134,9 +135,9 @@ def check_size(settings: Settings, data_dir=None) -> None:
     Raises:
         InputError: naming both sizes, the folder and the remedy.
     """
-    from tfprivacy_lab import data
+    from tfprivacy_lab.data import datasets
 
-    found, folder = data.count_train(settings.dataset, data_dir), data.data_directory(data_dir)
+    found, folder = datasets.count_train(settings.dataset, data_dir), datasets.data_directory(data_dir)
     held_out, batch = settings.recipe.validation, settings.recipe.plan.batch_size
     if found < held_out + batch:
         smaller = "" if settings.fast else ", or add --fast, which takes fewer"

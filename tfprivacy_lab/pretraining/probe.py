@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from scipy import ndimage
 
-from tfprivacy_lab import models
+from tfprivacy_lab.models import architectures
 
 DATA = "scikit-learn digits (1,797 handwritten digits of 8 x 8, public), ten labels a class"
 _DRAWS = 20
@@ -41,10 +41,10 @@ def linear_probe(backbone: keras.Model) -> float:
     from sklearn.model_selection import StratifiedShuffleSplit
 
     images, labels = public_digits()
-    features = models.embed(backbone, images)
+    features = architectures.embed(backbone, images)
     features = features * np.sqrt(features.shape[1])
     accuracies = []
-    for few, rest in StratifiedShuffleSplit(_DRAWS, train_size=10 * models.CLASSES, random_state=0).split(
+    for few, rest in StratifiedShuffleSplit(_DRAWS, train_size=10 * architectures.CLASSES, random_state=0).split(
         images, labels
     ):
         classifier = LogisticRegression(max_iter=1000).fit(features[few], labels[few])

@@ -128,8 +128,8 @@ def _run(options) -> dict:
 
 
 def add(commands, mpc_group, command, note) -> None:
-    """Register ``mpc train`` and ``apps``; arguments as :func:`tfprivacy_lab.mpc_commands.add`."""
-    from tfprivacy_lab.mpc_commands import PROTOCOL_NAMES
+    """Register ``mpc train`` and ``apps``; arguments as :func:`tfprivacy_lab.cli.mpc.add`."""
+    from tfprivacy_lab.cli.mpc import PROTOCOL_NAMES
 
     train = command(mpc_group, "train", _train, "an application's model, trained on shares and released with DP")
     train.add_argument("--app", required=True, choices=APPS)

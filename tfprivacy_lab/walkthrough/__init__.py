@@ -1,0 +1,12 @@
+"""The whole path on MNIST in stages, from data to a report."""
+
+from __future__ import annotations
+
+from tfprivacy_lab.lazy_exports import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "whole_path": ("Settings", "check_size", "settings_for", "walk"),
+    },
+)
