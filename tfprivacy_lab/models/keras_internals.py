@@ -1,6 +1,6 @@
 """What is taken of Keras 3 beyond its public interface, a function each.
 
-``tests/test_keras_internals.py`` names the versions of Keras that this is for, and fails where one moves.
+``tests/models/test_keras_internals.py`` names the versions of Keras that this is for, and fails where one moves.
 """
 
 from __future__ import annotations
