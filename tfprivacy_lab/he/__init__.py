@@ -17,10 +17,10 @@ from tfprivacy_lab.lazy_exports import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "choose.head": ("Choice", "choose"),
-        "choose.network": ("NetworkChoice", "choose_network"),
+        "choice.head": ("Choice", "choose"),
+        "choice.network": ("NetworkChoice", "choose_network"),
         "client.head": ("Client",),
-        "choose.costs": ("Cost", "compare_packings"),
+        "choice.costs": ("Cost", "compare_packings"),
         "ring.parameters": ("PARAMETERS", "Parameters"),
         "quantization.heads": ("QuantizedHead", "integer_logits"),
         "server.head": ("Server",),
@@ -32,6 +32,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "quantize": "quantization.heads",
         "coefficients": "packing.coefficient",
         "sanitize": "server.sanitize",
-        "choice": "choose.head",
+        "choice": "choice.head",
     },
 )

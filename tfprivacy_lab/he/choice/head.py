@@ -99,7 +99,7 @@ def choose(
         samples: Samples of a query, >= 1.
         scheme: "bfv" (exact), "ckks", or None for either.
         packing: "coefficient" or "batched", or None for either; those in slots are never cheaper
-            (:func:`tfprivacy_lab.he.choose.costs.compare_packings`).
+            (:func:`tfprivacy_lab.he.choice.costs.compare_packings`).
         sanitized: Whether replies must tell nothing of the head but the logits.
         feature_range: Public bound on the features' magnitudes, > 0, or one a column.
         max_error: The error of a logit that is wanted, > 0, for all features in range; None for any.

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.choose.head import SCHEMES, choose
+from tfprivacy_lab.he.choice.head import SCHEMES, choose
 from tfprivacy_lab.he.plans.slot_head import LAYOUTS, SlotHead
 from tfprivacy_lab.he.quantization.heads import check_head
 from tfprivacy_lab.he.quantization.steps import check_feature_range

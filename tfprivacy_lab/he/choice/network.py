@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
-from tfprivacy_lab.he.choose.head import SCHEMES
+from tfprivacy_lab.he.choice.head import SCHEMES
 from tfprivacy_lab.he.plans.deep_image import DeepPlan
 from tfprivacy_lab.he.plans.layers import Network
 from tfprivacy_lab.he.plans.network import BatchedPlan
