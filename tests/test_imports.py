@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -91,13 +92,22 @@ def test_tensorflow_loads_where_nothing_can_be_held_back():
     assert (result.returncode, result.stdout) == (0, "1\n")
 
 
-@pytest.mark.parametrize("package", ["apps", "audit", "dp", "he", "mpc"])
-def test_every_promised_name_exists(package):
-    package = importlib.import_module(f"tfprivacy_lab.{package}")
-    assert package.__all__
-    assert set(package.__all__) <= set(dir(package))
-    for name in package.__all__:
-        assert getattr(package, name) is not None
+PACKAGES = [module.name for module in pkgutil.walk_packages(tfprivacy_lab.__path__, "tfprivacy_lab.") if module.ispkg]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_promised_name_exists_and_is_none_of_a_module(name):
+    package = importlib.import_module(name)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert not modules & set(getattr(package, "__all__", ()))  # else an import of the module would hide the other
+    for promised in getattr(package, "__all__", ()):
+        assert getattr(package, promised) is not None
+        assert promised in dir(package)
+
+
+@pytest.mark.parametrize("package", ["dp", "he", "audit", "mpc", "data", "models"])
+def test_what_notebooks_import_is_public(package):
+    assert importlib.import_module(f"tfprivacy_lab.{package}").__all__
 
 
 def test_a_module_that_moved_is_found_under_its_old_name_and_says_where_it_is():

@@ -32,6 +32,5 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "quantize": "quantization.heads",
         "coefficients": "packing.coefficient",
         "sanitize": "server.sanitize",
-        "choice": "choice.head",
     },
 )

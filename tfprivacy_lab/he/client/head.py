@@ -134,7 +134,7 @@ class Client:
             packing: "coefficient", a ciphertext a sample; "batched", a ciphertext a feature and 2,048 samples; or
                 "auto", for bfv coefficient for up to half as many samples as features: a query is then half the size
                 or less; for ckks, whose noise in slots is larger, up to as many times more. Replies of many classes
-                count too: :func:`tfprivacy_lab.he.choose.head.choose` weighs them.
+                count too: :func:`tfprivacy_lab.he.choice.head.choose` weighs them.
             compress: Leave out the zero bits of residues, and have the server do so in its reply: a sixth fewer bytes,
                 three tenths under a sanitising set, for some time (:mod:`tfprivacy_lab.he.messages.compression`).
 
