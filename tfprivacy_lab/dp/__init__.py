@@ -1,6 +1,6 @@
 """Differential privacy: what a run does (sampling, training) and what it costs (accounting).
 
-Names load on first use; ``accounting`` and ``sampling`` need no TensorFlow.
+Names load on first use; ``accounting``, ``mechanisms`` and ``sampling`` need no TensorFlow.
 """
 
 from __future__ import annotations

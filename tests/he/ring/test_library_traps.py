@@ -286,4 +286,4 @@ def test_nobody_loads_the_library_but_its_door():
     folders = [root / name for name in ("tfprivacy_lab", "tests", "benchmarks", "notebooks")]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".ipynb"}]
     told = {path.name for path in files if LOADS.search(path.read_text("utf-8"))}
-    assert told == {"seal_library.py"}
+    assert told == {"seal.py"}
