@@ -7,6 +7,7 @@ from tfprivacy_lab.lazy_exports import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "whole_path": ("Settings", "check_size", "settings_for", "walk"),
+        "settings": ("Settings", "settings_for"),
+        "whole_path": ("check_size", "walk"),
     },
 )

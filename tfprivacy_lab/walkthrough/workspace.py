@@ -13,7 +13,7 @@ from tfprivacy_lab import files
 from tfprivacy_lab.data import datasets
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
 from tfprivacy_lab.models import architectures
-from tfprivacy_lab.walkthrough.whole_path import Settings
+from tfprivacy_lab.walkthrough.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
