@@ -20,9 +20,7 @@ from he_peers import head_rows
 from reproduce_dp import replace_between
 
 from tfprivacy_lab import files, he
-from tfprivacy_lab.he.client.slots import SlotHeadClient
-from tfprivacy_lab.he.plans.slot_head import SlotHead
-from tfprivacy_lab.he.server.slot_head import SlotHeadServer
+from tfprivacy_lab.he import SlotHead, SlotHeadClient, SlotHeadServer
 from tfprivacy_lab.provenance import place, provenance
 
 ROOT = Path(__file__).resolve().parent.parent

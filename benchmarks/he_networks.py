@@ -25,15 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from he_peers import network_rows
 
 from tfprivacy_lab import data, files, models, provenance
-from tfprivacy_lab.he.client.network import NetworkClient
-from tfprivacy_lab.he.client.slots import SingleImageClient
-from tfprivacy_lab.he.plans.deep_image import DeepPlan
-from tfprivacy_lab.he.plans.layers import Network
-from tfprivacy_lab.he.plans.network import BatchedPlan
-from tfprivacy_lab.he.plans.single_image import SinglePlan
-from tfprivacy_lab.he.server.deep_image import DeepImageServer
-from tfprivacy_lab.he.server.network import NetworkServer
-from tfprivacy_lab.he.server.single_image import SingleImageServer
+from tfprivacy_lab.he import (
+    BatchedPlan,
+    DeepImageServer,
+    DeepPlan,
+    Network,
+    NetworkClient,
+    NetworkServer,
+    SingleImageClient,
+    SingleImageServer,
+    SinglePlan,
+)
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 25, 256, 2e-3, 1e-4
 
