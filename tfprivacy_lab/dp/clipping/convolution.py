@@ -7,14 +7,14 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab.dp.clipping.linear import LinearUses
+from tfprivacy_lab.dp.clipping.linear import LinearRule
 from tfprivacy_lab.dp.clipping.products import CompiledProducts, worth_compiling
 
 # tf.gather copies runs of this many channels faster than a convolution with the identity moves them.
 _CHANNELS_WORTH_A_GATHER = 8
 
 
-class ConvolutionUses(LinearUses):
+class ConvolutionRule(LinearRule):
     """Conv2D: positions are output pixels, and x the patch under each, (kh · kw · channels / groups)."""
 
     def _groups(self, inputs):
@@ -98,7 +98,7 @@ class ConvolutionUses(LinearUses):
         return tf.reshape(tf.transpose(unfolded, (1, 2, 3, 0, 4)), self.layer.kernel.shape)
 
 
-class DepthwiseConvolutionUses(ConvolutionUses):
+class DepthwiseConvolutionRule(ConvolutionRule):
     """DepthwiseConv2D: a group a channel."""
 
     def _groups(self, inputs):

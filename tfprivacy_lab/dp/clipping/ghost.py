@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice
-from tfprivacy_lab.dp.clipping.linear import Uses
+from tfprivacy_lab.dp.clipping.linear import Rule
 from tfprivacy_lab.dp.clipping.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example
 from tfprivacy_lab.dp.clipping.rules import KNOWN
@@ -125,12 +125,12 @@ class BookKeeping:
 
         Yields the uses, complete when the scope is left, and the layers that were called where no note can be taken.
         """
-        found: dict[int, Uses] = {}
+        found: dict[int, Rule] = {}
         out_of_reach: list[keras.layers.Layer] = []
         try:
             for layer in self._owners:
                 layer.call = _recorded(layer, layer.call, tape, found, out_of_reach)
-            uses: list[Uses] = []
+            uses: list[Rule] = []
             yield uses, out_of_reach
             uses.extend(found.values())
         finally:
@@ -178,7 +178,7 @@ class ExampleGradients:
         return tf.sqrt(tf.add_n([use.squared_norms() for use in self._uses]))
 
     @property
-    def uses(self) -> list[Uses]:
+    def uses(self) -> list[Rule]:
         """The layers' uses."""
         return self._uses
 

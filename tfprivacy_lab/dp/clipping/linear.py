@@ -19,7 +19,7 @@ from tfprivacy_lab.dp.clipping.products import Products, cleared, products_of, s
 from tfprivacy_lab.models.keras_internals import own_weights
 
 
-class Uses(abc.ABC):
+class Rule(abc.ABC):
     """The uses of one layer in one forward pass, and what its per-example gradients are.
 
     Attributes:
@@ -56,7 +56,7 @@ class Uses(abc.ABC):
     def floats_per_example(self) -> int:
         """Numbers an example needs beyond what back-propagation holds anyway."""
 
-    def keeping(self, rows: tf.Tensor) -> Uses:
+    def keeping(self, rows: tf.Tensor) -> Rule:
         """A copy in which the examples that ``rows`` (batch,) says no to are zero; call after squared_norms."""
         return cleared(self, rows, but=("layer", "outputs"))
 
@@ -66,7 +66,7 @@ class Uses(abc.ABC):
         return [known[id(weight)] for weight in own_weights(self.layer)]
 
 
-class LinearUses(Uses):
+class LinearRule(Rule):
     """Layers that multiply by a kernel, seen as X (batch, groups, positions, d) and G (..., p)."""
 
     def __init__(self, layer):
@@ -136,7 +136,7 @@ class LinearUses(Uses):
         return self.products().floats_per_example()
 
 
-class DenseUses(LinearUses):
+class DenseRule(LinearRule):
     """Dense: every axis between the first and the last is a position."""
 
     def as_matrices(self, inputs, gradients):
@@ -149,7 +149,7 @@ class DenseUses(LinearUses):
         return summed[0]
 
 
-class EinsumDenseUses(LinearUses):
+class EinsumDenseRule(LinearRule):
     """EinsumDense: each letter of the equation is a group, a position, an input or an output of the kernel."""
 
     def as_matrices(self, inputs, gradients):

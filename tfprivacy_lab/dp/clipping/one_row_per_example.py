@@ -5,10 +5,10 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.clipping.linear import Uses
+from tfprivacy_lab.dp.clipping.linear import Rule
 
 
-def check_first_axes(uses: list[Uses], losses: tf.Tensor) -> None:
+def check_first_axes(uses: list[Rule], losses: tf.Tensor) -> None:
     """Refuse what shapes show already. Where the graph leaves the batch's size open, a fixed first axis is not its.
 
     Raises:
@@ -21,7 +21,7 @@ def check_first_axes(uses: list[Uses], losses: tf.Tensor) -> None:
                 raise _wrong(use.layer, inputs.shape[0], "any number" if count is None else count)
 
 
-def heights(uses: list[Uses]) -> tf.Tensor:
+def heights(uses: list[Rule]) -> tf.Tensor:
     """How many rows each layer is given at each use."""
     return tf.stack([tf.shape(inputs)[0] for use in uses for inputs in use.inputs])
 

@@ -8,14 +8,14 @@ import math
 import keras
 import tensorflow as tf
 
-from tfprivacy_lab.dp.clipping.convolution import ConvolutionUses, DepthwiseConvolutionUses
-from tfprivacy_lab.dp.clipping.linear import DenseUses, EinsumDenseUses, Uses
+from tfprivacy_lab.dp.clipping.convolution import ConvolutionRule, DepthwiseConvolutionRule
+from tfprivacy_lab.dp.clipping.linear import DenseRule, EinsumDenseRule, Rule
 from tfprivacy_lab.dp.clipping.products import ghost_norms, summed
 
 _layers = keras.layers
 
 
-class EmbeddingUses(Uses):
+class EmbeddingRule(Rule):
     """Embedding: the gradient is G's rows added up by token; equal tokens are compared, no row is made."""
 
     def forward(self, call, inputs, *args, **kwargs):
@@ -52,7 +52,7 @@ class EmbeddingUses(Uses):
         return positions * (2 * positions + 2 * self.layer.output_dim)
 
 
-class NormalizationUses(Uses):
+class NormalizationRule(Rule):
     """Layers that scale and shift what they normalised within an example: few weights, so gradients are made."""
 
     def forward(self, call, inputs, *args, **kwargs):
@@ -93,7 +93,7 @@ class NormalizationUses(Uses):
         return 2 * sum(math.prod(x.shape[1:]) for x in self.inputs)
 
 
-class LayerNormalizationUses(NormalizationUses):
+class LayerNormalizationRule(NormalizationRule):
     """LayerNormalization (Ba, Kiros and Hinton 2016)."""
 
     def axes(self, inputs):
@@ -105,7 +105,7 @@ class LayerNormalizationUses(NormalizationUses):
         return (inputs - mean) * tf.math.rsqrt(variance + self.layer.epsilon)
 
 
-class GroupNormalizationUses(NormalizationUses):
+class GroupNormalizationRule(NormalizationRule):
     """GroupNormalization (Wu and He 2018)."""
 
     def axes(self, inputs):
@@ -124,11 +124,11 @@ class GroupNormalizationUses(NormalizationUses):
 
 # By exact class: a subclass may compute anything.
 KNOWN = {
-    _layers.Dense: DenseUses,
-    _layers.EinsumDense: EinsumDenseUses,
-    _layers.Conv2D: ConvolutionUses,
-    _layers.DepthwiseConv2D: DepthwiseConvolutionUses,
-    _layers.Embedding: EmbeddingUses,
-    _layers.LayerNormalization: LayerNormalizationUses,
-    _layers.GroupNormalization: GroupNormalizationUses,
+    _layers.Dense: DenseRule,
+    _layers.EinsumDense: EinsumDenseRule,
+    _layers.Conv2D: ConvolutionRule,
+    _layers.DepthwiseConv2D: DepthwiseConvolutionRule,
+    _layers.Embedding: EmbeddingRule,
+    _layers.LayerNormalization: LayerNormalizationRule,
+    _layers.GroupNormalization: GroupNormalizationRule,
 }
