@@ -15,13 +15,14 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError, check_all_finite, check_choice, check_positive_int
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, check_delta, epsilon_after, steps_for
 from tfprivacy_lab.dp.accounting.phases import Phase
-from tfprivacy_lab.dp.clipping import ghost, isolation
-from tfprivacy_lab.dp.clipping.trial_rows import rows_to_try
+from tfprivacy_lab.dp.clipping import ghost
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
 from tfprivacy_lab.dp.sampling import PoissonBatches
 from tfprivacy_lab.dp.training import lineage
 from tfprivacy_lab.dp.training.private_model import PrivateModel
 from tfprivacy_lab.dp.training.reference_checks import check_jacobian
+from tfprivacy_lab.dp.trials import isolation
+from tfprivacy_lab.dp.trials.rows import rows_to_try
 from tfprivacy_lab.dp.validation.models import without_figures
 from tfprivacy_lab.dp.validation.preprocessing import warn_of_statistics
 from tfprivacy_lab.models.architectures import outputs

@@ -14,9 +14,7 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
 from tfprivacy_lab.dp.accounting.gaussian import warn_of_large_delta
 from tfprivacy_lab.dp.clipping.adaptive import QuantileClip
-from tfprivacy_lab.dp.clipping.isolation import check_gradients_are_per_example, outputs_of
 from tfprivacy_lab.dp.clipping.rows import refusal_of
-from tfprivacy_lab.dp.clipping.trial_rows import rows_to_try
 from tfprivacy_lab.dp.examples import arrays, batches
 from tfprivacy_lab.dp.examples.losses import ExampleLosses
 from tfprivacy_lab.dp.examples.value_ranges import check_values_are_within_ranges
@@ -32,6 +30,8 @@ from tfprivacy_lab.dp.training.reference_checks import check_reference, check_sg
 from tfprivacy_lab.dp.training.replicas import Replicas
 from tfprivacy_lab.dp.training.saving import SavedAsWrapped, ShownFigures
 from tfprivacy_lab.dp.training.steps import NoisySteps
+from tfprivacy_lab.dp.trials.isolation import check_gradients_are_per_example, outputs_of
+from tfprivacy_lab.dp.trials.rows import rows_to_try
 from tfprivacy_lab.dp.validation import compile_arguments, fit_arguments, models, monitors
 from tfprivacy_lab.models.keras_internals import BuiltBeforehand, build_metrics
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping import ghost
 from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example
-from tfprivacy_lab.dp.clipping.trial_draws import generators_of
+from tfprivacy_lab.dp.trials.draws import generators_of
 from tfprivacy_lab.models.keras_internals import loss_tracker, raw, seed_states
 
 # More than a step draws; a count that comes again repeats masks of dropout, no more.

@@ -8,10 +8,10 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number
 from tfprivacy_lab.dp.clipping import ghost
 from tfprivacy_lab.dp.clipping.adaptive import QuantileClip, gradient_noise_multiplier
-from tfprivacy_lab.dp.clipping.book_keeping_trial import check_book_keeping
 from tfprivacy_lab.dp.training.noise import GaussianNoise
 from tfprivacy_lab.dp.training.record import StepKind
 from tfprivacy_lab.dp.training.replicas import Replicas
+from tfprivacy_lab.dp.trials.book_keeping import check_book_keeping
 
 UNKNOWN_LAYERS = ("refuse", "slow")
 
@@ -87,7 +87,7 @@ class NoisySteps:
         Args:
             losses_of: From (batch, training) to losses (n,).
             batch: Structure of tensors, (n, ...).
-            **how: As :func:`tfprivacy_lab.dp.clipping.book_keeping_trial.check_book_keeping` takes them.
+            **how: As :func:`tfprivacy_lab.dp.trials.book_keeping.check_book_keeping` takes them.
 
         Returns:
             Numbers of working memory that an example needs.

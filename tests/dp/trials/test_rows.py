@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfprivacy_lab.dp.clipping.trial_rows import companies, other_numbers, other_places, rows_to_try
+from tfprivacy_lab.dp.trials.rows import companies, other_numbers, other_places, rows_to_try
 
 
 def table(n=500):

@@ -8,9 +8,9 @@ import tensorflow as tf
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.ghost import BookKeeping
 from tfprivacy_lab.dp.clipping.one_row_per_example import check_heights, heights
-from tfprivacy_lab.dp.clipping.row_gradients import Compiled, flat, size
-from tfprivacy_lab.dp.clipping.trial_draws import RepeatableDraws
-from tfprivacy_lab.dp.clipping.trial_rows import gathered
+from tfprivacy_lab.dp.trials.draws import RepeatableDraws
+from tfprivacy_lab.dp.trials.row_gradients import Compiled, flat, size
+from tfprivacy_lab.dp.trials.rows import gathered
 from tfprivacy_lab.models.keras_internals import raw
 
 

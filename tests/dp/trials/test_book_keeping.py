@@ -9,8 +9,8 @@ from tests.dp.clipping.test_ghost import assert_same
 from tests.dp.training.test_planned import CLASSES, WIDTH
 from tests.dp.training.test_private_model import LOSS, B, Folding, N, private, tied
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.clipping.book_keeping_trial import check_book_keeping
 from tfprivacy_lab.dp.clipping.ghost import BookKeeping
+from tfprivacy_lab.dp.trials.book_keeping import check_book_keeping
 
 layers = keras.layers
 TIME = 5

@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.ghost import regularisation
-from tfprivacy_lab.dp.clipping.row_gradients import reason, row_derivatives, row_gradients, size
-from tfprivacy_lab.dp.clipping.trial_draws import RepeatableDraws
-from tfprivacy_lab.dp.clipping.trial_rows import companies, contents, gathered, magnitudes, other_numbers, other_places
-from tfprivacy_lab.dp.clipping.weights_left_alone import WeightsLeftAlone
+from tfprivacy_lab.dp.trials.draws import RepeatableDraws
+from tfprivacy_lab.dp.trials.row_gradients import reason, row_derivatives, row_gradients, size
+from tfprivacy_lab.dp.trials.rows import companies, contents, gathered, magnitudes, other_numbers, other_places
+from tfprivacy_lab.dp.trials.weights_left_alone import WeightsLeftAlone
 
 # Of the gradient's norm: batches of another height are rounded otherwise.
 _TOLERANCE = 3e-4

@@ -12,10 +12,10 @@ from tests.dp.training.test_planned import CLASSES, WIDTH
 from tests.dp.training.test_private_model import LOSS, B, N, dataset, private, weights_of
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import DpSgdRun, TrainingPlan
-from tfprivacy_lab.dp.clipping import isolation
-from tfprivacy_lab.dp.clipping.isolation import check_gradients_are_per_example
 from tfprivacy_lab.dp.training import planned as training
 from tfprivacy_lab.dp.training import private_model
+from tfprivacy_lab.dp.trials import isolation
+from tfprivacy_lab.dp.trials.isolation import check_gradients_are_per_example
 
 layers = keras.layers
 ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])
