@@ -8,6 +8,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "adaptive": ("QuantileClip",),
+        "rule": ("ExampleGradientsRule", "Rule"),
+        "rule_check": ("check_rule",),
+        "rules": ("register_rule",),
         "ghost": (
             "BookKeeping",
             "ExampleGradients",

@@ -14,9 +14,9 @@ import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError, check_choice
-from tfprivacy_lab.dp.clipping.linear import Rule
 from tfprivacy_lab.dp.clipping.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example
+from tfprivacy_lab.dp.clipping.rule import Rule
 from tfprivacy_lab.dp.clipping.rules import KNOWN
 from tfprivacy_lab.models.keras_internals import layers_of, own_weights, raw
 

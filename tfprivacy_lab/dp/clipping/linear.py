@@ -1,4 +1,4 @@
-r"""What each Keras layer's per-example gradient is made of: its input, and the gradient at its output.
+r"""Rules of layers with a kernel: what a per-example gradient is made of is the input, and the gradient at the output.
 
 For every layer whose output before the activation is linear in its kernel, the gradient of example b is
 :math:`J_b = \sum_t x_{bt} g_{bt}^\top` over positions t (pixels, time steps, uses of the layer). Its norm
@@ -11,59 +11,11 @@ import abc
 import math
 import string
 
-import keras
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.products import Products, cleared, products_of, summed
-from tfprivacy_lab.models.keras_internals import own_weights
-
-
-class Rule(abc.ABC):
-    """The uses of one layer in one forward pass, and what its per-example gradients are.
-
-    Attributes:
-        layer: The Keras layer.
-        inputs: Its inputs, one a use, each (batch, ...).
-        outputs: Its outputs before the activation, one a use; gradients are taken at these.
-    """
-
-    def __init__(self, layer: keras.layers.Layer):
-        self.layer, self.inputs, self.outputs = layer, [], []
-        self.gradients: list[tf.Tensor] = []
-
-    def forward(self, call, inputs, *args, **kwargs):
-        """The layer's output before its activation: its own code, with the activation switched off."""
-        activation, self.layer.activation = self.layer.activation, None
-        try:
-            return call(inputs, *args, **kwargs)
-        finally:
-            self.layer.activation = activation
-
-    def activate(self, outputs):
-        """What the layer does after the point at which gradients are taken."""
-        return outputs if self.layer.activation is None else self.layer.activation(outputs)
-
-    @abc.abstractmethod
-    def squared_norms(self) -> tf.Tensor:
-        """Squared norm of each example's gradient, (batch,)."""
-
-    @abc.abstractmethod
-    def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
-        """Σ_b factors_b · gradient_b, for each of the layer's trainable weights, in their order."""
-
-    @abc.abstractmethod
-    def floats_per_example(self) -> int:
-        """Numbers an example needs beyond what back-propagation holds anyway."""
-
-    def keeping(self, rows: tf.Tensor) -> Rule:
-        """A copy in which the examples that ``rows`` (batch,) says no to are zero; call after squared_norms."""
-        return cleared(self, rows, but=("layer", "outputs"))
-
-    def _in_order(self, **by_name) -> list[tf.Tensor]:
-        """The gradients named as the layer's attributes, in the order of its trainable weights."""
-        known = {id(getattr(self.layer, name)): value for name, value in by_name.items()}
-        return [known[id(weight)] for weight in own_weights(self.layer)]
+from tfprivacy_lab.dp.clipping.rule import Rule
 
 
 class LinearRule(Rule):

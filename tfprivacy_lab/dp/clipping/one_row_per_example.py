@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.clipping.linear import Rule
+from tfprivacy_lab.dp.clipping.rule import Rule
 
 
 def check_first_axes(uses: list[Rule], losses: tf.Tensor) -> None:

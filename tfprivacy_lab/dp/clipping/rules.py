@@ -1,4 +1,4 @@
-"""The layers that book-keeping knows: those with a kernel, and embeddings and normalisations beside them."""
+"""The layers that book-keeping has a rule for, and how another gets one (:func:`register_rule`)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ import math
 import keras
 import tensorflow as tf
 
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.convolution import ConvolutionRule, DepthwiseConvolutionRule
-from tfprivacy_lab.dp.clipping.linear import DenseRule, EinsumDenseRule, Rule
-from tfprivacy_lab.dp.clipping.products import ghost_norms, summed
+from tfprivacy_lab.dp.clipping.linear import DenseRule, EinsumDenseRule
+from tfprivacy_lab.dp.clipping.products import ghost_norms
+from tfprivacy_lab.dp.clipping.rule import ExampleGradientsRule, Rule
 
 _layers = keras.layers
 
 
 class EmbeddingRule(Rule):
     """Embedding: the gradient is G's rows added up by token; equal tokens are compared, no row is made."""
-
-    def forward(self, call, inputs, *args, **kwargs):
-        return call(inputs, *args, **kwargs)
-
-    def activate(self, outputs):
-        return outputs
 
     def _tokens(self):
         batch, width = tf.shape(self.inputs[0])[0], self.layer.output_dim
@@ -52,14 +48,8 @@ class EmbeddingRule(Rule):
         return positions * (2 * positions + 2 * self.layer.output_dim)
 
 
-class NormalizationRule(Rule):
-    """Layers that scale and shift what they normalised within an example: few weights, so gradients are made."""
-
-    def forward(self, call, inputs, *args, **kwargs):
-        return call(inputs, *args, **kwargs)
-
-    def activate(self, outputs):
-        return outputs
+class NormalizationRule(ExampleGradientsRule):
+    """Layers that scale and shift what they normalised within an example."""
 
     @abc.abstractmethod
     def normalised(self, inputs) -> tf.Tensor:
@@ -69,28 +59,15 @@ class NormalizationRule(Rule):
     def axes(self, inputs) -> list[int]:
         """The axes along which the scale varies."""
 
-    def _gradients(self) -> dict[str, tf.Tensor]:
-        found: dict[str, tf.Tensor] = {}
-        for inputs, g in zip(self.inputs, self.gradients, strict=True):
-            kept = self.axes(inputs)
-            over = [axis for axis in range(1, len(inputs.shape)) if axis not in kept]
-            for name, product in (("gamma", lambda x=inputs, g=g: g * self.normalised(x)), ("beta", lambda g=g: g)):
-                weight = getattr(self.layer, name)
-                if weight is None:
-                    continue
-                value = tf.reshape(tf.reduce_sum(product(), over) if over else product(), (-1, *weight.shape))
-                found[name] = value + found[name] if name in found else value
+    def example_gradients(self, inputs, gradients):
+        kept, found = self.axes(inputs), {}
+        over = [axis for axis in range(1, len(inputs.shape)) if axis not in kept]
+        for name in ("gamma", "beta"):
+            weight = getattr(self.layer, name)
+            if weight is not None:
+                product = gradients * self.normalised(inputs) if name == "gamma" else gradients
+                found[name] = tf.reshape(tf.reduce_sum(product, over) if over else product, (-1, *weight.shape))
         return found
-
-    def squared_norms(self) -> tf.Tensor:
-        self._found = self._gradients()
-        return sum(tf.reduce_sum(tf.square(g), list(range(1, len(g.shape)))) for g in self._found.values())
-
-    def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
-        return self._in_order(**{name: summed(factors, g) for name, g in self._found.items()})
-
-    def floats_per_example(self) -> int:
-        return 2 * sum(math.prod(x.shape[1:]) for x in self.inputs)
 
 
 class LayerNormalizationRule(NormalizationRule):
@@ -132,3 +109,46 @@ KNOWN = {
     _layers.LayerNormalization: LayerNormalizationRule,
     _layers.GroupNormalization: GroupNormalizationRule,
 }
+_OURS = frozenset(KNOWN)
+
+
+def register_rule(layer_class: type[keras.layers.Layer], rule: type[Rule]) -> None:
+    """Give a layer of one's own a rule, so that ``PrivateModel`` trains it as fast as the layers it knows.
+
+    ::
+
+        class Scale(keras.layers.Layer):
+            def build(self, shape):
+                self.scale = self.add_weight(shape=shape[-1:], name="scale")
+
+            def call(self, inputs):
+                return inputs * self.scale
+
+        class ScaleRule(dp.ExampleGradientsRule):
+            def example_gradients(self, inputs, gradients):
+                return {"scale": inputs * gradients}
+
+        dp.register_rule(Scale, ScaleRule)
+        dp.check_rule(Scale(), tf.random.normal((8, 3)))
+
+    Args:
+        layer_class: The layer's class. Its subclasses are not meant, as they may compute anything.
+        rule: A subclass of :class:`.ExampleGradientsRule`, or of :class:`.Rule` where gradients need not be made. If
+            the layer has an ``activation``, gradients are taken before it, and its ``call`` has to do without one.
+
+    Raises:
+        InputError: if the arguments are not such classes, or the layer is one of Keras' that have a rule.
+
+    Guarantee: none by itself: a rule that is wrong clips wrongly. :func:`.check_rule` holds it against a loop over the
+    examples, and so does the trial before the first step of a ``fit``, on its data.
+    """
+    if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
+        raise InputError(f"Expected a subclass of keras.layers.Layer as layer_class, got {layer_class!r}.")
+    if not (isinstance(rule, type) and issubclass(rule, Rule)) or getattr(rule, "__abstractmethods__", None):
+        raise InputError(
+            f"Expected a subclass of dp.ExampleGradientsRule or dp.Rule that defines all of its methods as rule, got "
+            f"{rule!r}."
+        )
+    if layer_class in _OURS:
+        raise InputError(f"Expected a layer without a rule as layer_class, got keras.layers.{layer_class.__name__}.")
+    KNOWN[layer_class] = rule
