@@ -110,10 +110,14 @@ def test_what_notebooks_import_is_public(package):
     assert importlib.import_module(f"tfprivacy_lab.{package}").__all__
 
 
-def test_a_module_that_moved_is_found_under_its_old_name_and_says_where_it_is():
-    load, _, _ = lazy_exports("tfprivacy_lab", {}, {"old_home": "dp.plan"})
-    with pytest.warns(DeprecationWarning, match=r"tfprivacy_lab\.old_home is now tfprivacy_lab\.dp\.plan"):
+def test_what_moved_is_found_under_its_old_name_and_says_where_it_is():
+    moved = {"old_home": "dp.plan", "OldPlan": "dp.plan:TrainingPlan"}
+    load, _, listed = lazy_exports("tfprivacy_lab", {}, moved)
+    with pytest.warns(DeprecationWarning, match=r"tfprivacy_lab\.old_home is now tfprivacy_lab\.dp\.plan; "):
         assert load("old_home").__name__ == "tfprivacy_lab.dp.plan"
+    with pytest.warns(DeprecationWarning, match=r"is now tfprivacy_lab\.dp\.plan\.TrainingPlan; "):
+        assert load("OldPlan") is tfprivacy_lab.dp.TrainingPlan
+    assert listed == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["account", "--help"]])

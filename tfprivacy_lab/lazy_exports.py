@@ -21,8 +21,8 @@ def lazy_exports(
     Args:
         package: The package's ``__name__``.
         homes: The public names by the module, relative to the package, that defines them.
-        moved: Old names of modules and where they are now, relative to the package: they work for one version more,
-            with a ``DeprecationWarning``.
+        moved: Old names and what they are now, relative to the package: a module, or ``module:name``. They work for one
+            version more, with a ``DeprecationWarning``.
 
     Modules of the package are found without being listed.
     """
@@ -33,9 +33,13 @@ def lazy_exports(
         if name in home_of:
             return getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
         if name in moved:
-            new = f"{package}.{moved[name]}"
-            warnings.warn(f"{package}.{name} is now {new}; the old name goes after this version", DeprecationWarning, 2)
-            return importlib.import_module(new)
+            home, _, new = f"{package}.{moved[name]}".partition(":")
+            told = ".".join(filter(None, (home, new)))
+            warnings.warn(
+                f"{package}.{name} is now {told}; the old name goes after this version", DeprecationWarning, 2
+            )
+            found = importlib.import_module(home)
+            return getattr(found, new) if new else found
         if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "training.planned": ("train",),
         "training.private_model": ("PrivateModel",),
         "training.callbacks": ("StopBeforeBudget",),
-        "ledger.callback": ("ChargedTo",),
+        "ledger.callback": ("LedgerCallback",),
         "training.checkpoint": ("SaveCheckpoint",),
         "accounting.statement": ("privacy_statement",),
         "mechanisms.additive": ("GaussianMechanism", "LaplaceMechanism"),
@@ -38,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "training.laplace_sgd": ("train_laplace",),
     },
     {
+        "ChargedTo": "ledger.callback:LedgerCallback",
         "composition": "accounting.composition",
         "events": "accounting.events",
         "adjacency": "accounting.adjacency",

@@ -25,7 +25,7 @@ from tests.dp.training.test_private_model import (
     weights_of,
 )
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import ChargedTo, PrivateModel, QuantileClip, SaveCheckpoint, StopBeforeBudget
+from tfprivacy_lab.dp import LedgerCallback, PrivateModel, QuantileClip, SaveCheckpoint, StopBeforeBudget
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.accounting.phases import Phase, epsilon_of
 from tfprivacy_lab.dp.ledger.ledger import Ledger
@@ -100,15 +100,15 @@ def test_budgets_count_what_was_done_before(tmp_path):
 def test_a_ledger_is_charged_once_for_every_step(charged, tmp_path):
     ledger = Ledger.create(tmp_path / "ledger", "digits", epsilon=9.0, delta=DELTA)
     first = model(3)
-    first.fit(X, Y, B, callbacks=[ChargedTo(ledger, "first")] if charged else [], verbose=0)
+    first.fit(X, Y, B, callbacks=[LedgerCallback(ledger, "first")] if charged else [], verbose=0)
     first.save_checkpoint(tmp_path / "run.npz")
     second = resumed(tmp_path / "run.npz", 4)
-    second.fit(X, Y, B, callbacks=[ChargedTo(ledger, "second")], verbose=0)
+    second.fit(X, Y, B, callbacks=[LedgerCallback(ledger, "second")], verbose=0)
     assert [entry.run for entry in ledger.entries()] == (["first", "second"] if charged else ["second"])
     assert ledger.spent() == pytest.approx(epsilon_after(DpSgdRun(N, B, 2.0, 1), 10, DELTA), rel=1e-6)
     second.save_checkpoint(tmp_path / "run.npz")
     third = resumed(tmp_path / "run.npz", 5)
-    third.fit(X, Y, B, callbacks=[ChargedTo(ledger, "third")], verbose=0)
+    third.fit(X, Y, B, callbacks=[LedgerCallback(ledger, "third")], verbose=0)
     assert ledger.spent() == pytest.approx(third.epsilon(), rel=1e-6)
 
 

@@ -12,10 +12,10 @@ from tests.dp.training.test_planned import CLASSES, WIDTH
 from tests.dp.training.test_private_model import B, N, dataset, linear, private
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp import (
-    ChargedTo,
     DpSgdRun,
     LaplacePlan,
     LaplaceRun,
+    LedgerCallback,
     StopBeforeBudget,
     TrainingPlan,
     train,
@@ -104,7 +104,7 @@ def test_a_ledger_is_charged_once_for_what_others_did(tmp_path):
     with pytest.warns(UserWarning, match=AGAIN):
         second = wrap(model)
     for steps in (10, 15):
-        second.fit(X, Y, B, callbacks=[ChargedTo(ledger, "second")], verbose=0)
+        second.fit(X, Y, B, callbacks=[LedgerCallback(ledger, "second")], verbose=0)
         assert ledger.spent() == pytest.approx(cost(steps), rel=1e-6)
 
 

@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "ledger": ("Ledger", "Reservation", "dataset_digest", "run_name"),
-        "callback": ("ChargedTo",),
+        "callback": ("LedgerCallback",),
     },
 )

@@ -12,10 +12,10 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.ledger.ledger import Ledger, Reservation
 
 
-class ChargedTo(keras.callbacks.Callback):
+class LedgerCallback(keras.callbacks.Callback):
     """Charges a :class:`.Ledger` for a ``PrivateModel.fit``, or refuses it, before it begins.
 
-    ``private.fit(x, y, 256, epochs=10, callbacks=[ChargedTo(ledger, "spring")])``
+    ``private.fit(x, y, 256, epochs=10, callbacks=[LedgerCallback(ledger, "spring")])``
 
     Charged is what the call plans, all its epochs, and what the model did before without a charge; fewer if a
     :class:`.StopBeforeBudget` stands before it in the list. Nothing is given back to a fit

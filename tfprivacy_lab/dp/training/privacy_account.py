@@ -88,7 +88,7 @@ class PrivacyAccount:
         return [phase for record in [*self._others(), self._record] for phase in record.uncharged_phases()]
 
     def charge(self, ledger, run: str, event):
-        """Register ``event`` of the ``fit`` that is under way; :class:`.ChargedTo` calls it."""
+        """Register ``event`` of the ``fit`` that is under way; :class:`.LedgerCallback` calls it."""
         bound = {"noise_seed": self._seed, "settings": {"private_model": self._record.identity}}
         part = sum(entry.run == run for entry in ledger.entries())
         granted = ledger.extend(run, part, event, **bound) if part else ledger.register(run, event, **bound)
