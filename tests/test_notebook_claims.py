@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from tfprivacy_lab.dp import DpSgdRun, GaussianMechanism, LaplaceMechanism, check_neighbours, largest_tpr
-from tfprivacy_lab.dp.accounting import gaussian
+from tfprivacy_lab.dp.accounting import budget, gaussian
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -91,7 +91,7 @@ def test_what_exceeds_epsilon_is_likelier_than_delta_in_04():
     assert [float(row[0]) for row in rows] == [0.5, 1, 3, 8]
     assert all(float(row[2]) > 5 * float(row[1]) for row in rows)
     steps = gaussian.steps_for(60_000, 256, 60)
-    noise = gaussian.calibrate_noise_multiplier(60_000, 256, steps, 3.0, 1e-5)
+    noise = budget.calibrate_noise_multiplier(60_000, 256, steps, 3.0, 1e-5)
     power = float(largest_tpr(DpSgdRun(60_000, 256, noise, steps), 0.01))
     assert rows[2][3] == f"{power:.1%}"
 

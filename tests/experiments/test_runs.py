@@ -13,7 +13,7 @@ from dp_accounting import pld
 
 from tfprivacy_lab.checks import InputError, MissingPackageError
 from tfprivacy_lab.data import datasets
-from tfprivacy_lab.dp.accounting import gaussian
+from tfprivacy_lab.dp.accounting import comparison, gaussian
 from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
 from tfprivacy_lab.dp.training.noise import GaussianNoise
 from tfprivacy_lab.experiments import audits, runs
@@ -312,7 +312,7 @@ def test_a_run_that_is_paid_for_is_stated_without_tf_privacy_too(monkeypatch):
     def absent(*_):
         raise MissingPackageError("tensorflow-privacy", "not here")
 
-    monkeypatch.setattr(gaussian, "tensorflow_privacy_figures", absent)
+    monkeypatch.setattr(comparison, "tensorflow_privacy_figures", absent)
     without = runs.run_statement(recipe, run, 1e-5, seeded=False)
     assert "compute_dp_sgd_privacy" in with_figures
     assert "compute_dp_sgd_privacy" not in without

@@ -68,21 +68,21 @@ def _fail(options, message: str, code: int) -> int:
 
 
 def _account(options) -> dict:
-    from tfprivacy_lab.dp.accounting import gaussian
+    from tfprivacy_lab.dp.accounting import comparison, gaussian
 
     steps = gaussian.steps_for(options.examples, options.batch_size, options.epochs)
     run = gaussian.DpSgdRun(options.examples, options.batch_size, options.noise_multiplier, steps)
     result = gaussian.account(run, options.delta)
     if options.tensorflow_privacy:
-        result["tensorflow_privacy"] = gaussian.tensorflow_privacy_figures(run, options.delta)
+        result["tensorflow_privacy"] = comparison.tensorflow_privacy_figures(run, options.delta)
     return result
 
 
 def _calibrate(options) -> dict:
-    from tfprivacy_lab.dp.accounting import gaussian
+    from tfprivacy_lab.dp.accounting import budget, gaussian
 
     steps = gaussian.steps_for(options.examples, options.batch_size, options.epochs)
-    noise_multiplier = gaussian.calibrate_noise_multiplier(
+    noise_multiplier = budget.calibrate_noise_multiplier(
         options.examples, options.batch_size, steps, options.epsilon, options.delta
     )
     return gaussian.account(

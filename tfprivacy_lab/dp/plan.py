@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from tfprivacy_lab.checks import check_finite_number, check_positive_int, settle
-from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, calibrate_noise_multiplier, steps_for
+from tfprivacy_lab.dp.accounting.budget import calibrate_noise_multiplier
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, steps_for
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, MissingPackageError, check_choice
 from tfprivacy_lab.data import datasets, rendered_digits
 from tfprivacy_lab.dp import plan
-from tfprivacy_lab.dp.accounting import events, gaussian, statement
+from tfprivacy_lab.dp.accounting import comparison, events, gaussian, statement
 from tfprivacy_lab.dp.accounting import laplace as laplace_accounting
-from tfprivacy_lab.dp.accounting.laplace_statement import laplace_statement
+from tfprivacy_lab.dp.accounting.statement import laplace_statement
 from tfprivacy_lab.dp.ledger.ledger import Ledger
 from tfprivacy_lab.dp.training import laplace_sgd, planned
 from tfprivacy_lab.experiments import charges, claims, features, laplace_head
@@ -275,7 +275,7 @@ def run_statement(recipe: Recipe, run: gaussian.DpSgdRun, delta: float, *, seede
 def _figures_beside(run, delta: float) -> dict | None:
     """TF Privacy's own figures, or None where it is not installed: a run that is paid for is written all the same."""
     try:
-        return gaussian.tensorflow_privacy_figures(run, delta)
+        return comparison.tensorflow_privacy_figures(run, delta)
     except MissingPackageError:
         return None
 

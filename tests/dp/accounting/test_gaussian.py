@@ -15,8 +15,9 @@ from mpmath import mp, mpf, npdf, quad
 from scipy import integrate, stats
 
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning
-from tfprivacy_lab.dp.accounting import gaussian
-from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, calibrate_noise_multiplier, epsilon_after, steps_for
+from tfprivacy_lab.dp.accounting import comparison, gaussian
+from tfprivacy_lab.dp.accounting.budget import calibrate_noise_multiplier
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, epsilon_after, steps_for
 from tfprivacy_lab.dp.accounting.laplace import LaplaceRun, account_laplace
 from tfprivacy_lab.dp.plan import TrainingPlan
 
@@ -166,7 +167,7 @@ def test_event_says_what_the_run_does():
 
 def test_tensorflow_privacy_figures_beside_ours():
     """The microbatching default of the statement halves the noise multiplier."""
-    figures = gaussian.tensorflow_privacy_figures(TUTORIAL, 1e-5)
+    figures = comparison.tensorflow_privacy_figures(TUTORIAL, 1e-5)
     assert figures["compute_dp_sgd_privacy"] == pytest.approx(2.597, abs=1e-3)
     assert poisson_line(figures["statement"]) == pytest.approx(2.597, abs=1e-3)
     # dp-accounting 0.6 adds the series of fractional orders by magnitude, an upper bound; 0.4 gave 16.384.
@@ -247,7 +248,9 @@ def test_arrays_of_one_number_are_numbers():
     assert [type(value) for value in dataclasses.astuple(run)] == [int, int, float, int]
     assert epsilon_after(run, np.array(12), np.array(1e-4)) == epsilon_after(plain, 12, 1e-4)
     assert account(run, np.array(1e-4)) == account(plain, 1e-4)
-    assert gaussian.tensorflow_privacy_figures(run, np.array(1e-4)) == gaussian.tensorflow_privacy_figures(plain, 1e-4)
+    assert comparison.tensorflow_privacy_figures(run, np.array(1e-4)) == comparison.tensorflow_privacy_figures(
+        plain, 1e-4
+    )
 
 
 def test_the_largest_noise_is_tried_before_a_budget_is_refused():
@@ -260,7 +263,7 @@ def test_the_largest_noise_is_tried_before_a_budget_is_refused():
 def test_accounting_at_a_large_sampling_rate_is_quiet():
     """RDP drops orders there, and said so on stderr at every step of a search, and in TF Privacy's figures."""
     code = """
-from tfprivacy_lab.dp.accounting import gaussian as accounting
+from tfprivacy_lab.dp import accounting
 multiplier = accounting.calibrate_noise_multiplier(1170, 128, 46, 3.0, 1e-4)
 accounting.tensorflow_privacy_figures(accounting.DpSgdRun(600, 100, 1.1274, 12), 1e-4)
 print(multiplier)

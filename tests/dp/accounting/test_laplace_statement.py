@@ -6,7 +6,7 @@ import pytest
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting.laplace import LaplaceRun, account_laplace
-from tfprivacy_lab.dp.accounting.laplace_statement import laplace_statement
+from tfprivacy_lab.dp.accounting.statement import laplace_statement
 
 RUN = LaplaceRun(1_000, 100, 2.0, 25)
 WORDS = {"released": "a head", "l1_norm_clip": 0.5, "tuning": "on public data"}

@@ -12,7 +12,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import analytic_gaussian, composition, phases
 from tfprivacy_lab.dp.accounting import gaussian as accounting
 from tfprivacy_lab.dp.accounting import pld as fourier_accountant
-from tfprivacy_lab.dp.accounting.budget import steps_within
+from tfprivacy_lab.dp.accounting.budget import calibrate_noise_multiplier, steps_within
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.accounting.group import group_epsilon
 from tfprivacy_lab.dp.accounting.loss_grid import losses_of
@@ -230,7 +230,7 @@ def test_every_path_says_the_same(tmp_path):
         } == {spent}
         assert steps_within(TUTORIAL, spent, delta) == TUTORIAL.steps
         assert phases.further_steps_within([phase], spent, delta, 1000) == 0
-        sigma = accounting.calibrate_noise_multiplier(60_000, 256, TUTORIAL.steps, spent, delta)
+        sigma = calibrate_noise_multiplier(60_000, 256, TUTORIAL.steps, spent, delta)
         assert sigma == pytest.approx(1.1, abs=1e-4)
         # δ at that ε is the δ asked for.
         assert composition.delta_of(TUTORIAL, spent) == pytest.approx(delta, rel=1e-6)

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, tensorflow_privacy_figures
+from tfprivacy_lab.dp.accounting.comparison import tensorflow_privacy_figures
+from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account
 from tfprivacy_lab.dp.accounting.laplace import LaplaceRun
-from tfprivacy_lab.dp.accounting.laplace_statement import laplace_statement
-from tfprivacy_lab.dp.accounting.statement import privacy_statement
+from tfprivacy_lab.dp.accounting.statement import laplace_statement, privacy_statement
 
 RUN = DpSgdRun(examples=60_000, batch_size=256, noise_multiplier=1.1, steps=14_063)
 ARGUMENTS = {"released": "all weights", "l2_norm_clip": 0.75, "tuning": "on public digits", "seeded": False}

@@ -1,15 +1,93 @@
-"""How many steps a budget allows: the last that fits, never one more.
+"""What a budget allows: the noise that a run needs, or the steps that fit, never one more.
 
 No TensorFlow is imported here.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
-from tfprivacy_lab.checks import check_finite_number, check_positive_int
+from dp_accounting import rdp
+from scipy import optimize
+
+from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.dp.accounting import composition, gaussian
+from tfprivacy_lab.dp.accounting.comparison import errors_only
+from tfprivacy_lab.dp.accounting.gaussian import LARGEST_NOISE, SMALLEST_NOISE, DpSgdRun, epsilon_after
+
+# Whole orders of RDP take a hundredth of the others' time.
+_QUICK_ORDERS = (2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 128, 256, 512, 1024)
+_LARGEST_EPSILON = 100.0
+
+
+def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsilon: float, delta: float) -> float:
+    """Smallest noise multiplier, to four decimals, with which a run stays within (ε, δ) by PLD.
+
+    Args:
+        examples: Number of private examples.
+        batch_size: Expected Poisson batch size.
+        steps: Number of steps.
+        epsilon: Budget ε > 0.
+        delta: Budget δ in (0, 1).
+
+    Returns:
+        The noise multiplier, rounded up so that the run's ε is at most ``epsilon``, never above it.
+
+    Raises:
+        InputError: naming the argument, or if no noise in [0.1, 1e5] meets the budget.
+
+    Warns:
+        LargeDeltaWarning: if δ is not below 1 / examples.
+    """
+    epsilon = check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
+    delta = gaussian.check_delta(delta)
+    run = DpSgdRun(examples, batch_size, LARGEST_NOISE, steps)
+    gaussian.warn_of_large_delta(delta, run.examples)
+    return _calibrated(run.examples, run.batch_size, run.steps, epsilon, delta)
+
+
+@functools.lru_cache(256)
+def _calibrated(examples, batch_size, steps, epsilon, delta) -> float:
+    def excess_by_rdp(noise_multiplier: float) -> float:
+        run = DpSgdRun(examples, batch_size, noise_multiplier, steps)
+        with errors_only():  # of divergences that rounding leaves below zero, under much noise
+            return float(rdp.RdpAccountant(_QUICK_ORDERS).compose(run.event()).get_epsilon(delta)) - epsilon
+
+    def excess(noise_multiplier: float) -> float:
+        return epsilon_after(DpSgdRun(examples, batch_size, noise_multiplier, steps), steps, delta) - epsilon
+
+    by_rdp = excess_by_rdp(LARGEST_NOISE) <= 0
+    if not by_rdp and excess(LARGEST_NOISE) > 0:
+        raise InputError(
+            f"No noise multiplier up to {LARGEST_NOISE:g} meets epsilon={epsilon:g} at delta={delta:g} in "
+            f"{steps} steps; ask for a larger epsilon or fewer epochs."
+        )
+    if excess_by_rdp(SMALLEST_NOISE) <= 0:
+        return SMALLEST_NOISE
+    # RDP, of however few orders, allows hardly more than PLD: its answer is where to look from.
+    high = LARGEST_NOISE
+    if by_rdp:
+        logs = math.log(SMALLEST_NOISE), math.log(LARGEST_NOISE)
+        root = optimize.brentq(lambda log: excess_by_rdp(min(math.exp(log), LARGEST_NOISE)), *logs, xtol=0.01)
+        high = min(math.exp(root + 0.01), LARGEST_NOISE)
+    low = 0.9 * high
+    while low > SMALLEST_NOISE and excess(low) <= 0:
+        low, high = 0.9 * low, low
+    low = max(low, SMALLEST_NOISE)
+    if excess(low) <= 0:
+        return low
+    # At very small budgets the discretisation costs more than RDP loses.
+    while excess(high) > 0:
+        if high >= LARGEST_NOISE:
+            raise InputError(f"No noise multiplier meets epsilon={epsilon:g} by PLD; ask for a larger epsilon.")
+        high = min(1.1 * high, LARGEST_NOISE)
+    root = optimize.brentq(excess, low, high, xtol=1e-6)
+    noise_multiplier = math.ceil(root * 1e4) / 1e4
+    while excess(noise_multiplier) > 0:
+        noise_multiplier = round(noise_multiplier + 1e-4, 4)
+    return noise_multiplier
 
 
 def steps_within(run: gaussian.DpSgdRun, epsilon: float, delta: float, *, at_most: int | None = None) -> int:

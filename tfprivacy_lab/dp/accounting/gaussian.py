@@ -1,28 +1,23 @@
-"""What a DP-SGD run costs: run → DpEvent → ε, and back from (ε, δ) to the noise.
+"""What a DP-SGD run costs: run → DpEvent → ε.
 
 The run is described once, as frozen data; every ε is a function of that description. The event says
 what the code does: each step draws a Poisson sample of the private set (every example joins
 independently with probability batch_size / examples) and releases the sum of gradients, each clipped
 to norm C, under Gaussian noise of standard deviation noise_multiplier · C.
 
-No TensorFlow is imported here, but for :func:`tensorflow_privacy_figures`.
+No TensorFlow is imported here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import math
-import threading
 import warnings
 
 import dp_accounting
 from dp_accounting import rdp
-from scipy import optimize
 
-from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp.accounting import analytic_gaussian
 from tfprivacy_lab.dp.accounting.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
@@ -32,10 +27,8 @@ SAMPLING = "poisson"
 ADJACENCY = ADD_OR_REMOVE_ONE
 
 # Beyond these the discretised distribution no longer fits, or rounding eats the answer.
-SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 1e5
-# Whole orders of RDP take a hundredth of the others' time.
-_QUICK_ORDERS = (2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 128, 256, 512, 1024)
-_MOST_EXAMPLES, _MOST_STEPS, _LARGEST_EPSILON = 10**12, 10**8, 100.0
+SMALLEST_NOISE, LARGEST_NOISE = 0.1, 1e5
+_MOST_EXAMPLES, _MOST_STEPS = 10**12, 10**8
 
 
 def settle_sizes(run, *, most_steps: int) -> None:
@@ -82,7 +75,7 @@ class DpSgdRun:
     def __post_init__(self):
         settle_sizes(self, most_steps=_MOST_STEPS)
         noise_multiplier = check_finite_number(
-            "noise_multiplier", self.noise_multiplier, above=0, at_most=_LARGEST_NOISE
+            "noise_multiplier", self.noise_multiplier, above=0, at_most=LARGEST_NOISE
         )
         settle(self, noise_multiplier=noise_multiplier)
 
@@ -251,123 +244,3 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 def accountant_name() -> str:
     """The accountant of the headline ε, with its version."""
     return f"PLD (dp-accounting {importlib.metadata.version('dp-accounting')})"
-
-
-def calibrate_noise_multiplier(examples: int, batch_size: int, steps: int, epsilon: float, delta: float) -> float:
-    """Smallest noise multiplier, to four decimals, with which a run stays within (ε, δ) by PLD.
-
-    Args:
-        examples: Number of private examples.
-        batch_size: Expected Poisson batch size.
-        steps: Number of steps.
-        epsilon: Budget ε > 0.
-        delta: Budget δ in (0, 1).
-
-    Returns:
-        The noise multiplier, rounded up so that the run's ε is at most ``epsilon``, never above it.
-
-    Raises:
-        InputError: naming the argument, or if no noise in [0.1, 1e5] meets the budget.
-
-    Warns:
-        LargeDeltaWarning: if δ is not below 1 / examples.
-    """
-    epsilon = check_finite_number("epsilon", epsilon, above=0, at_most=_LARGEST_EPSILON)
-    delta = check_delta(delta)
-    run = DpSgdRun(examples, batch_size, _LARGEST_NOISE, steps)
-    warn_of_large_delta(delta, run.examples)
-    return _calibrated(run.examples, run.batch_size, run.steps, epsilon, delta)
-
-
-@functools.lru_cache(256)
-def _calibrated(examples, batch_size, steps, epsilon, delta) -> float:
-    def excess_by_rdp(noise_multiplier: float) -> float:
-        run = DpSgdRun(examples, batch_size, noise_multiplier, steps)
-        with _errors_only():  # of divergences that rounding leaves below zero, under much noise
-            return float(rdp.RdpAccountant(_QUICK_ORDERS).compose(run.event()).get_epsilon(delta)) - epsilon
-
-    def excess(noise_multiplier: float) -> float:
-        return epsilon_after(DpSgdRun(examples, batch_size, noise_multiplier, steps), steps, delta) - epsilon
-
-    by_rdp = excess_by_rdp(_LARGEST_NOISE) <= 0
-    if not by_rdp and excess(_LARGEST_NOISE) > 0:
-        raise InputError(
-            f"No noise multiplier up to {_LARGEST_NOISE:g} meets epsilon={epsilon:g} at delta={delta:g} in "
-            f"{steps} steps; ask for a larger epsilon or fewer epochs."
-        )
-    if excess_by_rdp(SMALLEST_NOISE) <= 0:
-        return SMALLEST_NOISE
-    # RDP, of however few orders, allows hardly more than PLD: its answer is where to look from.
-    high = _LARGEST_NOISE
-    if by_rdp:
-        logs = math.log(SMALLEST_NOISE), math.log(_LARGEST_NOISE)
-        root = optimize.brentq(lambda log: excess_by_rdp(min(math.exp(log), _LARGEST_NOISE)), *logs, xtol=0.01)
-        high = min(math.exp(root + 0.01), _LARGEST_NOISE)
-    low = 0.9 * high
-    while low > SMALLEST_NOISE and excess(low) <= 0:
-        low, high = 0.9 * low, low
-    low = max(low, SMALLEST_NOISE)
-    if excess(low) <= 0:
-        return low
-    # At very small budgets the discretisation costs more than RDP loses.
-    while excess(high) > 0:
-        if high >= _LARGEST_NOISE:
-            raise InputError(f"No noise multiplier meets epsilon={epsilon:g} by PLD; ask for a larger epsilon.")
-        high = min(1.1 * high, _LARGEST_NOISE)
-    root = optimize.brentq(excess, low, high, xtol=1e-6)
-    noise_multiplier = math.ceil(root * 1e4) / 1e4
-    while excess(noise_multiplier) > 0:
-        noise_multiplier = round(noise_multiplier + 1e-4, 4)
-    return noise_multiplier
-
-
-def tensorflow_privacy_figures(run: DpSgdRun, delta: float) -> dict:
-    """What TF Privacy's own two functions say of the run, and what each assumes.
-
-    Loads TensorFlow. Both are kept because people quote them: neither is the figure to publish.
-
-    Returns:
-        ``compute_dp_sgd_privacy``: ε (deprecated; RDP, Poisson, no factor for microbatches).
-        ``statement``: the text of compute_dp_sgd_privacy_statement without microbatching, and
-        ``statement_default``: with its default ``used_microbatching=True``, which doubles the
-        sensitivity, wrong for one microbatch an example.
-    """
-    # Whole epochs if they give the same steps: the statement rounds them up to count passes.
-    whole = math.floor(run.epochs)
-    same = whole > 0 and steps_for(run.examples, run.batch_size, whole) == run.steps
-    epochs = whole if same else run.epochs
-    return dict(_figures(run.examples, run.batch_size, epochs, run.noise_multiplier, check_delta(delta)))
-
-
-@functools.lru_cache(64)
-def _figures(n, batch_size, epochs, noise_multiplier, delta):
-    """TF Privacy's figures and texts; remembered, for its accounting by real orders takes a second or two."""
-    tfp = tf_privacy.load("analysis.compute_dp_sgd_privacy_lib", "A figure of TF Privacy's own")
-    arguments = (n, batch_size, epochs, noise_multiplier, delta)
-    # The deprecation is told beside the figure; orders that do not converge, or are rounded below zero, are left out.
-    with _errors_only():
-        return {
-            "compute_dp_sgd_privacy": float(
-                tfp.compute_dp_sgd_privacy(n, batch_size, noise_multiplier, epochs, delta)[0]
-            ),
-            "statement": tfp.compute_dp_sgd_privacy_statement(*arguments, used_microbatching=False),
-            "statement_default": tfp.compute_dp_sgd_privacy_statement(*arguments),
-        }
-
-
-# How much the libraries say is a setting of the whole process.
-_VERBOSITY = threading.RLock()
-
-
-@contextlib.contextmanager
-def _errors_only():
-    """Keep the libraries' warnings from the user."""
-    from absl import logging
-
-    with _VERBOSITY:
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)
