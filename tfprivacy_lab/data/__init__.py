@@ -18,8 +18,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "data_directory",
             "load_private",
             "load_test",
-            "packaged_mnist",
             "prepare",
         ),
+        "mnist": ("packaged_mnist",),
     },
 )
