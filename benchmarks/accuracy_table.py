@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tfprivacy_lab.provenance import place
-from tfprivacy_lab.report.figures import CONTROL, DP, DPI, NON_PRIVATE, PUBLIC
+from tfprivacy_lab.report.style import CONTROL, DP, DPI, NON_PRIVATE, PUBLIC
 
 # MNIST at δ = 1e-5: (ε, test accuracy in %). Nobody's numbers but the authors'.
 PUBLISHED = {

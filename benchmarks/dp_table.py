@@ -8,7 +8,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from tfprivacy_lab.report.figures import CONTROL, DP, DPI
+from tfprivacy_lab.report.style import CONTROL, DP, DPI
 
 _TITLES = {"document_mlp": "MLP 784-128-10", "tutorial_cnn": "tutorial CNN"}
 _BASELINES = {"keras": "Keras 3", "tf_keras": "Keras 2", "pytorch": "PyTorch", "jax": "JAX"}

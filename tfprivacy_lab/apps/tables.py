@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tfprivacy_lab.apps.evaluation import mean_interval
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.report.figures import CONTROL, DP, NON_PRIVATE, _png
+from tfprivacy_lab.report.style import CONTROL, DP, NON_PRIVATE, png
 
 LEAST_SEEDS = 3
 # Of the repository that this package lies in, wherever the caller is.
@@ -133,7 +133,7 @@ def encrypted_line(found: dict) -> str:
     )
 
 
-@_png
+@png
 def picture(found: list[dict]):
     """Accuracy and the attack's AUC by ε, a panel an application, with intervals over seeds."""
     apps = list(dict.fromkeys(row["app"] for row in found))

@@ -1,39 +1,18 @@
 """The figures of a report, each from arrays and numbers to the bytes of a PNG.
 
-Colours are Okabe & Ito's (2008), which colour-blind readers tell apart, and one thing has one colour in
-every figure. Values that are missing or not finite are left out of a picture, never an error.
+Values that are missing or not finite are left out of a picture, never an error.
 """
 
 from __future__ import annotations
 
-import functools
-import io
 import math
 
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-DPI = 110
-PUBLIC, DP, NON_PRIVATE, CONTROL = "#009E73", "#0072B2", "#D55E00", "#5A5A5A"
-SCHEMES = {"bfv": "#CC79A7", "ckks": "#E69F00"}
-_FAINT = "#BBBBBB"
-_STYLE = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titlesize": "medium",
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "lines.linewidth": 1.8,
-    "text.parse_math": False,
-}
+from tfprivacy_lab.report.style import CONTROL, DP, FAINT, NON_PRIVATE, PUBLIC, SCHEMES, number, png
+
 _MODELS = {
     "positive_control": ("positive control (made to leak)", CONTROL, "-."),
     "non_private": ("same head without DP", NON_PRIVATE, "-"),
@@ -43,16 +22,6 @@ _MARKERS = {"bfv": "o", "ckks": "s"}
 _TILES = 10
 _PIXELS = 28
 _STRIDE = 33
-
-
-def number(value) -> float:
-    """``value`` as a float, NaN if it is missing or no number."""
-    if isinstance(value, bool):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def tpr_bound(epsilon: float, delta: float, fpr) -> np.ndarray:
@@ -74,21 +43,7 @@ def tpr_bound(epsilon: float, delta: float, fpr) -> np.ndarray:
     return np.minimum(np.minimum(many, few), 1.0)
 
 
-def _png(draw):
-    """A function that draws and returns a Figure, made to return PNG bytes that depend on its inputs alone."""
-
-    @functools.wraps(draw)
-    def drawn(*arguments, **named) -> bytes:
-        with matplotlib.style.context(["default", _STYLE]):
-            stream = io.BytesIO()
-            figure = draw(*arguments, **named)
-            figure.savefig(stream, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-        return stream.getvalue()
-
-    return drawn
-
-
-@_png
+@png
 def samples(public_images, public_labels, private_images, private_labels):
     """Public rendered digits above, private ones below, two rows each; images (k, 28, 28) uint8, labels (k,)."""
     figure = Figure(figsize=(7.2, 3.75), layout="constrained")
@@ -108,7 +63,7 @@ def samples(public_images, public_labels, private_images, private_labels):
     return figure
 
 
-@_png
+@png
 def reconstructions(original, noisy, reconstructed):
     """Three rows of digits (k, 28, 28) in [0, 1]: as drawn, with noise, and as the autoencoder gives them back."""
     rows = {"drawn": original, "with noise": noisy, "given back": reconstructed}
@@ -120,7 +75,7 @@ def reconstructions(original, noisy, reconstructed):
     return figure
 
 
-@_png
+@png
 def pretraining(probe: dict, chosen: str):
     """Accuracy of a public linear probe by pretraining task, the chosen task filled."""
     measured = {str(name): number(value) for name, value in (probe or {}).items()}
@@ -140,7 +95,7 @@ def pretraining(probe: dict, chosen: str):
     return figure
 
 
-@_png
+@png
 def training(history: list[dict], epsilon, nonprivate_accuracy):
     """Validation accuracy and ε spent by epoch, one panel each over the same epochs."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
@@ -167,7 +122,7 @@ def training(history: list[dict], epsilon, nonprivate_accuracy):
     return figure
 
 
-@_png
+@png
 def roc(results: dict, epsilon, delta, bound=None):
     """ROC of the best attack on each model on log axes, beside guessing and what the guarantee allows.
 
@@ -205,7 +160,7 @@ def roc(results: dict, epsilon, delta, bound=None):
     return figure
 
 
-@_png
+@png
 def logits(plain, decrypted: dict, bounds: dict):
     """Decrypted logits against plaintext ones above, and how far off they are below, by scheme.
 
@@ -242,7 +197,7 @@ def logits(plain, decrypted: dict, bounds: dict):
     return figure
 
 
-@_png
+@png
 def encrypted_cost(schemes: dict):
     """Bytes and milliseconds by stage, all samples (filled) and one sample (hollow), log axes.
 
@@ -274,7 +229,7 @@ def encrypted_cost(schemes: dict):
         axes.set(xscale="log", ylim=(len(stages) - 0.5, -0.5), xlabel=unit)
         axes.xaxis.set_major_formatter(FuncFormatter(_quantity))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.hlines(np.arange(1, len(stages)) - 0.5, 0, 1, transform=axes.get_yaxis_transform(), color=_FAINT, lw=0.6)
+        axes.hlines(np.arange(1, len(stages)) - 0.5, 0, 1, transform=axes.get_yaxis_transform(), color=FAINT, lw=0.6)
         axes.grid(False, axis="y")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure

@@ -20,7 +20,7 @@ import numpy as np
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.ring.parameters import PARAMETERS
-from tfprivacy_lab.report import figures, guarantee
+from tfprivacy_lab.report import figures, guarantee, style
 
 MISSING = "not measured"
 MODELS = ("positive_control", "non_private", "dp")
@@ -181,7 +181,7 @@ def _absent(value) -> bool:
 
 def _number(value) -> float:
     """A float, NaN for what the files do not hold or what is no number."""
-    return math.nan if _absent(value) else figures.number(value)
+    return math.nan if _absent(value) else style.number(value)
 
 
 def _told(value, form, unit=""):
