@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+from tfprivacy_lab.cli import he_explain
+from tfprivacy_lab.cli.he_options import RANGE_HELP, SCHEMES, feature_range_of
 
 
 def _keygen(options) -> dict:
@@ -21,7 +22,7 @@ def _encrypt(options) -> dict:
     features = files.read_array(options.features, "features")
     query = client.encrypt(
         features,
-        feature_range=_feature_range(options.feature_range),
+        feature_range=feature_range_of(options.feature_range),
         packing=options.packing,
         compress=options.compress,
     )
@@ -104,7 +105,7 @@ def _serve(options) -> dict:
         certificate=options.certificate,
         private_key=options.private_key,
         replies=options.replies,
-        feature_range=_feature_range(options.feature_range),
+        feature_range=feature_range_of(options.feature_range),
         on_ready=lambda url: options.note(f"listening on {url}"),
     )
 
@@ -116,7 +117,7 @@ def _predict(options) -> dict:
     service = remote.Service(options.url, options.certificate_authority, options.seconds, options.note)
     client = he.Client.load(options.keys)
     features = files.read_array(options.features, "features")
-    bounds = _feature_range(options.feature_range)
+    bounds = feature_range_of(options.feature_range)
     logits, bound = remote.predict_with_bound(client, service, features, bounds, options.compress, options.max_error)
     return _write_logits(options.out, logits, bound)
 
@@ -138,84 +139,6 @@ def _score(options) -> dict:
     return {"replies": options.out, "scored": outcome.scored, "finished_before": outcome.finished}
 
 
-def _explain(options) -> dict:
-    if options.likely and (options.network is None or options.max_error is None):
-        from tfprivacy_lab.checks import InputError
-
-        raise InputError(
-            "--likely says by which bound --max-error of a --network is decided; give both, or leave it out."
-        )
-    return _explain_head(options) if options.network is None else _explain_network(options)
-
-
-def _explain_network(options) -> dict:
-    from tfprivacy_lab import he
-    from tfprivacy_lab.experiments import runs
-    from tfprivacy_lab.he.plans.layers import Network
-
-    choice = he.choose_network(
-        Network.from_keras(runs.load_model(options.network)),
-        samples=options.samples,
-        scheme=options.scheme,
-        input_range=tuple(options.input_range),
-        max_error=options.max_error,
-        likely=options.likely,
-    )
-    for line in choice.explain():
-        options.note(line)
-    return {**choice.summary, "samples": choice.samples, "reasons": choice.explain()}
-
-
-def _explain_head(options) -> dict:
-    from tfprivacy_lab import files, he
-
-    head = files.read_arrays(options.head, "head", ("kernel", "bias"))
-    bounds = _feature_range(options.feature_range)
-    choice = he.choose(
-        head["kernel"],
-        head["bias"],
-        samples=options.samples,
-        scheme=options.scheme,
-        packing=options.packing,
-        sanitized=options.sanitized,
-        feature_range=bounds,
-        max_error=options.max_error,
-    )
-    compared = he.compare_packings(head["kernel"], head["bias"], samples=options.samples, feature_range=bounds)
-    for line in [*choice.explain(), *(f"compared: {cost}" for cost in compared)]:
-        options.note(line)
-    return {
-        "scheme": choice.parameters.name,
-        "packing": choice.packing,
-        "error_bound": choice.error_bound,
-        "query_bytes": choice.query_bytes,
-        "reply_bytes": choice.reply_bytes,
-        "key_bytes": 0,
-        "products": choice.products,
-        "noise_bits_left": choice.bits_left,
-        "reasons": choice.explain(),
-        "packings": [dataclasses.asdict(cost) for cost in compared],
-    }
-
-
-def _feature_range(text: str | None):
-    """A number, a comma list or a .npy file of one bound a column, as ``feature_range`` is given."""
-    from tfprivacy_lab import files
-    from tfprivacy_lab.checks import InputError
-
-    if text is None:
-        return None
-    if text.endswith(".npy"):
-        return files.read_array(text, "feature_range")
-    try:
-        bounds = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(
-            f"Expected --feature-range to be a number, a comma list of one a column, or a .npy file, got {text!r}."
-        ) from error
-    return bounds if "," in text else bounds[0]
-
-
 def _write_logits(path, logits, bound: float) -> dict:
     """Write logits that are off by no more than a finite bound, and tell it, and what it leaves open."""
     import math
@@ -234,9 +157,7 @@ def _write_logits(path, logits, bound: float) -> dict:
 
 _REPLIES = "default sanitized: refuse queries whose replies would give the head away; any: answer them too"
 _LAST_QUERY = ".last-query"
-_RANGE_HELP = "public bound on magnitudes: a number, one a column R1,R2,..., or a .npy file of these"
 _ERROR_HELP = "refuse if a logit may be off by more"
-_SCHEMES = ("bfv", "ckks", "bfv-sanitized", "ckks-sanitized")
 _LIMITS = {
     "max_body_bytes": (int, "largest query (64 MiB)"),
     "max_reply_bytes": (int, "largest reply (64 MiB)"),
@@ -267,7 +188,7 @@ def add(commands, command, note) -> None:
     )
     _add_files(group, command)
     _add_service(group, command, note)
-    _add_explain(group, command, note)
+    he_explain.add(group, command, note)
     score = command(group, "score", _score, "server: a folder of queries to a folder of replies")
     score.add_argument("--head", required=True, metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
     score.add_argument("--queries", required=True, nargs="+", metavar="PATH", help="a folder, or files")
@@ -283,12 +204,12 @@ def _add_files(group, command) -> None:
     """Keys, query, reply and logits as files."""
     keygen = command(group, "keygen", _keygen, "client: make keys (one secret file)")
     keygen.add_argument(
-        "--scheme", required=True, choices=_SCHEMES, help="-sanitized: replies tell the logits and nothing else"
+        "--scheme", required=True, choices=SCHEMES, help="-sanitized: replies tell the logits and nothing else"
     )
     encrypt = command(group, "encrypt", _encrypt, "client: features (samples, d) to a query")
     encrypt.add_argument("--keys", required=True, metavar="KEYS")
     encrypt.add_argument("--features", required=True, metavar="X.npy")
-    encrypt.add_argument("--feature-range", metavar="R", help=_RANGE_HELP)
+    encrypt.add_argument("--feature-range", metavar="R", help=RANGE_HELP)
     encrypt.add_argument(
         "--packing",
         default="auto",
@@ -314,30 +235,6 @@ def _add_files(group, command) -> None:
         parser.add_argument("--out", required=True, metavar=out)
 
 
-def _add_explain(group, command, note) -> None:
-    """The choice of parameters, in words."""
-    explain = command(group, "explain", _explain, "which parameters and packing a head or network needs, and why")
-    what = explain.add_mutually_exclusive_group(required=True)
-    what.add_argument("--head", metavar="HEAD.npz", help="kernel (d, c), bias (c,)")
-    what.add_argument("--network", metavar="MODEL.keras", help="Dense and Conv2D layers, a Square between each two")
-    explain.add_argument("--samples", type=int, default=1, metavar="N", help="of a query (default 1)")
-    explain.add_argument("--scheme", choices=_SCHEMES[:2], help="default: whichever sends less")
-    explain.add_argument("--packing", choices=("coefficient", "batched"), help="default: whichever sends less")
-    explain.add_argument("--sanitized", action="store_true", help="replies must tell the logits and nothing else")
-    explain.add_argument("--feature-range", default="1", metavar="R", help=f"{_RANGE_HELP} (default 1)")
-    explain.add_argument(
-        "--input-range",
-        type=float,
-        nargs=2,
-        default=(0.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="of a network's inputs (default 0 1)",
-    )
-    explain.add_argument("--max-error", type=float, metavar="X", help="of a logit, for any features in range")
-    explain.add_argument("--likely", action="store_true", help="decide --max-error of a network by the likely bound")
-    explain.set_defaults(note=note)
-
-
 def _add_service(group, command, note) -> None:
     """The service and its client."""
     serve = command(group, "serve", _serve, "server: answer queries over HTTP (docs/service.md)")
@@ -349,13 +246,13 @@ def _add_service(group, command, note) -> None:
     for name, (kind, text) in _LIMITS.items():
         serve.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     serve.add_argument("--replies", default="sanitized", choices=("any", "sanitized"), help=_REPLIES)
-    serve.add_argument("--feature-range", metavar="R", help=f"take queries of this range only; {_RANGE_HELP}")
+    serve.add_argument("--feature-range", metavar="R", help=f"take queries of this range only; {RANGE_HELP}")
     serve.set_defaults(note=note)
     predict = command(group, "predict", _predict, "client: features to logits, by a service")
     predict.add_argument("--url", required=True, metavar="URL", help="http://HOST:PORT or https://...")
     predict.add_argument("--keys", required=True, metavar="KEYS")
     predict.add_argument("--features", required=True, metavar="X.npy")
-    predict.add_argument("--feature-range", metavar="R", help=_RANGE_HELP)
+    predict.add_argument("--feature-range", metavar="R", help=RANGE_HELP)
     predict.add_argument("--max-error", type=float, metavar="X", help=_ERROR_HELP)
     predict.add_argument("--compress", action="store_true", help="fewer bytes each way, for some time")
     predict.add_argument("--out", required=True, metavar="LOGITS.npy")
