@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tfprivacy_lab import data, files
 from tfprivacy_lab.dp.plan import TrainingPlan
+from tfprivacy_lab.dp.training.planned import evaluate_accuracy
 from tfprivacy_lab.experiments import features, runs
 from tfprivacy_lab.experiments.recipes import RECIPES
 from tfprivacy_lab.provenance import provenance
@@ -45,7 +46,7 @@ def main() -> None:
         trained = runs.train_head(
             train, private.train.labels, recipe=chosen, epsilon=epsilon, delta=DELTA, seed=0, engine="fast"
         )
-        accuracy = runs.training.evaluate_accuracy(trained.model, held_out, private.validation.labels)
+        accuracy = evaluate_accuracy(trained.model, held_out, private.validation.labels)
         found.append({**case, "validation_accuracy": accuracy})
         print(found[-1], flush=True)
         files.write_json(RESULTS, {"recipe": recipe.name, "delta": DELTA, "rows": found, **provenance()})

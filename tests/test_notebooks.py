@@ -1,5 +1,8 @@
 """The notebooks run, small and anywhere, draw what can be read, say what is so, and are committed as executed."""
 
+import ast
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -33,6 +36,22 @@ def _checked(self, *arguments, **options):
 
 _Canvas.print_figure = _checked
 """
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_is_public(path):
+    """Modules, or what a package lists in ``__all__``."""
+    cells = nbformat.read(path, as_version=4).cells
+    trees = [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
+    found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for node in [node for node in found if node.module.startswith("tfprivacy_lab")]:
+        module = importlib.import_module(node.module)
+        for name in (alias.name for alias in node.names):
+            assert not name.startswith("_")
+            if hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name}") is None:
+                assert name in module.__all__, f"{name} of {node.module}"
+            elif not hasattr(module, "__path__"):
+                assert node.module.count(".") == 1, f"{node.module} is a module within a package"
 
 
 def outputs_of(notebook):

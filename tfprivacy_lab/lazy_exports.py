@@ -40,12 +40,12 @@ def lazy_exports(
             )
             found = importlib.import_module(home)
             return getattr(found, new) if new else found
-        if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
+        if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def listed() -> list[str]:
-        modules = (module.name for module in pkgutil.iter_modules(sys.modules[package].__path__))
-        return sorted({*vars(sys.modules[package]), *home_of, *modules})
+        modules = {module.name for module in pkgutil.iter_modules(sys.modules[package].__path__)}
+        return sorted({*vars(sys.modules[package]), *home_of, *(name for name in modules if name[0] != "_")})
 
     return load, listed, sorted(home_of)

@@ -24,7 +24,7 @@ KILLS = 6
 def told(tmp_path_factory):
     """What a process of its own found: it loads TensorFlow once, and forks before TensorFlow has begun anything."""
     folder = tmp_path_factory.mktemp("killed")
-    code = "import sys; from tests import test_train_killed as own; own.kill_at_random(sys.argv[1])"
+    code = "import sys; from tests.experiments import test_train_killed as own; own.kill_at_random(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
         capture_output=True,

@@ -15,7 +15,7 @@ from mpmath import mp, mpf, npdf, quad
 from scipy import integrate, stats
 
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning
-from tfprivacy_lab.dp.accounting import comparison, gaussian
+from tfprivacy_lab.dp.accounting import budget, comparison, gaussian
 from tfprivacy_lab.dp.accounting.budget import calibrate_noise_multiplier
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, epsilon_after, steps_for
 from tfprivacy_lab.dp.accounting.laplace import LaplaceRun, account_laplace
@@ -148,7 +148,7 @@ def test_calibration_is_remembered_and_warns_each_time(monkeypatch):
     given = (1010, 101, 10, 3.0, 1e-3)
     with pytest.warns(LargeDeltaWarning):
         first = calibrate_noise_multiplier(*given)
-    monkeypatch.setattr(gaussian, "epsilon_after", None)
+    monkeypatch.setattr(budget, "epsilon_after", None)
     with pytest.warns(LargeDeltaWarning):
         assert calibrate_noise_multiplier(*(np.array(value) for value in given)) == first
 

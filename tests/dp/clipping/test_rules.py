@@ -23,6 +23,13 @@ class Scale(layers.Layer):
         return inputs * self.scale
 
 
+class Noisy(layers.Dense):
+    """Draws random numbers."""
+
+    def call(self, inputs):
+        return super().call(inputs) * tf.random.uniform(())
+
+
 class ScaleRule(dp.ExampleGradientsRule):
     def example_gradients(self, inputs, gradients):
         return {"scale": inputs * gradients}
@@ -135,13 +142,57 @@ def test_a_wrong_rule_is_found(rule, told):
         dp.check_rule(Scale(), drawn(8, 3))
 
 
-def test_a_wrong_rule_is_found_by_the_trial_of_a_fit_too():
-    dp.register_rule(Scale, Doubled)
-    model = keras.Sequential([keras.Input((3,)), Scale(), layers.Dense(3)])
+@pytest.mark.parametrize(
+    ("rule", "told"), [(Doubled, "norm"), (Mixed, "norm"), (Lost, "sum of clipped gradients .* dp.check_rule")]
+)
+def test_a_wrong_rule_is_found_by_the_trial_of_a_fit_too(rule, told):
+    dp.register_rule(Scale, rule)
+    model = keras.Sequential([keras.Input((3,)), Scale(), layers.Dropout(0.5), layers.Dense(3)])
+    before = model.get_weights()
     private = dp.PrivateModel(model, l2_norm_clip=0.5, noise_multiplier=1.0, seed=7)
     private.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=told):
         private.fit(drawn(64, 3), drawn(64, 3), 16, verbose=0)
+    for mine, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+class Small(dp.ExampleGradientsRule):
+    """Wrong for the example of the smallest gradient alone."""
+
+    def example_gradients(self, inputs, gradients):
+        made = inputs * gradients
+        norms = tf.norm(made, axis=1)
+        return {"scale": made * tf.where(norms == tf.reduce_min(norms), 2.0, 1.0)[:, tf.newaxis]}
+
+
+class Nameless(dp.ExampleGradientsRule):
+    """Gives its weight another name."""
+
+    def example_gradients(self, inputs, gradients):
+        return {"scales": inputs * gradients}
+
+
+class Nothing(dp.ExampleGradientsRule):
+    """Forgets the layer's weight."""
+
+    def example_gradients(self, inputs, gradients):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        (Small, "per-example norms that differ .* by 1 of their size"),
+        (Nameless, "gives gradients of 'scales', and layer .* has the weights 'scale'"),
+        (Nothing, "gives gradients of nothing, and layer .* has the weights 'scale'"),
+    ],
+)
+def test_a_rule_of_small_faults_is_found(rule, told):
+    dp.register_rule(Scale, rule)
+    inputs = drawn(8, 3) * np.array([[1e-3]] + 7 * [[1.0]], np.float32)
+    with pytest.raises(InputError, match=told):
+        dp.check_rule(Scale(), inputs)
 
 
 class Half(dp.Rule):
@@ -177,6 +228,12 @@ def test_what_is_no_rule_is_refused(arguments, told):
         (layers.ReLU(), drawn(8, 3), "weights of its own"),
         (layers.Dense(2), drawn(1, 3), "at least 2 examples, got"),
         (layers.Dense(2), drawn(3), "shape"),
+        (layers.Dense(2), np.ones((4, 3), np.float32), "at least 2 examples differ"),
+        (layers.Embedding(5, 2), np.array([[1, 2], [1, 2]]), "at least 2 examples differ"),
+        (layers.Dense(2, trainable=False), drawn(4, 3), "weights of its own"),
+        (layers.LSTM(2), drawn(4, 2, 3), "weights of its own, and no others"),
+        (Noisy(2), drawn(4, 3), "draws no random numbers"),
+        (layers.Dense(2, use_bias=False), np.eye(3, dtype=np.float32) * [[1], [1], [0]], "not zero, got norms"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(layer, inputs, told):

@@ -372,7 +372,7 @@ def test_killed_anywhere_nothing_is_drawn_that_is_not_counted(tmp_path, kills):
 
 def start(function, *arguments):
     """A process of its own that runs one of the functions below, without TensorFlow."""
-    code = f"import sys; from tests.dp import test_ledger as own; own.{function}(*sys.argv[1:])"
+    code = f"import sys; from tests.dp.ledger import test_ledger as own; own.{function}(*sys.argv[1:])"
     code += "; assert 'tensorflow' not in sys.modules"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],

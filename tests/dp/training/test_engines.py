@@ -36,7 +36,7 @@ def models(draw):
     """A picture and a sentence to logits: convolutions, normalisations, tokens under a mask, einsums, shared layers."""
     height, width, channels = draw(st.integers(3, 6)), draw(st.integers(3, 6)), draw(st.sampled_from([2, 4]))
     picture, sentence = layers.Input((height, width, channels)), layers.Input((4,))
-    # Not in groups: the reference engine refuses them, and test_clipping.py has them against a loop.
+    # Not in groups: the reference engine refuses them, and test_ghost.py has them against a loop.
     above = layers.Conv2D(4, 2, padding="same", use_bias=draw(st.booleans()))(picture)
     above = layers.GroupNormalization(draw(st.sampled_from([1, 2, -1])))(above)
     above = draw(convolutions(height, width, 4))(above)

@@ -227,7 +227,7 @@ def test_parallel_work_is_done_by_processes_of_their_own():
 
 def test_a_library_of_another_layout_is_noticed(monkeypatch):
     """Bytes are read at fixed places: a version that writes them elsewhere must not be read at all."""
-    monkeypatch.setattr(client_module.messages, "PUBLIC_KEY_PREFIX_BYTES", 121)
+    monkeypatch.setattr(client_module, "PUBLIC_KEY_PREFIX_BYTES", 121)
     with pytest.raises(RuntimeError, match="another layout"):
         he.Client.generate("bfv")
     monkeypatch.setattr(context_module, "PREFIX_BYTES", 121)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tfprivacy_lab import he
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.messages import wire
 from tfprivacy_lab.he.quantization.heads import dequantize_logits
 
@@ -109,7 +110,7 @@ def test_magnitudes_without_a_stated_range(client, magnitude):
 
 
 def test_features_far_below_the_bias_ask_for_a_range(client):
-    with pytest.raises(he.client.InputError, match="encrypt with a larger feature_range"):
+    with pytest.raises(InputError, match="encrypt with a larger feature_range"):
         he.Server(np.ones((3, 2)), [1.0, 0.0]).evaluate(client.encrypt(np.full((2, 3), 1e-30)))
     _check(client, np.ones((3, 2)), [1.0, 0.0], np.full((2, 3), 1e-30), feature_range=1.0)
 
@@ -120,7 +121,7 @@ def test_a_refusal_tells_the_client_nothing_of_the_weights(client, sanitized_cli
         query = one.encrypt(np.full((2, 3), 1e-30))
         told = set()
         for size in (1.25, 137.5):
-            with pytest.raises(he.client.InputError, match="larger feature_range") as error:
+            with pytest.raises(InputError, match="larger feature_range") as error:
                 he.Server(np.full((3, 2), 0.1875 * size), [size, 0.0]).evaluate(query)
             assert error.value.__suppress_context__
             told.add(str(error.value))

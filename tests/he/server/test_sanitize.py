@@ -8,6 +8,7 @@ from scipy import stats
 
 from tfprivacy_lab import he
 from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.messages.header import SECRET_KEY_PREFIX_BYTES
 from tfprivacy_lab.he.packing import coefficient
 from tfprivacy_lab.he.quantization import limits
 from tfprivacy_lab.he.quantization.heads import QuantizedHead
@@ -28,7 +29,7 @@ def residues_of(message, kind):
 
 def secret_key(client):
     """The secret key's transforms, uint64 (primes, N): what only its holder knows."""
-    key = client._library.to_bytes_secret_key("none")[wire.SECRET_KEY_PREFIX_BYTES :]
+    key = client._library.to_bytes_secret_key("none")[SECRET_KEY_PREFIX_BYTES:]
     primes = client.parameters.coeff_modulus
     return np.frombuffer(key, "<u8").reshape(-1, client.parameters.poly_modulus_degree)[: len(primes)]
 

@@ -409,7 +409,7 @@ def test_errors_of_the_evaluator(app, caplog, error, status):
         assert "\n" not in value["detail"]
         assert (application.admission.requests, application.admission.bytes) == (0, 0)
 
-    with caplog.at_level(logging.INFO, "tfprivacy_lab.he.service.app"):
+    with caplog.at_level(logging.INFO, "tfprivacy_lab.he.service"):
         asyncio.run(run())
     faults = [record for record in caplog.records if record.message == "fault"]
     assert len(faults) == (status == 500)

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "ADJACENCY",
             "DpSgdRun",
             "SAMPLING",
+            "SMALLEST_NOISE",
             "account",
             "accountant_name",
             "check_delta",
@@ -31,7 +32,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "steps_for",
             "warn_of_large_delta",
         ),
-        "statement": ("privacy_statement",),
-        "laplace": ("LaplacePlan", "LaplaceRun", "account_laplace"),
+        "statement": ("laplace_statement", "privacy_statement"),
+        "laplace": ("LaplacePlan", "LaplaceRun", "account_laplace", "laplace_epsilon_after"),
     },
 )

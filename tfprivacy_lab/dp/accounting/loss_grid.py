@@ -72,7 +72,7 @@ def losses_of(mechanism: tuple, interval: float) -> tuple[GridLoss, ...]:
     """Both directions, a record removed and one added; one, where they are the same.
 
     Args:
-        mechanism: As :func:`.mechanisms` names them, or ``("mixture", q, k, σ)``: Gaussian noise
+        mechanism: As :func:`.events.mechanisms` names them, or ``("mixture", q, k, σ)``: Gaussian noise
             under which k records join together, each with probability q (Choquette-Choo et al. 2024, section 4).
         interval: Of the grid, > 0.
     """

@@ -17,7 +17,7 @@ from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.dp.clipping.one_row_per_example import check_first_axes
 from tfprivacy_lab.dp.clipping.rows import after, assert_one_row_per_example
 from tfprivacy_lab.dp.clipping.rule import Rule
-from tfprivacy_lab.dp.clipping.rules import KNOWN
+from tfprivacy_lab.dp.clipping.rules import KNOWN, OURS
 from tfprivacy_lab.models.keras_internals import layers_of, own_weights, raw
 
 METHODS = ("flat", "automatic")
@@ -75,12 +75,17 @@ class BookKeeping:
             names = ", ".join(sorted(cls.__name__ for cls in KNOWN))
             raise UnknownLayerError(
                 f"Layer {unknown[0].name!r} ({type(unknown[0]).__name__}) is trainable and the fast engine has no rule "
-                f"for it (it knows {names}); freeze it, or pass unknown_layers='slow' to differentiate example by "
-                "example."
+                f"for it (it knows {names}); freeze it, give it a rule by dp.register_rule, or pass "
+                "unknown_layers='slow' to differentiate example by example."
             )
         for layer in self._owners:
             _check_rule_holds(layer, trained)
         _check_dtypes(model)
+
+    @property
+    def has_rules_of_others(self) -> bool:
+        """Whether a layer is clipped by a rule that was registered."""
+        return any(type(layer) not in OURS for layer in self._owners)
 
     def gradients(self, compute_losses, weights: tf.Tensor | None = None, *, asserted: bool = True) -> ExampleGradients:
         """Run the model once and keep what per-example gradients are made of.

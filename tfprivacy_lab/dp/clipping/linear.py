@@ -26,6 +26,18 @@ class LinearRule(Rule):
         self._products: Products | None = None
         self._bias_gradients = None
 
+    def forward(self, call, inputs, *args, **kwargs):
+        """The output before the activation: the layer's own code, with the activation switched off."""
+        activation, self.layer.activation = self.layer.activation, None
+        try:
+            return call(inputs, *args, **kwargs)
+        finally:
+            self.layer.activation = activation
+
+    def activate(self, outputs):
+        """The activation, after the point at which gradients are taken."""
+        return outputs if self.layer.activation is None else self.layer.activation(outputs)
+
     @abc.abstractmethod
     def as_matrices(self, inputs, gradients) -> tuple[tf.Tensor, tf.Tensor]:
         """One use as X (batch, groups, positions, d) and G (batch, groups, positions, p)."""

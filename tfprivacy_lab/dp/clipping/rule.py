@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
+import math
 
 import keras
 import tensorflow as tf
 
+from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.products import cleared, summed
 from tfprivacy_lab.models.keras_internals import own_weights
 
@@ -19,7 +21,7 @@ class Rule(abc.ABC):
     Attributes:
         layer: The Keras layer.
         inputs: Its inputs, one per use, each (batch, ...).
-        outputs: Its outputs before the activation, one per use; gradients are taken at these.
+        outputs: Its outputs, one per use; gradients are taken at these.
         gradients: The loss's gradients at ``outputs``, one per use; there after the forward pass.
     """
 
@@ -28,19 +30,12 @@ class Rule(abc.ABC):
         self.gradients: list[tf.Tensor] = []
 
     def forward(self, call, inputs, *args, **kwargs):
-        """The layer's output before its activation: its own code, with the activation switched off."""
-        if not hasattr(self.layer, "activation"):
-            return call(inputs, *args, **kwargs)
-        activation, self.layer.activation = self.layer.activation, None
-        try:
-            return call(inputs, *args, **kwargs)
-        finally:
-            self.layer.activation = activation
+        """The tensor at which gradients are taken: the layer's output."""
+        return call(inputs, *args, **kwargs)
 
     def activate(self, outputs):
-        """What the layer does after the point at which gradients are taken."""
-        activation = getattr(self.layer, "activation", None)
-        return outputs if activation is None else activation(outputs)
+        """What the layer does after the point at which gradients are taken: nothing."""
+        return outputs
 
     @abc.abstractmethod
     def squared_norms(self) -> tf.Tensor:
@@ -60,8 +55,15 @@ class Rule(abc.ABC):
 
     def _in_order(self, **by_name) -> list[tf.Tensor]:
         """The gradients named as the layer's attributes, in the order of its trainable weights."""
-        known = {id(getattr(self.layer, name)): value for name, value in by_name.items()}
-        return [known[id(weight)] for weight in own_weights(self.layer)]
+        known = {id(getattr(self.layer, name, None)): value for name, value in by_name.items()}
+        weights = own_weights(self.layer)
+        if {*known} != {id(weight) for weight in weights}:
+            raise InputError(
+                f"{type(self).__name__} gives gradients of {', '.join(map(repr, by_name)) or 'nothing'}, and layer "
+                f"{self.layer.name!r} has the weights {', '.join(repr(weight.name) for weight in weights)}: name the "
+                "layer's attribute that holds each."
+            )
+        return [known[id(weight)] for weight in weights]
 
 
 class ExampleGradientsRule(Rule):
@@ -76,7 +78,7 @@ class ExampleGradientsRule(Rule):
 
         Args:
             inputs: The layer's input in that use, (batch, ...).
-            gradients: The loss's gradient at its output before the activation, (batch, ...).
+            gradients: The loss's gradient at its output in that use, (batch, ...).
         """
 
     def _gradients(self) -> dict[str, tf.Tensor]:
@@ -88,10 +90,12 @@ class ExampleGradientsRule(Rule):
 
     def squared_norms(self) -> tf.Tensor:
         self._found = self._gradients()
+        self._in_order(**self._found)  # refuses names that are not the layer's
         return sum(tf.reduce_sum(tf.square(g), list(range(1, len(g.shape)))) for g in self._found.values())
 
     def weighted_sum(self, factors: tf.Tensor) -> list[tf.Tensor]:
         return self._in_order(**{name: summed(factors, g) for name, g in self._found.items()})
 
     def floats_per_example(self) -> int:
-        return 2 * sum(x.shape[1:].num_elements() or 0 for x in self.inputs)
+        made = sum(math.prod(weight.shape) for weight in own_weights(self.layer))
+        return made + 2 * sum(math.prod(x.shape[1:]) for x in self.inputs)

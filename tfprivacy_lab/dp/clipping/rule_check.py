@@ -31,57 +31,76 @@ def check_rule(layer: keras.layers.Layer, inputs, *, seed: int = 0) -> None:
     inputs = tf.convert_to_tensor(inputs)
     if inputs.shape.rank is None or inputs.shape.rank < 2 or len(inputs) < 2:
         raise InputError(f"Expected inputs of shape (examples, ...) with at least 2 examples, got {inputs.shape}.")
+    if len(np.unique(inputs.numpy(), axis=0)) < 2:
+        raise InputError("Expected inputs of which at least 2 examples differ, got equal ones.")
     if not layer.built:
         layer.build(inputs.shape)
-    if not own_weights(layer):
-        raise InputError(f"Expected a layer with weights of its own to train, got {layer.name!r}.")
+    weights = own_weights(layer)
+    if not weights or {*map(id, weights)} != {*map(id, layer.trainable_weights)}:
+        raise InputError(f"Expected a layer that trains weights of its own, and no others, got {layer.name!r}.")
     generator = np.random.default_rng(seed)
-    for weight in own_weights(layer):
-        weight.assign(generator.normal(size=weight.shape) / np.sqrt(max(weight.shape[0], 1)) if weight.shape else 1.5)
+    for weight in weights:
+        weight.assign(generator.normal(size=weight.shape))
     for uses in (1, 2):
         places = [keras.Input(inputs.shape[1:], dtype=inputs.dtype.name) for _ in range(uses)]
         model = keras.Model(places, [layer(place) for place in places])
         others = inputs / 2 if inputs.dtype.is_floating else tf.reverse(inputs, [1])
         batch = (inputs, others)[:uses]
+        losses_of = _losses_of(model, batch, generator)
+        if np.any(losses_of(batch).numpy() != losses_of(batch).numpy()):
+            raise InputError(f"Expected a layer that draws no random numbers, got {layer.name!r}.")
         ones = tf.ones(len(inputs))
-        _compare(model, batch, ones, f"{uses} use{'s' * (uses > 1)}", generator)
-        _compare(model, batch, tf.concat([[0.0], ones[1:]], 0), "an example of weight 0", generator)
+        _compare(model, losses_of, batch, ones, f"{uses} use{'s' * (uses > 1)}")
+        _compare(model, losses_of, batch, tf.concat([[0.0], ones[1:]], 0), "an example of weight 0")
         if inputs.dtype.is_floating:
             spoilt = tuple(tf.concat([part[:1] * np.nan, part[1:]], 0) for part in batch)
-            _compare(model, spoilt, ones, "an example that is not finite", generator)
+            _compare(model, losses_of, spoilt, ones, "an example that is not finite")
 
 
-def _compare(model, batch, weights, case, generator):
-    """Norms and clipped sum by the rule and by the loop, in one case."""
-    drawn: list = []
+def _losses_of(model, batch, generator):
+    """A loss of each example that depends on all of the model's outputs, not linearly."""
+    flat = [len(tf.reshape(o, (len(o), -1))[0]) for o in tf.nest.flatten(model(list(batch), training=True))]
+    drawn = [tf.constant(generator.normal(size=width), tf.float32) for width in flat]
 
     def losses_of(some):
         outputs = [tf.reshape(o, (tf.shape(o)[0], -1)) for o in tf.nest.flatten(model(list(some), training=True))]
-        if not drawn:
-            drawn.extend(tf.constant(generator.normal(size=o.shape[1:]), tf.float32) for o in outputs)
         return tf.add_n([tf.reduce_sum(o * r + o * o / 4, 1) for o, r in zip(outputs, drawn, strict=True)])
 
+    return losses_of
+
+
+def _compare(model, losses_of, batch, weights, case):
+    """Norms and clipped sum by the rule and by the loop, in one case."""
     layer = next(layer for layer in model.layers if own_weights(layer))
+    clip = 1.0
+    for _ in range(2):
+        # Half of the examples are clipped: first their norms, then the sum at the median.
+        expected, norms, _ = clipped_sum_example_by_example(model, losses_of, batch, weights, clip)
+        norms = norms.numpy()
+        taken = np.isfinite(norms) & (weights.numpy() > 0)
+        if not (taken.sum() and np.all(norms[taken] > 0)):
+            raise InputError(
+                f"Expected inputs for which every example has a finite gradient that is not zero, got norms {norms}."
+            )
+        clip = float(np.median(norms[taken]))
     found = BookKeeping(model).gradients(lambda: (losses_of(batch), None), weights)
-    norms = found.norms().numpy()
-    clip = float(np.median(norms[np.isfinite(norms)]))
+    _agree(found.norms().numpy(), norms, layer, case, "per-example norms", norms)
     total, _ = found.clipped_sum(clip)
-    expected, expected_norms, _ = clipped_sum_example_by_example(model, losses_of, batch, weights, clip)
-    _agree(norms, expected_norms.numpy(), layer, case, "per-example norms")
-    for weight, mine, other in zip(own_weights(layer), total, expected, strict=True):
-        _agree(np.asarray(mine), np.asarray(other), layer, case, f"the clipped sum for {weight.name!r}")
+    for weight, mine, other in zip(model.trainable_variables, total, expected, strict=True):
+        mine, other = np.asarray(mine), np.asarray(other)
+        _agree(mine, other, layer, case, f"the clipped sum for {weight.name!r}", np.max(np.abs(other)))
 
 
-def _agree(found, expected, layer, case, what):
-    """Refuse a rule whose figures are others, or of another shape."""
+def _agree(found, expected, layer, case, what, scale):
+    """Refuse a rule whose figures are others by more than rounding of ``scale``, or of another shape."""
     if found.shape != expected.shape:
         raise InputError(
             f"The rule of layer {layer.name!r} ({type(layer).__name__}) gives {what} of shape {found.shape}, a loop "
             f"over the examples {expected.shape} ({case})."
         )
     finite = np.isfinite(expected)
-    scale = np.max(np.abs(expected[finite]), initial=1e-6)
-    difference = np.max(np.abs(found[finite] - expected[finite]), initial=0.0) / scale
+    scale = np.broadcast_to(np.maximum(scale, 1e-6), expected.shape)
+    difference = np.max(np.abs(found[finite] - expected[finite]) / scale[finite], initial=0.0)
     if not difference < _TOLERANCE or np.isfinite(found[~finite]).any():
         raise InputError(
             f"The rule of layer {layer.name!r} ({type(layer).__name__}) gives {what} that differ from those of a loop "

@@ -109,7 +109,8 @@ KNOWN = {
     _layers.LayerNormalization: LayerNormalizationRule,
     _layers.GroupNormalization: GroupNormalizationRule,
 }
-_OURS = frozenset(KNOWN)
+# Rules of the lab's own; those of others are tried more closely.
+OURS = frozenset(KNOWN)
 
 
 def register_rule(layer_class: type[keras.layers.Layer], rule: type[Rule]) -> None:
@@ -133,14 +134,15 @@ def register_rule(layer_class: type[keras.layers.Layer], rule: type[Rule]) -> No
 
     Args:
         layer_class: The layer's class. Its subclasses are not meant, as they may compute anything.
-        rule: A subclass of :class:`.ExampleGradientsRule`, or of :class:`.Rule` where gradients need not be made. If
-            the layer has an ``activation``, gradients are taken before it, and its ``call`` has to do without one.
+        rule: A subclass of :class:`.ExampleGradientsRule`, or of :class:`.Rule` where gradients need not be made.
 
     Raises:
         InputError: if the arguments are not such classes, or the layer is one of Keras' that have a rule.
 
-    Guarantee: none by itself: a rule that is wrong clips wrongly. :func:`.check_rule` holds it against a loop over the
-    examples, and so does the trial before the first step of a ``fit``, on its data.
+    Guarantee: none by itself: a rule that is wrong clips wrongly. :func:`.check_rule` holds all that it says against a
+    loop over the examples. The trial before the first step of a ``fit`` holds norms and the clipped sum of a few of
+    its examples against automatic differentiation; not covered by it: what the rule does with examples whose gradient
+    is not finite.
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
         raise InputError(f"Expected a subclass of keras.layers.Layer as layer_class, got {layer_class!r}.")
@@ -149,6 +151,6 @@ def register_rule(layer_class: type[keras.layers.Layer], rule: type[Rule]) -> No
             f"Expected a subclass of dp.ExampleGradientsRule or dp.Rule that defines all of its methods as rule, got "
             f"{rule!r}."
         )
-    if layer_class in _OURS:
+    if layer_class in OURS:
         raise InputError(f"Expected a layer without a rule as layer_class, got keras.layers.{layer_class.__name__}.")
     KNOWN[layer_class] = rule

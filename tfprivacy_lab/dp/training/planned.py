@@ -166,7 +166,7 @@ def physical_batches(batches, examples, labels, first, last):
         x, y = tf.numpy_function(lambda places: (examples[places], labels[places]), [places], kinds)
         return tf.ensure_shape(x, (batches.rows, *examples.shape[1:])), tf.ensure_shape(y, (batches.rows,)), weights
 
-    # Not from_generator, see example_batches.
+    # Not from_generator, see examples.batches.
     dataset = tf.data.Dataset.range(first, last).map(layout).unbatch().map(gathered)
     count = (last - first) * batches.accumulation_steps
     return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)

@@ -6,12 +6,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.clipping.ghost import BookKeeping
+from tfprivacy_lab.dp.clipping.ghost import BookKeeping, clip_factors
 from tfprivacy_lab.dp.clipping.one_row_per_example import check_heights, heights
 from tfprivacy_lab.dp.trials.draws import RepeatableDraws
 from tfprivacy_lab.dp.trials.row_gradients import Compiled, flat, size
 from tfprivacy_lab.dp.trials.rows import gathered
 from tfprivacy_lab.models.keras_internals import raw
+
+_TRIED_CLIP = 1.0
 
 
 def check_book_keeping(book_keeping: BookKeeping, losses_of, batch, *, height=None, eagerly=False) -> int:
@@ -55,6 +57,15 @@ def check_book_keeping(book_keeping: BookKeeping, losses_of, batch, *, height=No
                 if np.isfinite(expected := size(gradient)):
                     _check_norm(model, float(norm), expected)
                     break
+        if book_keeping.has_rules_of_others:
+            sums = Compiled(model, _both_sums(book_keeping, losses_of), batch, height=height, eagerly=eagerly)
+            for place in range(min(len(rows), count)):
+                draws.begin_again()
+                for part in (rows, [rows[place]] * len(rows)):
+                    total, expected = sums(gathered(batch, part), place)
+                    if np.isfinite(size(expected)):
+                        _check_sum(model, size(total - expected), size(expected))
+                        break
         one = gathered(batch, [0])
         return book_keeping.gradients(lambda: (losses_of(one, True), None)).floats_per_example()
 
@@ -89,6 +100,37 @@ def _both_norms(book_keeping, losses_of, layers, shared):
         return norm, flat(gradient), seen
 
     return both
+
+
+def _both_sums(book_keeping, losses_of):
+    """The clipped sum by book-keeping, and that by differentiation with the same factors, as vectors."""
+    variables = raw(book_keeping.model.trainable_variables)
+
+    def both(part, place):
+        held = {}
+
+        def compute():
+            with tf.GradientTape() as held["tape"]:
+                held["tape"].watch(variables)
+                held["losses"] = losses_of(part, True)
+            return held["losses"], None
+
+        total, norms = book_keeping.gradients(compute, asserted=False).clipped_sum(_TRIED_CLIP)
+        factors = clip_factors(norms, _TRIED_CLIP)
+        expected = held["tape"].gradient(
+            held["losses"], variables, output_gradients=factors, unconnected_gradients="zero"
+        )
+        return flat(total), flat(expected)
+
+    return both
+
+
+def _check_sum(model, difference, expected):
+    if not difference <= 1e-3 * max(expected, 1e-6):
+        raise InputError(
+            f"Model {model.name!r}: the sum of clipped gradients by its layers' rules is off by {difference:.6g} of "
+            f"{expected:.6g}; hold the rule that was registered against a loop by dp.check_rule(layer, inputs)."
+        )
 
 
 def _check_norm(model, norm, expected):

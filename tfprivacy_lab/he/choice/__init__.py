@@ -7,7 +7,7 @@ from tfprivacy_lab.lazy_exports import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "head": ("Choice", "choose"),
+        "head": ("SCHEMES", "Choice", "choose"),
         "network": ("NetworkChoice", "choose_network"),
         "costs": ("Cost", "compare_packings"),
     },

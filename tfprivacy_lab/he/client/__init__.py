@@ -8,5 +8,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "head": ("Client",),
+        "network": ("NetworkClient",),
+        "slots": ("SingleImageClient", "SlotHeadClient"),
     },
 )

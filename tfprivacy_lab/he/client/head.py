@@ -17,6 +17,7 @@ from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he.client.key_bytes import key_bytes, make_library, split_keys
 from tfprivacy_lab.he.messages import wire
 from tfprivacy_lab.he.messages.error_bounds import check_error_bound, reply_error_bound
+from tfprivacy_lab.he.messages.header import ID_BYTES, PUBLIC_KEY_PREFIX_BYTES
 from tfprivacy_lab.he.packing import coefficient
 from tfprivacy_lab.he.packing.batched import add_modular, block_count, block_samples, block_slots
 from tfprivacy_lab.he.quantization.heads import dequantize_logits
@@ -73,7 +74,7 @@ class Client:
         parameters = PARAMETERS[check_choice("scheme", scheme, PARAMETERS)]
         library = make_library(parameters)
         library.keyGen()
-        return cls(parameters, secrets.token_bytes(wire.ID_BYTES), library)
+        return cls(parameters, secrets.token_bytes(ID_BYTES), library)
 
     def to_bytes(self) -> bytes:
         """The private key file: both keys, **secret**."""
@@ -155,7 +156,7 @@ class Client:
             wire.QUERY,
             self._parameters,
             self._key_id,
-            secrets.token_bytes(wire.ID_BYTES),
+            secrets.token_bytes(ID_BYTES),
             samples,
             columns,
             packing=packing,
@@ -233,7 +234,7 @@ class Client:
         encode = self._library.encodeInt if self.scheme == "bfv" else self._library.encodeComplex
         data = self._library.encryptPtxt(encode(slots)).to_bytes("none")
         prefix = data[: -self._parameters.ciphertext_bytes]
-        if len(prefix) != wire.PUBLIC_KEY_PREFIX_BYTES or (self._prefix and prefix != self._prefix):
+        if len(prefix) != PUBLIC_KEY_PREFIX_BYTES or (self._prefix and prefix != self._prefix):
             raise RuntimeError(f"SEAL wrote a ciphertext of {len(data)} bytes in another layout: another version?")
         self._prefix = prefix
         return data[len(prefix) :]
@@ -287,7 +288,7 @@ class Client:
 
     def _public_key(self) -> np.ndarray:
         """(b, a) modulo q, transformed, uint64 (2, primes, N): the key as SEAL made it, without the special prime."""
-        residues = np.frombuffer(key_bytes(self._library)[1][wire.PUBLIC_KEY_PREFIX_BYTES :], "<u8")
+        residues = np.frombuffer(key_bytes(self._library)[1][PUBLIC_KEY_PREFIX_BYTES:], "<u8")
         shape = (2, len(self._parameters.key_primes), self._parameters.poly_modulus_degree)
         return np.ascontiguousarray(residues.reshape(shape)[:, : len(self._parameters.coeff_modulus)])
 

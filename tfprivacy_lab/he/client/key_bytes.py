@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tfprivacy_lab.he.messages import wire
+from tfprivacy_lab.he.messages.header import PUBLIC_KEY_PREFIX_BYTES, SECRET_KEY_PREFIX_BYTES
 from tfprivacy_lab.he.ring.parameters import Parameters
 from tfprivacy_lab.he.ring.seal_context import make_context
 
@@ -27,7 +27,7 @@ def split_keys(body: bytes, template: tuple[bytes, bytes], parameters: Parameter
     """The two keys in a key file's body, their prefixes as in other keys of this library, residues below q."""
     keys = [body[: len(template[0])], body[len(template[0]) :]]
     primes = parameters.key_primes
-    prefixes = wire.SECRET_KEY_PREFIX_BYTES, wire.PUBLIC_KEY_PREFIX_BYTES
+    prefixes = SECRET_KEY_PREFIX_BYTES, PUBLIC_KEY_PREFIX_BYTES
     for key, other, prefix in zip(keys, template, prefixes, strict=True):
         if key[:prefix] != other[:prefix] or len(key) != len(other):
             raise ValueError("written by another version of the library")

@@ -7,15 +7,20 @@ from tfprivacy_lab.lazy_exports import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "wire": (
+        "header": (
             "DIGEST_BYTES",
             "HEADER_BYTES",
             "Header",
             "ID_BYTES",
+            "KEY",
             "MAGIC",
             "PUBLIC_KEY_PREFIX_BYTES",
+            "QUERY",
+            "REPLY",
             "SECRET_KEY_PREFIX_BYTES",
             "VERSION",
+        ),
+        "wire": (
             "check_length",
             "check_size",
             "pack",

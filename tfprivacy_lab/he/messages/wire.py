@@ -54,7 +54,21 @@ import numpy as np
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.messages.byte_views import byte_view
 from tfprivacy_lab.he.messages.compression import compressed, expanded
-from tfprivacy_lab.he.packing.batched import block_count
+from tfprivacy_lab.he.messages.header import (
+    DIGEST_BYTES,
+    HEADER,
+    HEADER_BYTES,
+    KEY,
+    KINDS,
+    MAGIC,
+    QUERY,
+    SETS,
+    VERSION,
+    Header,
+)
+from tfprivacy_lab.he.messages.header import (
+    REPLY as REPLY,
+)
 from tfprivacy_lab.he.quantization.steps import MAX_RANGE_EXPONENT
 from tfprivacy_lab.he.ring.parameters import (
     MAX_CLASSES,
@@ -64,72 +78,6 @@ from tfprivacy_lab.he.ring.parameters import (
     PARAMETERS,
     Parameters,
 )
-
-MAGIC = b"TFPLABHE"
-VERSION = 3
-KEY, QUERY, REPLY = 1, 2, 3
-ID_BYTES = 16
-DIGEST_BYTES = 32
-SECRET_KEY_PREFIX_BYTES = 88
-PUBLIC_KEY_PREFIX_BYTES = 113
-"""What SEAL 4 writes before the residues of a secret key, and of a public key or ciphertext."""
-
-_KINDS = {KEY: "private key file", QUERY: "query", REPLY: "reply"}
-_SETS = {"bfv": 1, "ckks": 2, "bfv-sanitized": 3, "ckks-sanitized": 4}
-_HEADER = struct.Struct("<8sHBBIIQQ16s16sQIidBBHI")
-HEADER_BYTES = _HEADER.size
-_STEP_BYTES = 2
-_NO_ID = bytes(ID_BYTES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """What a message says about its body (module docstring)."""
-
-    kind: int
-    parameters: Parameters
-    key_id: bytes
-    query_id: bytes = _NO_ID
-    samples: int = 0
-    columns: int = 0
-    step_exponent: int = 0
-    weight_scale: float = 0.0
-    packing: str = "batched"
-    features: int = 0
-    residue_bits: int = 64
-    column_steps: tuple[int, ...] = ()
-
-    @property
-    def body_bytes(self) -> int:
-        """Length of the body, from the parameters and the shape."""
-        return self.expanded_bytes if self.kind == KEY else self.expanded_bytes // 64 * self.residue_bits
-
-    @property
-    def expanded_bytes(self) -> int:
-        """Length of the body in residues of 64 bits: what it takes in memory."""
-        if self.kind == KEY:
-            residues = 3 * len(self.parameters.key_primes) * self.parameters.poly_modulus_degree
-            return SECRET_KEY_PREFIX_BYTES + PUBLIC_KEY_PREFIX_BYTES + 8 * residues
-        keys = 1 if self.kind == QUERY and self.parameters.sanitizes else 0
-        return (math.prod(self.ciphertexts) + keys) * self.parameters.ciphertext_bytes
-
-    @property
-    def message_bytes(self) -> int:
-        """Length of the whole message."""
-        return HEADER_BYTES + self.body_bytes + _STEP_BYTES * len(self.column_steps) + DIGEST_BYTES
-
-    @property
-    def ciphertexts(self) -> tuple[int, int]:
-        """How many: (blocks, columns) if batched; else (samples, 1) in a query, (samples, products) in a reply."""
-        if self.packing == "batched":
-            return block_count(self.samples, self.parameters), self.columns
-        products = 1 if self.kind == QUERY else self.parameters.products(self.features, self.columns)
-        return self.samples, products
-
-    @property
-    def ciphertext_shape(self) -> tuple[int, int, int]:
-        """Shape of a ciphertext's residues: (2, primes of q, N)."""
-        return 2, len(self.parameters.coeff_modulus), self.parameters.poly_modulus_degree
 
 
 def pack(header: Header, body) -> bytes:
@@ -151,11 +99,11 @@ def pack_pieces(header: Header, pieces) -> bytes:
         The bytes.
     """
     pinned, message = header.parameters, bytearray(header.message_bytes)
-    message[:HEADER_BYTES] = _HEADER.pack(
+    message[:HEADER_BYTES] = HEADER.pack(
         MAGIC,
         VERSION,
         header.kind,
-        _SETS[pinned.name],
+        SETS[pinned.name],
         pinned.poly_modulus_degree,
         pinned.feature_bits,
         pinned.coeff_modulus[0],
@@ -217,7 +165,7 @@ def parse_header(data, kind: int, name: str) -> Header:
     """
     data = byte_view(data, name)
     _check_magic_and_kind(data, kind, name)
-    fields = _HEADER.unpack(data[:HEADER_BYTES])
+    fields = HEADER.unpack(data[:HEADER_BYTES])
     packing, stepped, residue_bits, features = fields[14:]
     if packing >= len(PACKINGS):
         raise InputError(f"Expected {name} to be batched (0) or of coefficients (1), got packing {packing}.")
@@ -290,7 +238,7 @@ def check_size(header: Header, what: str) -> None:
 
 def _check_magic_and_kind(data: memoryview, kind: int, name: str) -> None:
     """The twelve first bytes, and that there are enough for a header."""
-    wanted = _KINDS[kind]
+    wanted = KINDS[kind]
     if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)] or len(data) == 0:
         raise InputError(f"Expected {name} to be a {wanted} of this package, got other bytes (no {MAGIC.decode()}).")
     if len(data) < HEADER_BYTES:
@@ -304,15 +252,15 @@ def _check_magic_and_kind(data: memoryview, kind: int, name: str) -> None:
             f"give the file that {'encrypt' if kind == QUERY else 'evaluate'} wrote."
         )
     if got != kind:
-        raise InputError(f"Expected {name} to be a {wanted}, got a {_KINDS.get(got, f'message of kind {got}')}.")
+        raise InputError(f"Expected {name} to be a {wanted}, got a {KINDS.get(got, f'message of kind {got}')}.")
 
 
 def _check_parameters(fields, name: str) -> Parameters:
     """The pinned set that the header names, if it is exactly that."""
     code, degree, feature_bits, modulus, plaintext_modulus = fields
-    scheme = next((scheme for scheme, number in _SETS.items() if number == code), None)
+    scheme = next((scheme for scheme, number in SETS.items() if number == code), None)
     if scheme is None:
-        raise InputError(f"Expected {name} to use {', '.join(_SETS)}, got scheme number {code}.")
+        raise InputError(f"Expected {name} to use {', '.join(SETS)}, got scheme number {code}.")
     pinned = PARAMETERS[scheme]
     wanted = (pinned.poly_modulus_degree, pinned.feature_bits, pinned.coeff_modulus[0], pinned.plaintext_modulus)
     names = ("poly_modulus_degree", "feature_bits", "coeff_modulus", "plaintext_modulus")

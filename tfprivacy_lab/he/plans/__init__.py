@@ -6,5 +6,11 @@ from tfprivacy_lab.lazy_exports import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
-    {},
+    {
+        "deep_image": ("DeepPlan",),
+        "layers": ("Network",),
+        "network": ("BatchedPlan",),
+        "single_image": ("SinglePlan",),
+        "slot_head": ("SlotHead",),
+    },
 )

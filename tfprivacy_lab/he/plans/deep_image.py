@@ -4,7 +4,7 @@ Slots and rotations are those of :mod:`.two_diagonals`. Under :math:`q_0 \ldots 
 D times diagonals at scale :math:`q_4`, rescaled; squared, at :math:`D^2`; times the second layer at scale
 :math:`2^{32}`, rescaled by :math:`q_3`; squared; times the third at :math:`2^{32}`, rescaled by :math:`q_2`. The reply
 is under :math:`q_0 q_1`. Bounds are those of
-:mod:`.single_image`, layer by layer: values by absolute weights and the largest input, noise with a
+:mod:`.plans.single_image`, layer by layer: values by absolute weights and the largest input, noise with a
 plaintext's rounding N/2 at every slot that is added up, those without a weight included.
 """
 

@@ -1,6 +1,6 @@
 r"""How far logits of one image are likely to be off: noise added up as variances, not as magnitudes.
 
-The worst case (:mod:`.single_image`) lets every division and every key switching err as far as it can,
+The worst case (:mod:`.plans.single_image`) lets every division and every key switching err as far as it can,
 all in one direction. Here they are random, and independent ones add their variances. Failure has probability
 :math:`2^{-56}` an image, *under assumption U*: what a division rounds away, and the digits that a key switching takes,
 are uniform and independent, as ciphertexts look to anyone without the key. Derivation: docs/theory/network_noise.md.

@@ -5,7 +5,7 @@ ciphertext a class. *Diagonal*: the layer of :mod:`.diagonal`, baby steps and gi
 to slots: one ciphertext holds all logits, where a next layer can go on. Both are CKKS under :math:`q_0 q_1` and need
 keys, for the steps that they use and no other.
 
-**Errors** are those of :mod:`.single_image`, for one product at the scale :math:`q_1` that is rescaled
+**Errors** are those of :mod:`.plans.single_image`, for one product at the scale :math:`q_1` that is rescaled
 away: with e the noise of a slot before it, N/2 for a plaintext's rounding, :math:`\rho` for a division and
 :math:`\kappa` for a rotation's key switching, a sum of n slots is off by at most
 

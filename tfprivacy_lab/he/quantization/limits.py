@@ -2,7 +2,7 @@ r"""What a quantised head may use of a parameter set: the limits that keep a res
 
 **A sum over a whole polynomial** (coefficient packing): a logit's coefficient of the product meets the noise times
 *every* weight of the polynomial, so the norms are those of all classes in it. With B the bound on a fresh coefficient
-(:mod:`.parameters`) and one half for every rounding of :math:`q m / t` by the encoding of features and
+(:mod:`.ring.parameters`) and one half for every rounding of :math:`q m / t` by the encoding of features and
 of the bias, a logit's coefficient is off by at most
 
 .. math:: n = B \|w\|_2 + \tfrac12 \|w\|_1 + \tfrac12.

@@ -7,6 +7,8 @@ from tfprivacy_lab.lazy_exports import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "parameters": ("PARAMETERS", "Parameters"),
+        "ntt": ("transform",),
+        "parameters": ("MAX_COEFF_MODULUS_BITS", "PARAMETERS", "Parameters"),
+        "seal": ("Pyfhel",),
     },
 )

@@ -8,5 +8,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "head": ("Cost", "REPLIES", "Server"),
+        "network": ("NetworkServer",),
+        "single_image": ("SingleImageServer",),
+        "deep_image": ("DeepImageServer",),
+        "slot_head": ("SlotHeadServer",),
     },
 )

@@ -1,4 +1,4 @@
-"""The server of the plan for one image and two squares: as :mod:`.single_image`, a layer longer.
+"""The server of the plan for one image and two squares: as :mod:`.server.single_image`, a layer longer.
 
 Guarantee and what is not covered: as there.
 """

@@ -17,7 +17,7 @@ import uuid
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
-LOGGER = logging.getLogger("tfprivacy_lab.he.service.app")
+LOGGER = logging.getLogger("tfprivacy_lab.he.service")
 LEFT = 499
 """Logged as the status, as nginx does, when the client left before its answer."""
 
