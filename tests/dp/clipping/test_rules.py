@@ -51,6 +51,8 @@ def drawn(*shape):
 WHOLE = np.random.default_rng(1).integers(0, 5, (4, 6))
 KNOWN = {
     "dense": (layers.Dense(3, activation="tanh"), drawn(5, 4)),
+    "dense-wide": (layers.Dense(3, activation="tanh"), drawn(8, 784)),
+    "dense-constrained": (layers.Dense(3, kernel_constraint="non_neg"), drawn(5, 4)),
     "dense-positions": (layers.Dense(3, use_bias=False), drawn(5, 2, 4)),
     "einsum": (layers.EinsumDense("abc,cd->abd", (2, 3), bias_axes="bd"), drawn(5, 2, 4)),
     "conv": (layers.Conv2D(2, 3, strides=2, padding="same"), drawn(4, 7, 6, 3)),
@@ -142,8 +144,32 @@ def test_a_wrong_rule_is_found(rule, told):
         dp.check_rule(Scale(), drawn(8, 3))
 
 
+class Unclipped(dp.ExampleGradientsRule):
+    """Norms are right, and nothing is clipped."""
+
+    def example_gradients(self, inputs, gradients):
+        return {"scale": inputs * gradients}
+
+    def weighted_sum(self, factors):
+        return super().weighted_sum(tf.ones_like(factors))
+
+
+class NoNumber(dp.ExampleGradientsRule):
+    """Its norms are no numbers, so that nothing would be trained."""
+
+    def example_gradients(self, inputs, gradients):
+        return {"scale": inputs * gradients * np.nan}
+
+
 @pytest.mark.parametrize(
-    ("rule", "told"), [(Doubled, "norm"), (Mixed, "norm"), (Lost, "sum of clipped gradients .* dp.check_rule")]
+    ("rule", "told"),
+    [
+        (Doubled, "norm"),
+        (Mixed, "norm|sum of clipped"),
+        (NoNumber, "norm"),
+        (Lost, "sum of clipped gradients .* dp.check_rule"),
+        (Unclipped, "sum of clipped gradients .* dp.check_rule"),
+    ],
 )
 def test_a_wrong_rule_is_found_by_the_trial_of_a_fit_too(rule, told):
     dp.register_rule(Scale, rule)
@@ -152,7 +178,7 @@ def test_a_wrong_rule_is_found_by_the_trial_of_a_fit_too(rule, told):
     private = dp.PrivateModel(model, l2_norm_clip=0.5, noise_multiplier=1.0, seed=7)
     private.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
     with pytest.raises(InputError, match=told):
-        private.fit(drawn(64, 3), drawn(64, 3), 16, verbose=0)
+        private.fit(drawn(64, 3) / 100, drawn(64, 3) / 100, 16, verbose=0)
     for mine, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(mine, other)
 
@@ -195,6 +221,52 @@ def test_a_rule_of_small_faults_is_found(rule, told):
         dp.check_rule(Scale(), inputs)
 
 
+class Two(layers.Layer):
+    """Takes two tensors."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[0][-1:], name="scale", initializer="ones")
+
+    def call(self, inputs):
+        return inputs[0] * self.scale + inputs[1]
+
+
+def test_a_rule_is_for_one_input():
+    dp.register_rule(Two, ScaleRule)
+    place = keras.Input((3,))
+    private = dp.PrivateModel(keras.Model(place, Two()([place, place])), l2_norm_clip=1.0, noise_multiplier=1.0, seed=7)
+    private.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
+    with pytest.raises(InputError, match="takes or gives several tensors: a rule is for one input"):
+        private.fit(drawn(64, 3), drawn(64, 3), 16, verbose=0)
+
+
+class Once(layers.Layer):
+    """Computes outside of TensorFlow: its gradient can be taken once."""
+
+    def call(self, inputs):
+        found = tf.py_function(lambda x: 2 * x, [inputs], tf.float32)
+        return tf.ensure_shape(found, inputs.shape)
+
+
+def test_a_right_rule_beside_what_is_differentiated_once():
+    dp.register_rule(Scale, ScaleRule)
+    model = keras.Sequential([keras.Input((3,)), Scale(), Once(), layers.Dense(3)])
+    private = dp.PrivateModel(model, l2_norm_clip=1.0, noise_multiplier=1.0, seed=7)
+    private.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
+    private.fit(drawn(64, 3), drawn(64, 3), 16, verbose=0)
+    assert private.privacy()["steps"] == 4
+
+
+def test_a_right_rule_beside_examples_that_cancel():
+    dp.register_rule(Scale, ScaleRule)
+    inputs = np.concatenate([drawn(32, 3), -drawn(32, 3)])
+    model = keras.Sequential([keras.Input((3,)), Scale(), layers.Dense(3, use_bias=False)])
+    private = dp.PrivateModel(model, l2_norm_clip=1.0, noise_multiplier=1.0, seed=7)
+    private.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
+    private.fit(inputs, np.sign(inputs), 16, verbose=0)
+    assert private.privacy()["steps"] == 4
+
+
 class Half(dp.Rule):
     """Does not say all that a rule has to."""
 
@@ -233,6 +305,7 @@ def test_what_is_no_rule_is_refused(arguments, told):
         (layers.Dense(2, trainable=False), drawn(4, 3), "weights of its own"),
         (layers.LSTM(2), drawn(4, 2, 3), "weights of its own, and no others"),
         (Noisy(2), drawn(4, 3), "draws no random numbers"),
+        (layers.Dense(2, dtype="mixed_float16"), drawn(4, 3), "computes in float32"),
         (layers.Dense(2, use_bias=False), np.eye(3, dtype=np.float32) * [[1], [1], [0]], "not zero, got norms"),
     ],
 )

@@ -154,6 +154,11 @@ def _recorded(layer, call, tape, found, out_of_reach):
             return call(inputs, *args, **kwargs)
         uses = found.setdefault(id(layer), KNOWN[type(layer)](layer))
         outputs = uses.forward(call, inputs, *args, **kwargs)
+        if type(layer) not in OURS and not (tf.is_tensor(inputs) and tf.is_tensor(outputs)):
+            raise InputError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) was given a rule by register_rule, and takes or gives "
+                "several tensors: a rule is for one input and one output; pass unknown_layers='slow' without a rule."
+            )
         tape.watch(outputs)
         uses.inputs.append(inputs)
         uses.outputs.append(outputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -20,7 +22,7 @@ def check_rule(layer: keras.layers.Layer, inputs, *, seed: int = 0) -> None:
     agree, with an example of weight zero and, for numbers that are not whole, with one that is not finite too.
 
     Args:
-        layer: The layer; it is built if it is not. Its weights are drawn anew.
+        layer: The layer, one for this purpose: its weights are drawn anew, and models are made of it.
         inputs: What it is called with, (examples, ...), at least two examples that differ.
         seed: Of what is drawn.
 
@@ -33,21 +35,24 @@ def check_rule(layer: keras.layers.Layer, inputs, *, seed: int = 0) -> None:
         raise InputError(f"Expected inputs of shape (examples, ...) with at least 2 examples, got {inputs.shape}.")
     if len(np.unique(inputs.numpy(), axis=0)) < 2:
         raise InputError("Expected inputs of which at least 2 examples differ, got equal ones.")
+    if layer.dtype_policy.name != "float32":
+        raise InputError(f"Expected a layer that computes in float32, got {layer.name!r} of {layer.dtype_policy.name}.")
     if not layer.built:
-        layer.build(inputs.shape)
+        layer.build((None, *inputs.shape[1:]))
     weights = own_weights(layer)
     if not weights or {*map(id, weights)} != {*map(id, layer.trainable_weights)}:
         raise InputError(f"Expected a layer that trains weights of its own, and no others, got {layer.name!r}.")
     generator = np.random.default_rng(seed)
     for weight in weights:
-        weight.assign(generator.normal(size=weight.shape))
+        drawn = generator.normal(size=weight.shape) / math.sqrt(max(math.prod(weight.shape[:-1]), 1))
+        weight.assign(drawn if weight.constraint is None else weight.constraint(tf.constant(drawn, weight.dtype)))
     for uses in (1, 2):
         places = [keras.Input(inputs.shape[1:], dtype=inputs.dtype.name) for _ in range(uses)]
         model = keras.Model(places, [layer(place) for place in places])
         others = inputs / 2 if inputs.dtype.is_floating else tf.reverse(inputs, [1])
         batch = (inputs, others)[:uses]
         losses_of = _losses_of(model, batch, generator)
-        if np.any(losses_of(batch).numpy() != losses_of(batch).numpy()):
+        if not np.array_equal(losses_of(batch).numpy(), losses_of(batch).numpy(), equal_nan=True):
             raise InputError(f"Expected a layer that draws no random numbers, got {layer.name!r}.")
         ones = tf.ones(len(inputs))
         _compare(model, losses_of, batch, ones, f"{uses} use{'s' * (uses > 1)}")
@@ -72,23 +77,20 @@ def _losses_of(model, batch, generator):
 def _compare(model, losses_of, batch, weights, case):
     """Norms and clipped sum by the rule and by the loop, in one case."""
     layer = next(layer for layer in model.layers if own_weights(layer))
-    clip = 1.0
-    for _ in range(2):
-        # Half of the examples are clipped: first their norms, then the sum at the median.
-        expected, norms, _ = clipped_sum_example_by_example(model, losses_of, batch, weights, clip)
-        norms = norms.numpy()
-        taken = np.isfinite(norms) & (weights.numpy() > 0)
-        if not (taken.sum() and np.all(norms[taken] > 0)):
-            raise InputError(
-                f"Expected inputs for which every example has a finite gradient that is not zero, got norms {norms}."
-            )
-        clip = float(np.median(norms[taken]))
+    # Automatic clipping: every factor depends on its norm.
+    expected, norms, _ = clipped_sum_example_by_example(model, losses_of, batch, weights, 1.0, "automatic")
+    norms = norms.numpy()
+    taken = np.isfinite(norms) & (weights.numpy() > 0)
+    if not (taken.sum() and np.all(norms[taken] > 0)):
+        raise InputError(
+            f"Expected inputs for which every example has a finite gradient that is not zero, got norms {norms}."
+        )
     found = BookKeeping(model).gradients(lambda: (losses_of(batch), None), weights)
     _agree(found.norms().numpy(), norms, layer, case, "per-example norms", norms)
-    total, _ = found.clipped_sum(clip)
+    total, _ = found.clipped_sum(1.0, "automatic")
     for weight, mine, other in zip(model.trainable_variables, total, expected, strict=True):
         mine, other = np.asarray(mine), np.asarray(other)
-        _agree(mine, other, layer, case, f"the clipped sum for {weight.name!r}", np.max(np.abs(other)))
+        _agree(mine, other, layer, case, f"the clipped sum for {weight.name!r}", np.max(np.abs(other), initial=0.0))
 
 
 def _agree(found, expected, layer, case, what, scale):

@@ -133,7 +133,8 @@ def register_rule(layer_class: type[keras.layers.Layer], rule: type[Rule]) -> No
         dp.check_rule(Scale(), tf.random.normal((8, 3)))
 
     Args:
-        layer_class: The layer's class. Its subclasses are not meant, as they may compute anything.
+        layer_class: The class of a layer of one input and one output. Its subclasses are not meant, as they may
+            compute anything.
         rule: A subclass of :class:`.ExampleGradientsRule`, or of :class:`.Rule` where gradients need not be made.
 
     Raises:

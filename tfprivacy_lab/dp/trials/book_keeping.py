@@ -13,8 +13,6 @@ from tfprivacy_lab.dp.trials.row_gradients import Compiled, flat, size
 from tfprivacy_lab.dp.trials.rows import gathered
 from tfprivacy_lab.models.keras_internals import raw
 
-_TRIED_CLIP = 1.0
-
 
 def check_book_keeping(book_keeping: BookKeeping, losses_of, batch, *, height=None, eagerly=False) -> int:
     """Hold book-keeping against automatic differentiation, one example at a time, as in training.
@@ -39,7 +37,8 @@ def check_book_keeping(book_keeping: BookKeeping, losses_of, batch, *, height=No
     with RepeatableDraws(model) as draws:
         # One forward pass for both, whatever it draws; but some operations are differentiated once and not again.
         layers: list = []
-        for norms in (_both_norms(book_keeping, losses_of, layers, shared) for shared in (True, False)):
+        for shared in (True, False):
+            norms = _both_norms(book_keeping, losses_of, layers, shared)
             compiled = Compiled(model, norms, batch, height=height, eagerly=eagerly)
             draws.begin_again()
             try:
@@ -58,14 +57,13 @@ def check_book_keeping(book_keeping: BookKeeping, losses_of, batch, *, height=No
                     _check_norm(model, float(norm), expected)
                     break
         if book_keeping.has_rules_of_others:
-            sums = Compiled(model, _both_sums(book_keeping, losses_of), batch, height=height, eagerly=eagerly)
-            for place in range(min(len(rows), count)):
+            sums = Compiled(model, _both_sums(book_keeping, losses_of, shared), batch, height=height, eagerly=eagerly)
+            for part in (rows, *([row] * len(rows) for row in rows[:count])):
                 draws.begin_again()
-                for part in (rows, [rows[place]] * len(rows)):
-                    total, expected = sums(gathered(batch, part), place)
-                    if np.isfinite(size(expected)):
-                        _check_sum(model, size(total - expected), size(expected))
-                        break
+                total, expected, scale = sums(gathered(batch, part), 0)
+                if np.isfinite(size(expected)):
+                    _check_sum(model, total, expected, float(scale))
+                    break
         one = gathered(batch, [0])
         return book_keeping.gradients(lambda: (losses_of(one, True), None)).floats_per_example()
 
@@ -102,39 +100,48 @@ def _both_norms(book_keeping, losses_of, layers, shared):
     return both
 
 
-def _both_sums(book_keeping, losses_of):
-    """The clipped sum by book-keeping, and that by differentiation with the same factors, as vectors."""
+def _both_sums(book_keeping, losses_of, shared):
+    """The clipped sum by book-keeping, that by differentiation with the same factors, and the sum of scaled norms.
+
+    Clipping is automatic, under which every factor depends on its norm. ``shared`` as in :func:`_both_norms`.
+    """
     variables = raw(book_keeping.model.trainable_variables)
 
     def both(part, place):
         held = {}
 
-        def compute():
+        def compute(kept=True):
+            if not kept:
+                return losses_of(part, True), None
             with tf.GradientTape() as held["tape"]:
                 held["tape"].watch(variables)
                 held["losses"] = losses_of(part, True)
             return held["losses"], None
 
-        total, norms = book_keeping.gradients(compute, asserted=False).clipped_sum(_TRIED_CLIP)
-        factors = clip_factors(norms, _TRIED_CLIP)
+        total, norms = book_keeping.gradients(lambda: compute(shared), asserted=False).clipped_sum(1.0, "automatic")
+        if not shared:
+            compute()
+        factors = clip_factors(norms, 1.0, "automatic")
         expected = held["tape"].gradient(
             held["losses"], variables, output_gradients=factors, unconnected_gradients="zero"
         )
-        return flat(total), flat(expected)
+        return flat(total), flat(expected), tf.reduce_sum(factors * norms)
 
     return both
 
 
-def _check_sum(model, difference, expected):
-    if not difference <= 1e-3 * max(expected, 1e-6):
+def _check_sum(model, total, expected, scale):
+    """Refuse a sum that is another by more than rounding of what it adds up."""
+    difference = size(total - expected) if total.shape == expected.shape else np.inf
+    if not difference <= 1e-3 * max(scale, 1e-6):
         raise InputError(
             f"Model {model.name!r}: the sum of clipped gradients by its layers' rules is off by {difference:.6g} of "
-            f"{expected:.6g}; hold the rule that was registered against a loop by dp.check_rule(layer, inputs)."
+            f"{scale:.6g}; hold the rule that was registered against a loop by dp.check_rule(layer, inputs)."
         )
 
 
 def _check_norm(model, norm, expected):
-    if abs(norm - expected) > 1e-3 * max(expected, 1e-6):
+    if not abs(norm - expected) <= 1e-3 * max(expected, 1e-6):
         raise InputError(
             f"Model {model.name!r} does not use its layers as their rules expect: an example's gradient has norm "
             f"{expected:.6g}, and by the rules {norm:.6g}. A weight is used outside its layer (tied weights), a layer "
