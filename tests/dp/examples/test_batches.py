@@ -55,6 +55,18 @@ def test_no_sample_comes_twice_and_whoever_asks_again_disturbs_nobody():
     assert len([*one]) == 39
 
 
+def test_whoever_goes_on_after_the_error_gets_none_of_it():
+    """tf.data asks for the next element after one that failed, and its prefetching does before anyone else does."""
+    batches = made(40)
+    one, other = iter(batches), iter(batches)
+    next(one)
+    for _ in range(3):
+        with pytest.raises((tf.errors.OpError, StopIteration)):
+            next(other)
+    time.sleep(0.2)
+    assert len([*one]) == 39
+
+
 class Slow:
     """A sampler that takes its time."""
 

@@ -32,17 +32,14 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
     *examples, weights = examples
     weights = weights.numpy()
 
-    blocks, drawing = [0], threading.Lock()
+    claimed = threading.Lock()
+
+    def claim():
+        if not claimed.acquire(blocking=False):  # Keras begins again on what it takes to be used up.
+            raise RuntimeError("These batches were drawn already: a sample that comes twice is none.")
+        return np.int64(-(-(last - first) // _STEPS_AT_ONCE))
 
     def block(number):
-        with drawing:
-            if number != blocks[0]:  # Keras begins again on what it takes to be used up.
-                raise RuntimeError("These batches were drawn already: a sample that comes twice is none.")
-            found = drawn_block(number)
-            blocks[0] += 1
-        return found
-
-    def drawn_block(number):
         start = first + number * _STEPS_AT_ONCE
         numbers = range(start, min(start + _STEPS_AT_ONCE, last))
         drawn = [indices[part::parts] for indices in map(sampler.indices, numbers) for part in range(parts)]
@@ -53,6 +50,10 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
             places[begin : begin + one.size] = one
             held[begin : begin + one.size] = weights[one]
         return places, held, ends, counts
+
+    @tf.autograph.experimental.do_not_convert
+    def claimed_blocks(_number):
+        return tf.ensure_shape(tf.numpy_function(claim, [], tf.int64), ())
 
     @tf.autograph.experimental.do_not_convert
     def blockwise(number):
@@ -72,8 +73,10 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
         x, y = tf.nest.map_structure(lambda a: tf.gather(a, places), examples)
         return x, y, held, count
 
-    # Not from_generator, which sets for the whole process how soon the allocator gives memory back.
-    found = tf.data.Dataset.range(-(-(last - first) // _STEPS_AT_ONCE)).map(blockwise)
+    # Not from_generator, which sets for the whole process how soon the allocator gives memory back. Whoever reads asks
+    # once for all blocks: where that fails there is nothing after it, though tf.data goes on after an error.
+    found = tf.data.Dataset.range(1).map(claimed_blocks)
+    found = found.flat_map(tf.data.Dataset.range).map(blockwise)
     found = found.prefetch(1).flat_map(steps).map(gathered, num_parallel_calls=_GATHERED_AT_ONCE, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
