@@ -8,6 +8,7 @@ SHELL := /bin/bash
 PYTHON ?=
 LAB := .venv/bin/tfprivacy_lab
 RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest -n auto --dist loadgroup
 SEED ?= 0
 OUT ?= runs/walkthrough
 SCHEME ?= bfv
@@ -22,7 +23,7 @@ ifneq ($(shell "$(PYTHON)" -V 2>&1),$(shell test -x .venv/bin/python && .venv/bi
 endif
 endif
 
-.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks models bench bench-dp bench-he bench-mpc reproduce reproduce-dp check-install test test-slow lint format clean
+.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks models bench bench-dp bench-he bench-mpc reproduce reproduce-dp check-install test check test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -95,11 +96,15 @@ reproduce: $(READY) ## the figures of the README: accuracy table and a walkthrou
 reproduce-dp: $(READY) ## accuracy at epsilon 1, 2, 3 and 8, every recipe, three seeds (REPRODUCTION.md; hours, resumes)
 	@$(RUN) benchmarks/reproduce_dp.py
 
-test: $(READY) ## the test-suite, half an hour on two cores (TESTS="tests/he tests/mpc": these of it)
-	@$(RUN) -m pytest -n auto --dist loadfile $(TESTS)
+test: $(READY) ## the test-suite, some minutes on two cores (TESTS="tests/he tests/mpc": these of it)
+	@$(PYTEST) $(TESTS)
 
-test-slow: $(READY) ## the tests that take minutes
-	@$(RUN) -m pytest -m slow
+check: $(READY) ## tests that start no process, without the notebooks: for whoever changes a line
+	@$(PYTEST) -m "not slow and not long and not processes" --ignore tests/test_notebooks.py $(TESTS)
+
+test-slow: $(READY) ## what `make test` leaves out: sweeps, random cases by the hundred, and what takes minutes
+	@HYPOTHESIS_PROFILE=many $(PYTEST) -m "slow or hypothesis and not long" $(TESTS)
+	@HYPOTHESIS_PROFILE=many $(PYTEST) -m long $(TESTS)
 
 check-install: ## add the lab by pip to an environment of others' versions, and train there (Python 3.12; minutes)
 	@bash requirements/check_install.sh

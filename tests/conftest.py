@@ -1,13 +1,19 @@
-"""One small walkthrough, made once, for all tests that look at what it writes."""
+"""What all tests share: which run when and beside which, and one small walkthrough for those that look at it."""
 
 import contextlib
+import fnmatch
 import importlib
 import os
 import subprocess
 import sys
+import time
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+# Under xdist every core has a worker; threads of TensorFlow's beyond that wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 # Importing the package before TensorFlow keeps TensorFlow's start-up notices out of the tests' output.
 import tfprivacy_lab  # noqa: F401
@@ -16,14 +22,59 @@ from tfprivacy_lab.checks import MissingPackageError
 # What the locks of newer Pythons leave out (requirements/setup.sh). A package of the lock that is missing is a failure.
 LEFT_OUT = {"spu": sys.version_info >= (3, 12), "tensorflow-empirical-privacy": sys.version_info >= (3, 13)}
 
-# The same examples each time: what fails here fails wherever the tests run.
-settings.register_profile("repeatable", derandomize=True)
-settings.load_profile("repeatable")
+# The same examples each time: what fails here fails wherever the tests run. `make test-slow` tries more of them.
+REPEATABLE = settings(
+    derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.register_profile("few", REPEATABLE, max_examples=10)
+settings.register_profile("many", REPEATABLE, max_examples=100)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
+
+# Until when tests that take minutes may begin (seconds since the epoch); after it they are skipped, by name.
+UNTIL = float(os.environ.get("TESTS_BEGIN_UNTIL", "inf"))
+
+# What is being tested, for the hook below.
+running = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Under xdist, tests that start processes run one after another on one worker, the others a file together."""
+    for item in items:
+        for marker in item.iter_markers("slow_but"):
+            if not any(fnmatch.fnmatchcase(item.callspec.id, pattern) for pattern in marker.args):
+                item.add_marker("slow")
+        if "walkthrough_run" in item.fixturenames:
+            item.add_marker("processes")
+        alone = item.get_closest_marker("processes")
+        item.add_marker(pytest.mark.xdist_group("processes" if alone else str(item.path)))
+
+
+def _no_unmarked_process(event, arguments):
+    if event != "subprocess.Popen" or sys.executable not in (arguments[0], *arguments[1][:1]):
+        return
+    if running and running[0].get_closest_marker("processes") is None:
+        raise AssertionError(f"{running[0].nodeid} starts Python: mark it as one of `processes`")
+
+
+sys.addaudithook(_no_unmarked_process)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Tell the hook which test runs."""
+    running[:] = [item]
+    try:
+        return (yield)
+    finally:
+        running.clear()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
     """As :func:`pytest_runtest_call`, for fixtures."""
+    if time.time() > UNTIL and item.get_closest_marker("long"):
+        pytest.skip("no time was left for it")
     with _skipping():
         return (yield)
 

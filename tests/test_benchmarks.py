@@ -158,6 +158,7 @@ def print_and(then):
     return [sys.executable, "-c", code]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("then", "limits", "reason"),
     [
@@ -235,12 +236,14 @@ def events_of(*arguments):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.processes
+@pytest.mark.slow_but("DPModel + registry")
 @pytest.mark.parametrize(
     "path",
     [
         "DPKerasSGDOptimizer",
         "VectorizedDPKerasSGDOptimizer",
-        pytest.param("DPModel", marks=pytest.mark.slow),
+        pytest.param("DPModel", marks=pytest.mark.long),
         "DPModel + registry",
     ],
 )
@@ -251,12 +254,15 @@ def test_paths_of_tf_privacy_train_the_model_of_the_benchmark(path):
     assert min(last["ms"], last["baseline_ms"]) > 0
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_tf_privacys_registry_falls_back_for_convolutions_and_says_so():
     built, *_ = events_of("DPModel + registry", "tutorial_cnn", "--alone")
     assert built["weights"] == measurement.MODELS["tutorial_cnn"]
     assert "falls back" in built["note"]
 
 
+@pytest.mark.processes
 def test_unknown_path_is_refused():
     command = [sys.executable, str(ROOT / "benchmarks" / "bench_dp.py"), "--only", "nothing"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -11,6 +11,8 @@ import pytest
 import tfprivacy_lab
 from tfprivacy_lab.lazy_exports import lazy_exports
 
+pytestmark = pytest.mark.processes
+
 HEAVY = ("tensorflow", "tensorflow_privacy", "tensorflow_datasets", "keras", "Pyfhel", "spu", "jax", "sklearn")
 
 
@@ -77,6 +79,7 @@ def test_names_load_on_first_use():
         _ = tfprivacy_lab.dp.nothing
 
 
+@pytest.mark.slow
 def test_whoever_only_asks_for_tensorflow_leaves_it_quiet():
     code = (
         "import importlib.util, sys, tfprivacy_lab; found = importlib.util.find_spec('tensorflow'); "
@@ -87,6 +90,7 @@ def test_whoever_only_asks_for_tensorflow_leaves_it_quiet():
     assert (result.stdout.splitlines(), result.stderr) == (["tensorflow False", "[]"], "")
 
 
+@pytest.mark.slow
 def test_tensorflow_loads_where_nothing_can_be_held_back():
     result = python("import tempfile; tempfile.tempdir = '/no/such/folder'; import tfprivacy_lab, tensorflow; print(1)")
     assert (result.returncode, result.stdout) == (0, "1\n")

@@ -119,6 +119,8 @@ def test_second_listing_runs_on_shares_though_its_own_code_does_not(run):
     assert shown == [[*weights.round(4), ([0.5, 0.5, 1] @ weights).round(4)]] * 2
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_first_listing_as_printed_stops_as_the_page_says():
     ended = subprocess.run([sys.executable, "-c", BLOCKS["listing-4.1"]], capture_output=True, text=True)
     assert ended.returncode == 1

@@ -23,7 +23,7 @@ LINES = dict(zip(CASES, [line for line in PAGE.splitlines() if line.startswith("
 ONE = next(case for case in CASES if case.model == "two layers, logits")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 def test_row_is_derived_again(case):
     found = models_table.row(case)

@@ -17,9 +17,16 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-# Minutes even when small: `make notebooks` and the slow tests run it.
+# Minutes even when small: `make notebooks` and `make test-slow` run it. Of the others `make test` has a few.
 ON_SHARES = {"08_secret_sharing", "09_medicine", "11_education"}
 LONG = {"03_dp_sgd_on_mnist"}
+QUICK = {
+    "02_differential_privacy_from_scratch",
+    "05_homomorphic_encryption_from_scratch",
+    "06_encrypted_head",
+    "08_secret_sharing",
+}
+SLOW = {path.stem for path in NOTEBOOKS} - QUICK - LONG
 
 # Put before a notebook's cells: a figure that cannot be read says so where a test reads it.
 LEGIBLE = f"""
@@ -66,9 +73,13 @@ def printed(stem):
     return " ".join(text.split()), " ".join(prose.split())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in NOTEBOOKS],
+    [
+        pytest.param(path, marks=[pytest.mark.long] * (path.stem in LONG) + [pytest.mark.slow] * (path.stem in SLOW))
+        for path in NOTEBOOKS
+    ],
     ids=lambda path: path.stem,
 )
 def test_notebook_runs_wherever_it_lies(path, tmp_path, request):

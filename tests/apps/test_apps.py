@@ -103,6 +103,7 @@ def test_training_on_shares_is_plain_training_with_the_same_noise():
     assert not np.allclose(secret[0], kernel, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_attack_claims_no_leak_of_a_model_that_saw_no_row():
     """At 95 % confidence, on a model of constant weights: 3 of 12 false bounds would have a chance of 2 in 100."""
     found = []
@@ -235,11 +236,11 @@ KEYS |= {"epsilon", "delta", "accountant", "adjacency", "bytes_sent", "rounds", 
     ("name", "protocol"),
     [
         ("education", "aby3"),
-        pytest.param("medical", "aby3", marks=pytest.mark.slow),
-        pytest.param("finance", "aby3", marks=pytest.mark.slow),
-        *(pytest.param(name, "semi2k", marks=pytest.mark.slow) for name in APPS),
-        pytest.param("finance", "cheetah", marks=pytest.mark.slow),
-        pytest.param("medical", "cheetah", marks=pytest.mark.slow),
+        pytest.param("medical", "aby3", marks=pytest.mark.long),
+        pytest.param("finance", "aby3", marks=pytest.mark.long),
+        *(pytest.param(name, "semi2k", marks=pytest.mark.long) for name in APPS),
+        pytest.param("finance", "cheetah", marks=pytest.mark.long),
+        pytest.param("medical", "cheetah", marks=pytest.mark.long),
     ],
 )
 @pytest.mark.usefixtures("engine")
@@ -254,7 +255,7 @@ def test_command_trains_on_shares(name, protocol, capsys):
         assert found["clinic_on_shares"] == pytest.approx(found["clinic_encrypted"], abs=5e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", APPS)
 @pytest.mark.usefixtures("engine")
 def test_command_trains_between_processes(name, capsys):
@@ -264,7 +265,7 @@ def test_command_trains_between_processes(name, capsys):
     assert found["weight_difference"] < 5e-3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", APPS)
 def test_application_end_to_end(name, tmp_path):
     metrics = apps.run_apps([name], tmp_path, 3, lambda line: None)

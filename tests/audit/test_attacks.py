@@ -103,6 +103,7 @@ def test_largest_logits_that_are_taken_have_finite_figures():
         assert np.isfinite(figures).all()
 
 
+@pytest.mark.slow_but("sides0")
 @pytest.mark.parametrize("sides", [(3000, 1000), (1000, 3000)])
 def test_unequal_sides_bound_nothing_where_nothing_leaks(sides):
     """TFP scores what it did not train on by another model: of unequal sides that alone gave bounds above zero."""
@@ -167,6 +168,7 @@ def test_few_nonmembers_leave_the_low_end_open():
     assert found["0.01"]["tpr"] is not None
 
 
+@pytest.mark.slow
 def test_same_seed_any_order_same_numbers_and_the_global_generator_untouched():
     logits, labels = ten_classes(400, 8)
     nonmembers = Scores(*ten_classes(300, 9))
@@ -252,6 +254,7 @@ def test_audit_refuses():
         membership_inference(good, good, DELTA, 0, confidence=95)
 
 
+@pytest.mark.processes
 def test_import_is_light_and_a_run_prints_nothing():
     program = """
 import sys

@@ -281,6 +281,7 @@ def test_bad_arguments_are_refused(refused, tmp_path, arguments, naming):
     refused(*[str(tmp_path / "new") if argument == "OUT" else argument for argument in arguments], naming=naming)
 
 
+@pytest.mark.processes
 def test_module_and_errors_in_a_real_process(tmp_path):
     """Exit code and streams of the process itself, and no TensorFlow in it."""
     command = [sys.executable, "-X", "importtime", "-m", "tfprivacy_lab", *ACCOUNT, "--noise-multiplier", "1.1"]

@@ -327,6 +327,7 @@ data.prepare("mnist", sys.argv[1], from_idx=sys.argv[2])
 """
 
 
+@pytest.mark.processes
 def test_killed_half_way_leaves_no_half_made_dataset(tmp_path, idx_folder):
     root = tmp_path / "tfds"
     assert subprocess.run([sys.executable, "-c", KILLED, root, idx_folder], capture_output=True).returncode == -9

@@ -1,4 +1,4 @@
-"""Tests of per-example gradients run twice: on the compiled operations, and on TensorFlow's."""
+"""Tests of per-example gradients run on the compiled operations, and, slow ones, again on TensorFlow's."""
 
 import pytest
 import tensorflow as tf
@@ -12,7 +12,7 @@ def compiled():
     return tf.load_op_library(str(native.compile_operations()))
 
 
-@pytest.fixture(scope="module", params=["compiled", "TensorFlow"])
+@pytest.fixture(scope="module", params=["compiled", pytest.param("TensorFlow", marks=pytest.mark.slow)])
 def operations(request):
     """What the engine computes with while a module's tests run."""
     found = request.getfixturevalue("compiled") if request.param == "compiled" else None

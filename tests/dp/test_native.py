@@ -178,6 +178,8 @@ print(hashlib.sha256(b"".join(a.numpy().tobytes() for a in [*norms, total, *nois
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_the_number_of_threads_moves_no_bit():
     command = [sys.executable, "-c", DIGEST, str(native.compile_operations())]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -245,6 +247,8 @@ def test_rows_are_counted_against_a_number_or_the_first_tensor(compiled):
         compiled.tfprivacy_lab_assert_rows([tf.zeros(()), tf.zeros(3)], mark="m", rows=-1, names=["a"])
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_without_a_compiler_set_up_says_what_is_lost_and_goes_on(tmp_path):
     code = """
 import os, runpy, sys
@@ -268,6 +272,8 @@ for compiler in sys.argv[2:]:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_they_are_compiled_at_their_first_use(tmp_path):
     code = """
 import sys
@@ -282,6 +288,7 @@ print(sorted(name for name in dir(native.operations()) if name == "tfprivacy_lab
         assert said in done.stderr if said else done.stderr == ""
 
 
+@pytest.mark.processes
 def test_the_switch_leaves_them_out_and_a_broken_library_is_named(tmp_path):
     broken = tmp_path / "operations.so"
     broken.write_bytes(b"not a library")

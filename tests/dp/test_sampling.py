@@ -125,6 +125,7 @@ def test_draws_depend_on_seed_and_step_alone():
         assert backwards[step].dtype == np.int64
 
 
+@pytest.mark.processes
 def test_draws_are_the_same_in_another_process_and_release():
     """Golden draw: a resumed run must meet the batches it met before."""
     batches = PoissonBatches(1_000, 8, 3, seed=2**62 + 1)

@@ -49,7 +49,7 @@ def stored(cache):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("scatter-finetune", marks=pytest.mark.slow),
+        pytest.param("scatter-finetune", marks=pytest.mark.long),
         "scatter-linear",
         "tutorial-cnn",
         "seed-mlp",
@@ -97,7 +97,7 @@ def test_damaged_features_are_made_again(cache, damage):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_extractor_is_made_again(cache):
     recipe = dataclasses.replace(shrunk("scatter-finetune"), features=(Scattering(dimension=4, images=50),))
     before = {path.name for path in cache.iterdir()}

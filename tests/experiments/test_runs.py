@@ -90,6 +90,7 @@ def test_writes_a_run(finished, tmp_path):
     assert names == {"model.keras", "metrics.json", "privacy_statement.txt", "settings.json", ".lock"}
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_and_another_differs(finished, run, tmp_path):
     run("b"), run("c", seed=1)
     assert np.array_equal(weights(tmp_path / "run"), weights(tmp_path / "b"))
@@ -104,6 +105,7 @@ def test_secret_seeds_differ_and_leave_no_trace(run, tmp_path):
     assert "operating system" in (tmp_path / "a" / "privacy_statement.txt").read_text()
 
 
+@pytest.mark.slow
 def test_stopped_secret_run_draws_the_same_noise_again(run, tmp_path):
     def stop(record):
         raise KeyboardInterrupt
@@ -242,6 +244,7 @@ def test_a_ledger_for_other_data_is_refused(run, tmp_path):
         run(ledger=tmp_path / "other.db")
 
 
+@pytest.mark.slow
 def test_engines_spend_the_same_and_both_learn(run, tmp_path):
     by_engine = [run(engine, epsilon=8.0, engine=engine) for engine in ("reference", "fast")]
     assert [metrics["engine"] for metrics in by_engine] == ["reference", "fast"]

@@ -37,7 +37,7 @@ def told(tmp_path_factory):
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_kill_left_a_draw_uncounted_and_none_was_counted_twice(told):
     folder, found = told
     assert found["kills"] == KILLS

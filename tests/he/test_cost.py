@@ -10,6 +10,8 @@ from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.messages import wire
 
+pytestmark = pytest.mark.processes
+
 SHAPES = [((128, 10), "bfv", "batched", 4096), ((128, 10), "bfv", "coefficient", 200)]
 SHAPES += [((256, 1000), "bfv", "coefficient", 5), ((256, 1000), "ckks", "batched", 2049)]
 SHAPES += [((128, 10), "bfv-sanitized", "coefficient", 60), ((64, 300), "ckks-sanitized", "coefficient", 4)]

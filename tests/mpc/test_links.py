@@ -240,6 +240,7 @@ def test_a_party_that_forges_anothers_message_ends_the_run_and_is_named():
         end.close()
 
 
+@pytest.mark.slow_but("True")
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_thousand_stray_connections_disturb_no_party_that_gathers(certified, tls):
     where = addresses(NAMES)
@@ -639,6 +640,8 @@ def test_ids_are_compared_in_a_simulation_too_and_checked():
     )
 
 
+@pytest.mark.processes
+@pytest.mark.slow_but("fit", "simulate")
 @pytest.mark.parametrize("run", ["fit", "simulate", "launch"])
 @pytest.mark.usefixtures("engine")
 def test_an_order_of_rows_that_nobody_compared_is_said_once(run):

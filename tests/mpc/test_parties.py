@@ -26,6 +26,8 @@ from tfprivacy_lab.mpc import parties, processes
 from tfprivacy_lab.mpc.certificates import Credentials, make_certificates, make_pems
 from tfprivacy_lab.mpc.links import Control, PartyError
 
+pytestmark = pytest.mark.processes
+
 
 def test_processes_with_certificates_give_the_simulations_result_log_no_secret_and_expose_no_port(tmp_path):
     group = Group(tmp_path, tls=True)
@@ -51,6 +53,7 @@ def test_processes_with_certificates_give_the_simulations_result_log_no_secret_a
     assert "order of rows not compared" in done["bob"][2]
 
 
+@pytest.mark.slow
 def test_killed_midway_the_other_says_so_and_ends(tmp_path):
     group = Group(tmp_path, steps=20_000)
     alice, bob = group.start("alice"), group.start("bob")
@@ -65,7 +68,7 @@ def test_killed_midway_the_other_says_so_and_ends(tmp_path):
     assert not (tmp_path / "alice.out.npz").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopped_midway_the_other_does_not_hang(tmp_path):
     group = Group(tmp_path, steps=20_000)
     alice, bob = group.start("alice"), group.start("bob")
@@ -80,7 +83,7 @@ def test_stopped_midway_the_other_does_not_hang(tmp_path):
         bob.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_of_another_shape_is_told_to_the_others(tmp_path):
     group = Group(tmp_path)
     wrong = {"x": np.zeros((3, 1)), "y": np.zeros((4, 1))}
@@ -238,6 +241,7 @@ engine.Engine.share = lie
 """
 
 
+@pytest.mark.slow
 def test_a_liar_about_shapes_is_caught_by_what_arrives(tmp_path):
     """Bob's own checks are switched off: he agrees on four rows and shares three."""
     group = Group(tmp_path)
@@ -246,11 +250,12 @@ def test_a_liar_about_shapes_is_caught_by_what_arrives(tmp_path):
     ended(bob)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "naming"),
     [
         ({"world": mpc.World("cheetah", ("alice", "bob"))}, "bob runs another job: world."),
-        pytest.param({"reveal_weights": ("alice", "bob")}, "another job: reveal_weights", marks=pytest.mark.slow),
+        pytest.param({"reveal_weights": ("alice", "bob")}, "another job: reveal_weights", marks=pytest.mark.long),
     ],
 )
 def test_another_protocol_or_job_is_named(tmp_path, change, naming):
@@ -260,7 +265,7 @@ def test_another_protocol_or_job_is_named(tmp_path, change, naming):
     one_line(bob, "alice runs another job")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_certificate_no_run(tmp_path):
     group = Group(tmp_path, tls=True)
     alice, bob = group.start("alice", more=("--join-seconds", "10")), group.start("bob", certificates=False)
@@ -290,6 +295,7 @@ def test_certificate_folders_are_private_and_never_overwritten(tmp_path):
         Credentials.of_folder(tmp_path / "c" / "bob")
 
 
+@pytest.mark.slow_but("arguments0")
 @pytest.mark.parametrize("arguments", [[], ["--processes", "--tls"]])
 @pytest.mark.usefixtures("engine")
 def test_listing_command_from_a_cold_start(arguments):
@@ -342,7 +348,7 @@ def folder(monkeypatch):
         yield folder
 
 
-@pytest.mark.parametrize("when", ["at the start", pytest.param("midway", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", ["at the start", pytest.param("midway", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("engine")
 def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(folder, when):
     launched = subprocess.Popen([sys.executable, "-c", LAUNCHED], stderr=subprocess.PIPE)
@@ -361,6 +367,7 @@ def test_a_killed_launch_takes_its_parties_with_it_and_leaves_nothing(folder, wh
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("engine")
 def test_a_launch_reads_long_reports_and_leaves_no_file_and_no_socket(folder):
     """Each report is longer than a pipe or a socket holds."""

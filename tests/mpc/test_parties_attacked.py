@@ -62,7 +62,7 @@ peers.Peer.send_frame = slow
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_slow_party_makes_it_slow_and_nothing_else(group):
     processes = [group.start(name, prelude=f"exec({SLOW!r})" if name == "carol" else "") for name in ABY3.parties]
     assert [ended(process, 180)[0] for process in processes] == [0, 0, 0]
@@ -102,7 +102,7 @@ def test_a_party_that_is_there_and_makes_no_progress_is_not_waited_for_for_ever(
         assert not (group.folder / f"{name}.out.npz").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_party_that_has_the_columns_in_another_order_is_named_by_all(group):
     other = dataclasses.replace(group.job, holders=("bob", "alice"))
     processes = {name: group.start(name, other if name == "carol" else None) for name in ABY3.parties}
@@ -111,7 +111,7 @@ def test_a_party_that_has_the_columns_in_another_order_is_named_by_all(group):
     one_line(processes["carol"], "runs another job: holders")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_silent_party_is_named(group):
     """Something listens at Alice's address and says nothing."""
     with socket.create_server(group.where["alice"]) as silent:

@@ -125,7 +125,7 @@ def test_random_jobs_agree_with_numpy(seed):
     check(*random_job(seed), mpc.simulate)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("first", range(100, 160, 10))
 def test_sixty_random_jobs_agree_with_numpy_in_a_simulation_and_as_processes(first):
@@ -284,7 +284,7 @@ def test_random_models_answer_from_their_shares_as_numpy(seed):
     check_carried(seed, mpc.simulate)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("first", range(200, 260, 10))
 def test_sixty_random_models_answer_from_their_shares_as_numpy(first):

@@ -96,6 +96,7 @@ def run_start(model, x, y):
     return fresh.job.weights
 
 
+@pytest.mark.slow_but("sigmoid")
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_network_matches_keras_gradient_tape(activation):
     """Weights and training loss of a Keras model trained in float, full batches, plain gradient descent."""
@@ -160,7 +161,7 @@ def test_a_heads_bias_of_another_shape_is_refused(bias):
         shared_head(np.zeros((4, 10)), bias, ABY3, **given)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_vertical_logistic_regression_over_five_seeds():
     differences = []
     for seed in range(5):
@@ -325,6 +326,8 @@ def received_bytes(tmp_path, name, value, mode="shares", protocol="semi2k"):
     return np.bincount(np.frombuffer(data, np.uint8), minlength=256)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.usefixtures("engine")
 def test_what_a_party_receives_does_not_depend_on_inputs(tmp_path):
     """Two-sample test on the engine's own messages over a training; shares that leak fail it."""

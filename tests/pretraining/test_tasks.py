@@ -40,6 +40,8 @@ def fingerprints(*seeds):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_two_processes_reach_the_same_weights_and_another_seed_does_not():
     first, other = fingerprints(1, 2)
     assert fingerprints(1) == [first]

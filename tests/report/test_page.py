@@ -524,6 +524,7 @@ def test_same_inputs_give_the_same_bytes(out):
     assert contents() == contents()
 
 
+@pytest.mark.processes
 def test_does_not_load_tensorflow_or_pyplot(out):
     code = (
         "import sys; from tfprivacy_lab import report; report.build(sys.argv[1]); "

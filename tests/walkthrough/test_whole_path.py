@@ -68,6 +68,7 @@ def test_the_default_ledger_says_that_it_covers_this_folder_only(walkthrough_run
     assert "Ledger covers this folder only" in said
 
 
+@pytest.mark.slow
 def test_a_shared_ledger_is_charged_by_every_walkthrough_or_refuses(walkthrough_run, metrics, tmp_path):
     """Two walkthroughs on the same data are charged to one budget, though each is within its own."""
     whole = datasets.load_private("mnist", None, validation=1, seed=3)
@@ -194,7 +195,7 @@ def test_labels_beyond_nine_are_one_line_and_nothing_is_written(tmp_path, capsys
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_walkthrough_on_an_own_set_without_some_digits(tmp_path, monkeypatch):
     settings = small(400)
@@ -250,14 +251,14 @@ def resume(out, *options):
     return json.loads((out / "metrics.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_training_and_resumed_equals_uninterrupted(metrics, tmp_path):
     kill_when(tmp_path / "run", 4, 5.0)
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert without_times(resume(tmp_path / "run")) == without_times(metrics)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_killed_at_five_random_moments_equals_uninterrupted(metrics, tmp_path):
     moments = np.random.default_rng(2024).uniform(4, 30, size=5)
@@ -270,7 +271,7 @@ def test_killed_at_five_random_moments_equals_uninterrupted(metrics, tmp_path):
     assert without_times(resume(tmp_path / "run")) == without_times(metrics)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_secret_seed_survives_a_kill_and_not_the_training(tmp_path):
     out = tmp_path / "run"

@@ -116,6 +116,7 @@ def test_epsilon_grows_with_steps_and_is_free_before_the_first():
     assert np.all(np.diff(curve) > 0)
 
 
+@pytest.mark.slow_but("0.3", "3.0")
 @pytest.mark.parametrize("epsilon", [0.3, 1.0, 3.0, 8.0, 40.0])
 def test_calibration_is_tight_and_never_over(epsilon):
     steps = steps_for(55_000, 2048, 20)
@@ -260,6 +261,7 @@ def test_the_largest_noise_is_tried_before_a_budget_is_refused():
     assert 90_000 < sigma <= 1e5
 
 
+@pytest.mark.processes
 def test_accounting_at_a_large_sampling_rate_is_quiet():
     """RDP drops orders there, and said so on stderr at every step of a search, and in TF Privacy's figures."""
     code = """

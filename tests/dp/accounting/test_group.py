@@ -12,7 +12,7 @@ from tfprivacy_lab.dp.accounting.group import group_epsilon, group_epsilon_gauss
 TIGHT = {10: 40.92816515, 20: 114.56147719}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("size", TIGHT)
 def test_tight_figures_of_large_groups(size):
     assert group_epsilon_sampled(TUTORIAL, size, 1e-5) == pytest.approx(TIGHT[size], rel=1e-8)

@@ -89,6 +89,7 @@ def delta_of_two(one, other, at):
     return max(float(removed), float(zero @ second(at + loss(x, q, sigma), *other, True)))
 
 
+@pytest.mark.slow_but("one0-other0", "one3-other3")
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -160,6 +161,7 @@ def least_epsilon(parts, delta):
     return optimize.brentq(lambda epsilon: reached(epsilon) - delta, 0, 30)
 
 
+@pytest.mark.slow_but("3e-14-*")
 @pytest.mark.parametrize(
     "parts",
     [
@@ -183,6 +185,7 @@ def test_a_composition_costs_no_less_than_a_part_of_it(delta):
     assert alone < both
 
 
+@pytest.mark.slow_but("*-1e-07")
 @pytest.mark.parametrize("delta", [1e-3, 1e-7])
 @pytest.mark.parametrize(
     ("q", "sigma", "count"), [(0.03, 1.1, 300), (0.004, 0.7, 2000), (0.2, 3.0, 60), (0.5, 30.0, 999)]

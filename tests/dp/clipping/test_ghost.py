@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import native
 from tfprivacy_lab.dp.clipping import ghost
 from tfprivacy_lab.dp.clipping.ghost import BookKeeping, clip_factors, clipped_sum_example_by_example
 
@@ -15,12 +16,7 @@ pytestmark = pytest.mark.usefixtures("operations")
 
 layers = keras.layers
 BATCH, CLASSES = 4, 3
-QUICK = settings(
-    max_examples=16,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-THOROUGH = settings(QUICK, max_examples=300)
+THOROUGH = settings(max_examples=300)
 
 
 def cross_entropy(labels, outputs):
@@ -119,18 +115,37 @@ def image_models(draw):
     return keras.Sequential(head(*stack)), (BATCH, height, width, channels)
 
 
+FIXED = {
+    "strides": [layers.Conv2D(6, (3, 2), strides=(2, 3), padding="same", activation="tanh")],
+    "dilation": [layers.Conv2D(2, 3, dilation_rate=(2, 1), use_bias=False)],
+    "one channel": [layers.Conv2D(1, 4, padding="same", activation="softplus")],
+    "depthwise": [layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", activation="relu")],
+    "depthwise, strides": [layers.DepthwiseConv2D((2, 3), strides=(2, 2), use_bias=False)],
+    "over pixels": [layers.Conv2D(2, 2), layers.LayerNormalization(axis=[1, 2], center=False)],
+    "one group": [layers.Conv2D(6, 1), layers.GroupNormalization(1, scale=False)],
+    "instances": [layers.Conv2D(6, 2, padding="same"), layers.GroupNormalization(-1)],
+}
+
+
+@pytest.mark.parametrize("stack", FIXED.values(), ids=FIXED.keys())
+def test_fixed_image_models_on_tensorflow_s_own_operations(stack, monkeypatch):
+    """`make test-slow` has every test of this file on both routes."""
+    monkeypatch.setattr(native, "operations", lambda: None)
+    model = keras.Sequential([layers.Input((7, 6, 3)), *stack, *head()])
+    check_image_model((model, (BATCH, 7, 6, 3)), 1)
+
+
 def check_image_model(built, seed):
     model, shape = built
     assert_same(model, np.random.default_rng(seed).normal(size=shape).astype(np.float32), seed)
 
 
-@QUICK
 @given(image_models(), st.integers(0, 10**6))
 def test_random_image_models(built, seed):
     check_image_model(built, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @THOROUGH
 @given(image_models(), st.integers(0, 10**6))
 def test_many_random_image_models(built, seed):
@@ -167,13 +182,12 @@ def check_sequence_model(built, seed):
     assert_same(model, np.random.default_rng(seed).integers(0, vocabulary, shape), seed)
 
 
-@QUICK
 @given(sequence_models(), st.integers(0, 10**6))
 def test_random_sequence_models(built, seed):
     check_sequence_model(built, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @THOROUGH
 @given(sequence_models(), st.integers(0, 10**6))
 def test_many_random_sequence_models(built, seed):
@@ -184,6 +198,7 @@ def images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.slow_but("*-4-6-2-1")
 @pytest.mark.parametrize(("channels", "filters", "groups", "dilation"), [(4, 6, 2, 1), (9, 9, 3, (2, 1)), (3, 3, 3, 1)])
 def test_convolutions_in_groups(channels, filters, groups, dilation):
     stack = [layers.Input((6, 7, channels)), layers.Conv2D(filters, (3, 2), groups=groups, dilation_rate=dilation)]

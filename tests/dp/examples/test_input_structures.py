@@ -81,13 +81,14 @@ SETTINGS = [(sampling, physical) for sampling in ("poisson", "shuffled") for phy
 
 
 def cases():
-    """Every structure on every engine, in turn with each sampling and physical batch; all together are slow."""
+    """Structures in turn with each engine, sampling and physical batch; slow are all engines, and long is all."""
     for i, structure in enumerate(STRUCTURES):
-        for engine in ENGINES:
+        for k, engine in enumerate(ENGINES):
             # The reference engine samples by Poisson's law, and pads to physical batches anyway.
             settings = SETTINGS[:2] if engine == "reference" else SETTINGS
             for j, (sampling, physical) in enumerate(settings):
-                marks = [] if j == i % len(settings) else [pytest.mark.slow]
+                in_turn = [] if k == i % len(ENGINES) else [pytest.mark.slow]
+                marks = in_turn if j == i % len(settings) else [pytest.mark.long]
                 name = f"{structure}-{engine}-{sampling}-{physical}"
                 yield pytest.param(structure, engine, sampling, physical, id=name, marks=marks)
 

@@ -302,6 +302,7 @@ def test_rows_cut_off_at_the_end_are_seen(ledger):
         Ledger.open(ledger.path)
 
 
+@pytest.mark.processes
 def test_a_full_disk_grants_nothing(ledger):
     """What SQLite cannot write is refused in one line, and the ledger is as it was."""
     ledger.register("one", STEP)
@@ -337,6 +338,7 @@ def test_command_line_opens_a_budget_for_the_train_set(tmp_path, capsys):
     assert Ledger.open(path, dataset=digest).entries() == ()
 
 
+@pytest.mark.processes
 def test_two_processes_at_once_never_pass_the_total(tmp_path):
     """Four processes register at once, then, when each was granted once, as fast as they can until it is refused."""
     ledger = Ledger.create(tmp_path / "ledger", DATASET, epsilon=1.0, delta=1e-5)
@@ -351,7 +353,8 @@ def test_two_processes_at_once_never_pass_the_total(tmp_path):
     assert spent <= 1.0 < pld.PLDAccountant().compose(STEP, len(known) + 1).get_epsilon(1e-5)
 
 
-@pytest.mark.parametrize("kills", [200])
+@pytest.mark.processes
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_anywhere_nothing_is_drawn_that_is_not_counted(tmp_path, kills):
     """Three runs at once, each killed (SIGKILL) at random times and resumed; see :func:`kill_at_random`."""
     ledger = Ledger.create(tmp_path / "ledger", DATASET, epsilon=3.0, delta=1e-5)

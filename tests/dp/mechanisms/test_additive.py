@@ -184,6 +184,7 @@ def test_arguments_are_checked(call, message):
     assert len(str(refusal.value).splitlines()) == 1
 
 
+@pytest.mark.processes
 def test_no_tensorflow_is_loaded():
     modules = "additive, secure_noise, discrete, empirical_check"
     code = f"import sys; from tfprivacy_lab.dp.mechanisms import {modules}; import tfprivacy_lab.dp.clipping.adaptive"

@@ -46,6 +46,7 @@ def resumed(path, seed=None, **options):
     return wrapped
 
 
+@pytest.mark.slow_but("Adam")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_a_resumed_run_goes_where_an_uninterrupted_one_goes(optimizer, tmp_path):
     """Every example in every batch, and no noise: nothing depends on the seed."""

@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.dp.clipping.test_ghost import BATCH, CLASSES, QUICK, by_book_keeping, convolutions, cross_entropy, flat
+from tests.dp.clipping.test_ghost import BATCH, CLASSES, by_book_keeping, convolutions, cross_entropy, flat
 from tests.dp.training.test_planned import NO_NOISE
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun
@@ -66,14 +66,14 @@ def check_engines(built, seed):
 
 
 # TF Privacy's Jacobian is compiled anew for every model: seconds each.
-@settings(QUICK, max_examples=3)
+@settings(max_examples=3)
 @given(models(), st.integers(0, 10**6))
 def test_engines_give_the_same_sum(built, seed):
     check_engines(built, seed)
 
 
-@pytest.mark.slow
-@settings(QUICK, max_examples=40)
+@pytest.mark.long
+@settings(max_examples=40)
 @given(models(), st.integers(0, 10**6))
 def test_engines_give_the_same_sum_on_many(built, seed):
     check_engines(built, seed)

@@ -359,6 +359,7 @@ def log_likelihood_ratio(q, noise_multiplier):
     return statistic
 
 
+@pytest.mark.slow_but("False-0.8")
 @pytest.mark.parametrize(("sampled", "noise_multiplier"), [(True, 0.5), (False, 0.8)])
 def test_empirical_check_passes_at_the_stated_epsilon_and_fails_at_half(sampled, noise_multiplier):
     run = LaplaceRun(2, 1 if sampled else 2, noise_multiplier, 2)

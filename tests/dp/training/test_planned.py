@@ -288,6 +288,8 @@ print(*[digest(seed) for seed in map(int, sys.argv[1:])])
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bits():
     """In two calls and in two processes; determinism is switched on for a whole process, so not in this one."""
     running = [

@@ -105,6 +105,7 @@ NEIGHBOURS = {
 }
 
 
+@pytest.mark.slow_but("flat", "reference", "adaptive, few rows at a time")
 @pytest.mark.parametrize("options", NEIGHBOURS.values(), ids=NEIGHBOURS.keys())
 def test_one_example_moves_a_noiseless_step_by_at_most_the_norm(options, monkeypatch):
     """Neighbouring sets: the last example is there or is not, as wild as it likes, in a batch of others and padding.
@@ -196,6 +197,8 @@ for seed in map(int, sys.argv[1:]):
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_same_seed_same_bits_in_another_process():
     runs = [
         subprocess.Popen([sys.executable, "-c", DETERMINISM, *seeds], stdout=subprocess.PIPE, text=True)
@@ -305,6 +308,7 @@ class Stubborn(keras.callbacks.Callback):
         self.model.stop_training = False
 
 
+@pytest.mark.slow
 def test_training_stops_before_the_budget_and_not_a_step_earlier():
     x, y = dataset(N)
     wrapped = private(noise_multiplier=2.0, delta=1e-3)

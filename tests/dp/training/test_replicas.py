@@ -16,6 +16,8 @@ from tests.dp.training.test_planned import gradient, size
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.sampling import PoissonSample
 
+pytestmark = pytest.mark.processes
+
 EXAMPLES, WIDTH, CLASSES = 1201, 64, 10
 
 

@@ -456,6 +456,7 @@ OVER_TIME = {
 }
 
 
+@pytest.mark.slow_but("*-5")
 @pytest.mark.parametrize("time", [5, None])
 @pytest.mark.parametrize("layer", OVER_TIME.values(), ids=OVER_TIME.keys())
 def test_layers_that_run_over_time_are_let_through(layer, time):

@@ -52,6 +52,7 @@ def test_a_global_policy_scales_no_step():
     assert made.compute_dtype == "float32"
 
 
+@pytest.mark.slow_but("1", "65")
 @pytest.mark.parametrize("rows", [1, 40, 60, 64, 65])
 def test_an_evaluation_ends_where_its_batches_do(rows):
     x, y = dataset(rows, seed=5)
@@ -161,6 +162,7 @@ for option in ("clipnorm", "global_clipnorm", "clipvalue"):
 """
 
 
+@pytest.mark.processes
 def test_clipping_of_an_optimizer_is_the_same_on_two_replicas():
     moved = {}
     for count in ("1", "2"):

@@ -16,6 +16,8 @@ from tfprivacy_lab import he
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.client import remote
 
+pytestmark = pytest.mark.processes
+
 
 class Script:
     """A server that gives one prepared answer a connection, then none."""

@@ -184,6 +184,7 @@ def test_masked_inputs_and_no_samples(exchange):
         assert exchange.client.decrypt(exchange.reply, exchange.query).shape == (3, 2)
 
 
+@pytest.mark.processes
 def test_bfv_networks_run_in_a_script_without_a_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

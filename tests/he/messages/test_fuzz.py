@@ -51,7 +51,7 @@ def forged(changed):
     return len(changed) >= 32 and hashlib.sha256(changed[:-32]).digest() == changed[-32:]
 
 
-@pytest.mark.parametrize("count", [1_500, pytest.param(25_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("count", [1_500, pytest.param(25_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 @pytest.mark.parametrize("name", ["bfv", "ckks", "bfv_sanitized", "ckks_sanitized"])
 def test_mutated_queries_and_replies(request, name, count):
     """Slow: 100,000 queries and as many replies, under the four sets together, half of them compressed."""
@@ -104,7 +104,7 @@ def check_answer(client, query, damaged, answer, exact):
         np.testing.assert_allclose(logits, exact, atol=0 if client.scheme == "bfv" else 1e-3)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(3_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(3_000, marks=pytest.mark.long)])
 def test_mutated_key_files(bfv_client, count):
     """A private key file that is not as it was written is refused, or is another pair of keys that fits."""
     rng, keys = np.random.default_rng(4), bfv_client.to_bytes()
@@ -121,7 +121,7 @@ def test_mutated_key_files(bfv_client, count):
     assert refused > count / 2
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(1_000, marks=pytest.mark.long)])
 def test_mutated_evaluation_keys(count):
     """SEAL sees residues below their primes and nothing else that a client chose."""
     plan = SlotHead.make(KERNEL, BIAS, "naive")

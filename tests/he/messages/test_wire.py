@@ -244,6 +244,7 @@ def _modules_after(statement):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
+@pytest.mark.processes
 def test_server_works_without_client_library_or_tensorflow(exchange, tmp_path):
     (tmp_path / "query").write_bytes(exchange["query"])
     loaded = _modules_after(
@@ -255,6 +256,7 @@ def test_server_works_without_client_library_or_tensorflow(exchange, tmp_path):
     assert not [name for name in loaded if name.startswith("tfprivacy_lab.he.client")]
 
 
+@pytest.mark.processes
 def test_importing_the_package_imports_no_heavy_library():
     loaded = _modules_after("import tfprivacy_lab.he")
     assert not {"Pyfhel", "tensorflow", "tfprivacy_lab.he.client.head", "numpy"} & set(loaded)

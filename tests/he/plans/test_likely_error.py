@@ -29,6 +29,7 @@ def largest_error(client, server, samples, expected):
     return np.abs(np.stack([answered(client, server, sample) for sample in samples]) - expected).max()
 
 
+@pytest.mark.slow_but("input_range0-*")
 @pytest.mark.parametrize(
     ("widths", "least"), [((4, 3, 2), 500), ((200, 30, 7), 500), ((784, 32, 10), 500), ((20, 8, 5, 3), 5000)]
 )

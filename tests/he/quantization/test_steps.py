@@ -215,6 +215,7 @@ def exported_logistic_regression():
     return kernel, model.intercept_ - scaler.mean_ @ kernel, features[400:460], 2 * features[:400].max(axis=0)
 
 
+@pytest.mark.slow_but("list-*")
 @pytest.mark.parametrize("scheme", sorted(PARAMETERS))
 @pytest.mark.parametrize("given_as", ["list", "file"])
 def test_tabular_users_get_right_labels_or_a_line_that_says_what_to_do(tmp_path, capsys, monkeypatch, scheme, given_as):

@@ -256,6 +256,7 @@ print(len(set(map(ctypes.addressof, pools))), *(pool.value is not None for pool 
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("late", [True, False])
 def test_two_copies_of_seal_destroy_one_pool(late):
     """Pyfhel loaded by itself sets up one pool twice and the other never; what is set up twice is destroyed twice.

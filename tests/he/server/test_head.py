@@ -58,17 +58,19 @@ def test_random_heads(client, shape, samples):
     _check(client, rng.normal(size=shape) * 0.2, rng.normal(size=shape[1]) * 0.1, features)
 
 
+@pytest.mark.slow_but("bfv")
 def test_largest_head(client):
     rng = np.random.default_rng(2)
     _check(client, rng.normal(size=(2048, 1000)) * 0.1, rng.normal(size=1000), _features(rng, 5, 2048))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_largest_head_many_samples(client):
     rng = np.random.default_rng(3)
     _check(client, rng.normal(size=(2048, 1000)) * 0.1, rng.normal(size=1000), _features(rng, 4097, 2048))
 
 
+@pytest.mark.slow_but("*-shape0", "*-shape1", "*-shape2")
 @pytest.mark.parametrize("shape", [(1, 1), (37, 7), (128, 10), (2048, 2)])
 def test_features_at_the_end_of_their_range_aligned_with_the_weights(client, shape):
     rng = np.random.default_rng(4)

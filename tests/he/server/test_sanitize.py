@@ -146,7 +146,8 @@ def test_unused_coefficients_of_a_sanitised_reply_are_uniform(sanitized_client):
     assert stats.kstest((first / modulus).astype(float) + 0.5, "uniform").pvalue > 1e-6
     wanted = products(sanitized_client, server)[rest] if sanitized_client.scheme == "bfv" else second
     held = wanted != 0
-    assert correlation(first[held], wanted[held]) < 0.25
+    # Of what has nothing in common, once in ten thousand million; of the partial products themselves it is 1.
+    assert correlation(first[held], wanted[held]) < 6.5 / math.sqrt(held.sum()) < 0.7
     assert correlation(first, second) < 0.1
 
 

@@ -23,6 +23,8 @@ from tfprivacy_lab.he.service.admission import Limits
 from tfprivacy_lab.he.service.app import make_app
 from tfprivacy_lab.he.service.openapi import REFUSALS
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -452,7 +454,7 @@ def test_load_above_capacity_is_answered_exactly_or_shed(folder, head, samples, 
     load_test(folder, head, samples, bfv_client, 6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_minute_of_load_above_capacity(folder, head, samples, bfv_client):
     load_test(folder, head, samples, bfv_client, 90)
 

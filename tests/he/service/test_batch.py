@@ -335,6 +335,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.processes
 def test_no_file_of_a_folder_stops_the_others(tmp_path, head, queries, made, bfv_client):
     """Pipes, links, devices, names and sizes: each is named, in one line, and nobody waits for it."""
     for name, make in HOSTILE.items():
@@ -349,6 +350,7 @@ def test_no_file_of_a_folder_stops_the_others(tmp_path, head, queries, made, bfv
     check(tmp_path / "out", {**made, longest: made["query 00.q"]}, bfv_client)
 
 
+@pytest.mark.processes
 def test_queries_whose_replies_give_the_head_away_are_refused_unless_asked_for(
     tmp_path, head, made, bfv_client, bfv_sanitized_client
 ):
@@ -374,6 +376,7 @@ def score_command(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.processes
 def test_the_command(tmp_path, head, queries, made, bfv_client, cluster):
     out = tmp_path / "out"
     arguments = ["--head", head[0], "--queries", queries, "--out", out, "--json"]

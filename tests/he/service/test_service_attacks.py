@@ -29,7 +29,7 @@ ALLOCATOR_BYTES = (32 if sys.version_info < (3, 12) else 40) * MEBIBYTE
 TLS_BYTES = MEBIBYTE // 8
 """Buffers of one connection under TLS."""
 
-DURATIONS = [pytest.param(4, id="short"), pytest.param(60, id="minute", marks=pytest.mark.slow)]
+DURATIONS = [pytest.param(4, id="short"), pytest.param(60, id="minute", marks=pytest.mark.long)]
 LIMITS = ["--max-bytes", MAX_BYTES, "--max-body-bytes", 32 * MEBIBYTE, "--workers", 2]
 FEATURES, CLASSES = 256, 1000
 """A sample's reply is 4 MB under bfv: 125 products."""
@@ -246,7 +246,7 @@ LARGE, HEAD_BYTES = (2048, 1000), 150 * MEBIBYTE
 """A head of so many inputs and outputs, and what it takes when prepared under ckks-sanitized."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("stated", [False, True])
 def test_ever_new_steps_of_a_large_head(tmp_path, stated):
     """Eight who ask for a step each that nobody asked for: memory as stated; and nothing at all if a range is."""
