@@ -236,8 +236,8 @@ def events_of(*arguments):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.slow_but("DPModel + registry")
 @pytest.mark.parametrize(
     "path",
     [

@@ -43,6 +43,7 @@ def test_page_is_what_the_command_writes_and_names_no_fault():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+@pytest.mark.slow_but("1.001")
 @pytest.mark.parametrize("wrong", [0.5, 1.001, np.inf])
 def test_step_with_another_clipping_norm_is_a_fault(monkeypatch, wrong):
     right = ghost.clip_factors
@@ -53,6 +54,7 @@ def test_step_with_another_clipping_norm_is_a_fault(monkeypatch, wrong):
     assert "FAULT" in models_table.line(found)
 
 
+@pytest.mark.slow_but("error0-*", "error3-*")
 @pytest.mark.parametrize(
     ("error", "path"),
     [

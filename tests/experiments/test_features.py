@@ -68,6 +68,7 @@ def test_every_recipe_trains_and_states_its_guarantee(name, cache, tmp_path):
     assert again == pytest.approx(metrics["test_accuracy"], abs=0.011)
 
 
+@pytest.mark.slow
 def test_features_are_made_once_and_again_for_other_images(cache, monkeypatch):
     recipe = shrunk("scatter-finetune")
     extractor = features.public_extractor(recipe)

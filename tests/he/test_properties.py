@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.he.networks import aligned_inputs, answered, dense_network
@@ -47,7 +47,6 @@ def adversarial(rng, kernel, features):
     return np.concatenate([rng.uniform(-1, 1, (1, features)), signs, -signs])
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(sorted(PARAMETERS)),
     st.integers(1, 300),
@@ -69,7 +68,6 @@ def test_heads_decrypt_to_their_oracle(name, features, classes, log2_size, bias_
         assert refused is None or (bias_size > 0 and "could overflow" in refused)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(sorted(PARAMETERS)),
     st.integers(1, 2048),
@@ -116,7 +114,6 @@ def within_limits(pinned, packing, kernel, bias):
     return all(holds)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([("ckks", 2), ("ckks", 3), ("bfv", 2)]),
     st.lists(st.integers(1, 9), min_size=4, max_size=4),

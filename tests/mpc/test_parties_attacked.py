@@ -33,6 +33,7 @@ def check_result(group):
             assert found[f"weight.{number}"] == pytest.approx(weight, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_thousand_strangers_and_forged_pushes_change_no_result(group):
     """They come while two parties gather, many reset, some stay silent to the end; a third party comes late."""
     processes = {name: group.start(name) for name in ("alice", "bob")}
@@ -81,6 +82,7 @@ engine.Engine.run = stand
 """
 
 
+@pytest.mark.slow
 def test_a_party_that_is_there_and_makes_no_progress_is_not_waited_for_for_ever(group):
     """Its heart beats; its engine sends nothing."""
     names, more = ABY3.parties, ("--wait-seconds", "4")

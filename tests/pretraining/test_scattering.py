@@ -36,6 +36,7 @@ def test_a_row_depends_on_its_own_image_alone():
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_projection_is_half_whitening_on_public_axes():
     found = architectures.embed(scattering.projected_scattering(IMAGES, 12), IMAGES)
     features = by_hand(IMAGES)
@@ -47,6 +48,7 @@ def test_projection_is_half_whitening_on_public_axes():
     np.testing.assert_allclose(np.abs(found), np.abs(wanted), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_side_by_side_keeps_the_unit_norm_and_both_parts():
     parts = [scattering.projected_scattering(IMAGES, 5), architectures.freeze(architectures.backbone())]
     both = scattering.side_by_side(parts)

@@ -188,6 +188,7 @@ class Batches(keras.utils.PyDataset):
         return self.x[part], self.y[part]
 
 
+@pytest.mark.slow_but("tensors", "strided", "pandas", "Sequence of batches", "dataset")
 @pytest.mark.parametrize("given", AS_GIVEN.values(), ids=AS_GIVEN.keys())
 def test_however_the_examples_are_given_training_is_the_same(given):
     """Against the arrays themselves, under one seed of sampling; n is the number of examples, not of batches."""

@@ -326,6 +326,7 @@ def test_command_line(ledger, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_line_opens_a_budget_for_the_train_set(tmp_path, capsys):
     """The digest is that of all train examples, whichever are held out by a run."""
     path = tmp_path / "mnist.ledger"

@@ -16,7 +16,7 @@ from tests.dp.training.test_planned import gradient, size
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.sampling import PoissonSample
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 EXAMPLES, WIDTH, CLASSES = 1201, 64, 10
 

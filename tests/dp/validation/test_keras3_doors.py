@@ -138,6 +138,7 @@ def states_of_generators():
         yield tuple(drawing.generator.state.numpy())
 
 
+@pytest.mark.slow
 def test_a_generator_of_tensorflow_does_not_count_the_rows_that_were_drawn(monkeypatch):
     assert len(set(states_of_generators())) == 1
     monkeypatch.setattr(private_steps, "generators_of", lambda model: [])
@@ -162,6 +163,7 @@ for option in ("clipnorm", "global_clipnorm", "clipvalue"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_clipping_of_an_optimizer_is_the_same_on_two_replicas():
     moved = {}

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfprivacy_lab import he
@@ -17,7 +17,6 @@ from tfprivacy_lab.he.ring.parameters import PARAMETERS
 KERNEL, BIAS = np.random.default_rng(0).normal(size=(6, 3)), np.array([0.1, -0.2, 0.3])
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 63), st.integers(1, 4), st.integers(0, 2**32))
 def test_bits_come_back_and_lie_where_stated(bits, rows, seed):
     values = np.random.default_rng(seed).integers(0, 2**bits, 64 * rows, dtype=np.uint64)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfprivacy_lab.he.packing import batched
@@ -34,7 +34,6 @@ def _exact(weights, residues, modulus):
     return np.vectorize(lambda value: value % modulus, otypes=[object])(product)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.sampled_from([Q, 2**53 - 111, 12289]))
 def test_modular_product_equals_python_integers(data, classes, features, columns, modulus):
     largest = 2**26 // features

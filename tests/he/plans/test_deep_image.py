@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.he.networks import aligned_inputs, answered, dense_network, resealed
@@ -40,7 +40,6 @@ def plain(network, image, slots):
     return layout, operations, layout.logits(np.array(replies))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 128), st.integers(1, 128), st.integers(1, 64), st.integers(1, 40), st.integers(0, 5))
 def test_slots_compute_the_network_by_the_operations_stated(inputs, first, second, outputs, seed):
     second = min(first, second)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfprivacy_lab.checks import InputError, ModelReadingWarning
@@ -310,7 +310,6 @@ LINEAR = [
 ]
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.lists(st.lists(st.integers(0, len(LINEAR) - 1), max_size=3), min_size=2, max_size=3))
 def test_any_chain_of_these_gives_what_keras_gives(stages):
     parts = []

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.he.networks import aligned_inputs, answered, dense_network, resealed
@@ -56,7 +56,6 @@ def _plain(network, image, slots=4096):
     return plan, operations, plan.logits(np.array(replies))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 128), st.integers(1, 128), st.integers(1, 40), st.integers(0, 5))
 def test_slots_compute_the_network(inputs, hidden, outputs, seed):
     network = dense_network(seed, inputs, hidden, outputs)

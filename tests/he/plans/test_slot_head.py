@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.he.networks import answered
@@ -24,7 +24,6 @@ def made_head(seed, features, classes):
     return rng.normal(size=(features, classes)) * 0.2, rng.normal(size=classes) * 0.1
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PACKINGS), st.integers(1, 128), st.integers(1, 128), st.integers(0, 5))
 def test_slots_compute_the_head_by_the_operations_stated(packing, features, classes, seed):
     kernel, bias = made_head(seed, features, classes)

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.he.test_properties import client_of
@@ -49,7 +49,6 @@ def test_columns_of_unlike_size_with_a_range_each(name):
     assert error <= told <= bound < 0.05
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(sorted(PARAMETERS)),
     st.integers(1, 60),
