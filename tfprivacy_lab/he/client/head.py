@@ -8,6 +8,7 @@ library is noticed. Bytes from elsewhere reach SEAL only as residues below q beh
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 
 import numpy as np
@@ -18,11 +19,9 @@ from tfprivacy_lab.he.client.key_bytes import key_bytes, make_library, split_key
 from tfprivacy_lab.he.messages import wire
 from tfprivacy_lab.he.messages.error_bounds import check_error_bound, reply_error_bound
 from tfprivacy_lab.he.messages.header import ID_BYTES, PUBLIC_KEY_PREFIX_BYTES
-from tfprivacy_lab.he.packing import coefficient
-from tfprivacy_lab.he.packing.batched import add_modular, block_count, block_samples, block_slots
+from tfprivacy_lab.he.packing.codecs import BatchedCodec, choose_packing, codec_of
 from tfprivacy_lab.he.quantization.heads import dequantize_logits
 from tfprivacy_lab.he.quantization.steps import Steps, check_features, feature_steps
-from tfprivacy_lab.he.ring.ntt import transform
 from tfprivacy_lab.he.ring.parameters import PARAMETERS, Parameters
 
 
@@ -151,7 +150,7 @@ class Client:
         """
         features = check_features(features)
         samples, columns = features.shape
-        packing = self._packing(packing, samples, columns)
+        packing = choose_packing(packing, samples, columns, self._parameters)
         header = wire.Header(
             wire.QUERY,
             self._parameters,
@@ -165,14 +164,11 @@ class Client:
         wire.check_size(header, "features")
         steps = feature_steps(features, self._parameters, feature_range, packing)
         header = dataclasses.replace(header, step_exponent=steps.exponent, column_steps=steps.columns)
-        body, size, start = bytearray(header.expanded_bytes), self._parameters.ciphertext_bytes, 0
-        pieces = self._blocks(features, steps) if packing == "batched" else self._samples(features, steps)
-        for ciphertext in pieces:
-            body[start : start + size] = ciphertext
-            start += size
-        if self._parameters.sanitizes:
-            body[start:] = self._public_key().tobytes()
-        return wire.pack(header, body)
+        codec = codec_of(packing, self._parameters)
+        plaintexts = codec.encode(features, steps)
+        ciphertexts = (codec.sent(self._encrypt_slots(plain.slots), plain) for plain in plaintexts)
+        public_key = [self._public_key()] if self._parameters.sanitizes else []
+        return wire.pack_pieces(header, itertools.chain(ciphertexts, public_key))
 
     def decrypt(
         self, reply: bytes, query: bytes | None = None, name: str = "reply", max_error: float | None = None
@@ -194,9 +190,7 @@ class Client:
         """
         if max_error is not None:
             check_error_bound(self.error_bound(reply, name), max_error)
-        header, values = self._decrypt_slots(reply, query, name)
-        if self.scheme == "ckks":
-            values = np.ldexp(values, self._parameters.feature_bits)
+        header, values = self._decode(reply, query, name)
         with np.errstate(over="ignore"):
             logits = dequantize_logits(values, header.step_exponent, header.weight_scale)
         if not np.isfinite(logits).all():
@@ -217,18 +211,37 @@ class Client:
         """
         if self.scheme != "bfv":
             raise InputError(f"Expected a bfv client for exact integers, got scheme={self.scheme!r}; use decrypt.")
-        header, values = self._decrypt_slots(reply, query, name)
+        header, values = self._decode(reply, query, name)
         return values, header.step_exponent, header.weight_scale
 
-    def _scaled(self, features: np.ndarray, steps: Steps) -> np.ndarray:
-        """BFV: integers. CKKS: at most 1, which the encoder's scale makes at most 2**feature_bits."""
-        exponent = steps.exponents(features.shape[1])
-        if self.scheme == "bfv":
-            return np.rint(np.ldexp(features, -exponent)).astype(np.int64)
-        return np.ldexp(features, -exponent - self._parameters.feature_bits)
+    def _decode(self, reply, query, name):
+        """A checked reply's header and its logits, counted in steps, shape (samples, classes)."""
+        header, body = wire.parse(reply, wire.REPLY, name)
+        self._check_answers(header, query, name)
+        ciphertexts, _ = wire.residues(header, body, name)
+        codec = codec_of(header.packing, self._parameters)
+        plaintexts = ((self._decrypt_slots(codec.received(one)) for one in row) for row in ciphertexts)
+        return header, codec.decode(plaintexts, header.samples, header.features, header.columns)
 
-    def _encrypt_slots(self, slots: np.ndarray) -> bytes:
-        """The residues of one fresh ciphertext."""
+    def _check_answers(self, header: wire.Header, query, name: str) -> None:
+        """Refuse a reply of other keys, or to another query if there is one."""
+        if header.parameters != self._parameters:
+            raise InputError(f"Expected {name} in {self.scheme}, as the keys are, got {header.parameters.scheme}.")
+        if header.key_id != self._key_id:
+            raise InputError(f"Expected {name} to answer a query of these keys ({self!r}), got another key's.")
+        if query is None:
+            return
+        sent, _ = wire.parse(query, wire.QUERY, "query")
+        if any(
+            getattr(sent, field) != getattr(header, field)
+            for field in ("query_id", "samples", "step_exponent", "packing", "residue_bits")
+        ):
+            raise InputError(f"Expected {name} to answer this query, got another query's.")
+        if header.features != sent.columns:
+            raise InputError(f"Expected {name} to {sent.columns} features, got one to {header.features}.")
+
+    def _encrypt_slots(self, slots: np.ndarray) -> np.ndarray:
+        """The residues of one fresh ciphertext, uint64 (2, primes, N), read-only."""
         # The library reads the buffer as if it were contiguous, whatever the strides.
         slots = np.ascontiguousarray(slots)
         encode = self._library.encodeInt if self.scheme == "bfv" else self._library.encodeComplex
@@ -237,60 +250,12 @@ class Client:
         if len(prefix) != PUBLIC_KEY_PREFIX_BYTES or (self._prefix and prefix != self._prefix):
             raise RuntimeError(f"SEAL wrote a ciphertext of {len(data)} bytes in another layout: another version?")
         self._prefix = prefix
-        return data[len(prefix) :]
+        return self._residues(data[len(prefix) :], self._parameters.coeff_modulus)
 
-    def _packing(self, packing: str, samples: int, columns: int) -> str:
-        """The packing asked for, or the one of smaller query, and under ckks of smaller error, by half or more."""
-        if packing == "auto":
-            pinned, worth = self._parameters, 1.0
-            if self.scheme == "ckks":  # bytes that the smaller error of coefficients is worth
-                worth = pinned.slot_noise_bound() / pinned.coefficient_noise_bound()
-            fewer = 2 * samples <= block_count(samples, pinned) * columns * worth
-            return "coefficient" if fewer or self._parameters.sanitizes else "batched"
-        return check_choice("packing", packing, self._parameters.packings)
-
-    def _blocks(self, features: np.ndarray, steps: Steps):
-        """The ciphertexts of a batched query, one after the other."""
-        block = self._parameters.samples_per_block
-        for first in range(0, len(features), block):
-            for slots in block_slots(self._scaled(features[first : first + block], steps), self._parameters):
-                yield self._encrypt_slots(slots)
-
-    def _samples(self, features: np.ndarray, steps: Steps):
-        """The ciphertexts of a query in coefficient packing, transformed."""
-        if self.scheme == "ckks" and self._parameters.sanitizes:
-            yield from self._exact_samples(features, steps)
-            return
-        slots_of = coefficient.bfv_slots if self.scheme == "bfv" else coefficient.ckks_slots
-        for row in self._scaled(features, steps):
-            ciphertext = self._encrypt_slots(slots_of(row, self._parameters))
-            yield self._transformed(ciphertext, inverse=False).tobytes()
-
-    def _exact_samples(self, features: np.ndarray, steps: Steps):
-        """The same with CKKS' integers added to encryptions of zero, past the encoder and its rounding."""
-        zeros = np.zeros(self._parameters.poly_modulus_degree // 2, np.complex128)
-        for row in np.rint(np.ldexp(features, -steps.exponents(features.shape[1]))):
-            residues = self._transformed(self._encrypt_slots(zeros), inverse=False)
-            polynomial = coefficient.ckks_residues(row, self._parameters)
-            for k, prime in enumerate(self._parameters.coeff_modulus):
-                add_modular(residues[0, k], polynomial[k], prime)
-            yield residues.tobytes()
-
-    def _transformed(self, ciphertext, inverse: bool) -> np.ndarray:
-        """BFV's residues, from coefficients to transforms or back; CKKS' are transforms anyway."""
-        shape = (2, len(self._parameters.coeff_modulus), self._parameters.poly_modulus_degree)
-        residues = np.array(np.frombuffer(ciphertext, "<u8").reshape(shape))
-        if self.scheme == "bfv":
-            for k, prime in enumerate(self._parameters.coeff_modulus):
-                way = transform(prime, self._parameters.poly_modulus_degree)
-                residues[:, k] = (way.inverse if inverse else way.forward)(residues[:, k])
-        return residues
-
-    def _public_key(self) -> np.ndarray:
-        """(b, a) modulo q, transformed, uint64 (2, primes, N): the key as SEAL made it, without the special prime."""
-        residues = np.frombuffer(key_bytes(self._library)[1][PUBLIC_KEY_PREFIX_BYTES:], "<u8")
-        shape = (2, len(self._parameters.key_primes), self._parameters.poly_modulus_degree)
-        return np.ascontiguousarray(residues.reshape(shape)[:, : len(self._parameters.coeff_modulus)])
+    def _decrypt_slots(self, residues: np.ndarray) -> np.ndarray:
+        """One ciphertext's slots: int64 (N,) for BFV, complex128 (N/2,) for CKKS."""
+        decrypt = self._library.decryptInt if self.scheme == "bfv" else self._library.decryptComplex
+        return decrypt(self._ciphertext(residues))
 
     def _ciphertext(self, residues: np.ndarray):
         """The library's ciphertext of residues (2, primes, N) already known to be below q."""
@@ -298,62 +263,23 @@ class Client:
 
         return PyCtxt(pyfhel=self._library, bytestring=self._prefix + residues.tobytes(), scheme=self.scheme)
 
-    def _decrypt_one(self, residues: np.ndarray) -> np.ndarray:
-        """One ciphertext's samples: int64 for BFV, float64 of at most 1 a feature for CKKS, shape (N,)."""
-        decrypt = self._library.decryptInt if self.scheme == "bfv" else self._library.decryptComplex
-        return block_samples(decrypt(self._ciphertext(residues)), self._parameters)
+    def _public_key(self) -> np.ndarray:
+        """(b, a) modulo q, transformed, uint64 (2, primes, N): the key as SEAL made it, without the special prime."""
+        residues = self._residues(key_bytes(self._library)[1][PUBLIC_KEY_PREFIX_BYTES:], self._parameters.key_primes)
+        return np.ascontiguousarray(residues[:, : len(self._parameters.coeff_modulus)])
 
-    def _decrypt_sample(self, ciphertexts: np.ndarray, header) -> np.ndarray:
-        """One sample's values in the coefficients of its products, shape (classes,)."""
-        bfv, found = self.scheme == "bfv", []
-        polynomial_of = coefficient.bfv_polynomial if bfv else coefficient.ckks_polynomial
-        decrypt = self._library.decryptInt if bfv else self._library.decryptComplex
-        ends = coefficient.logit_positions(header.features, header.columns, self._parameters)
-        for ciphertext, positions in zip(ciphertexts, ends, strict=True):
-            slots = decrypt(self._ciphertext(self._transformed(ciphertext.tobytes(), inverse=True)))
-            found.append(polynomial_of(slots, self._parameters)[positions])
-        return np.concatenate(found)
-
-    def _decrypt_slots(self, reply, query, name):
-        """A checked reply's header and its samples' values, shape (samples, classes)."""
-        header, body = wire.parse(reply, wire.REPLY, name)
-        if header.parameters != self._parameters:
-            raise InputError(f"Expected {name} in {self.scheme}, as the keys are, got {header.parameters.scheme}.")
-        if header.key_id != self._key_id:
-            raise InputError(f"Expected {name} to answer a query of these keys ({self!r}), got another key's.")
-        if query is not None:
-            sent, _ = wire.parse(query, wire.QUERY, "query")
-            if any(
-                getattr(sent, field) != getattr(header, field)
-                for field in ("query_id", "samples", "step_exponent", "packing", "residue_bits")
-            ):
-                raise InputError(f"Expected {name} to answer this query, got another query's.")
-            if header.features != sent.columns:
-                raise InputError(f"Expected {name} to {sent.columns} features, got one to {header.features}.")
-        residues, _ = wire.residues(header, body, name)
-        values = np.empty((header.samples, header.columns), np.int64 if self.scheme == "bfv" else np.float64)
-        if header.packing == "coefficient":
-            for row, ciphertexts in zip(values, residues, strict=True):
-                row[:] = self._decrypt_sample(ciphertexts, header)
-            return header, values
-        size = self._parameters.samples_per_block
-        for block, ciphertexts in enumerate(residues):
-            rows = values[block * size : (block + 1) * size]
-            for column, ciphertext in enumerate(ciphertexts):
-                rows[:, column] = self._decrypt_one(ciphertext)[: len(rows)]
-        return header, values
+    def _residues(self, data: bytes, primes: tuple[int, ...]) -> np.ndarray:
+        """Two polynomials' residues in the library's bytes, uint64 (2, primes, N)."""
+        return np.frombuffer(data, "<u8").reshape(2, len(primes), self._parameters.poly_modulus_degree)
 
     def _check_library(self) -> bytes:
         """Encrypt and decrypt one known block: the keys are a pair and the layout is as stated."""
+        codec = BatchedCodec(self._parameters)
         pattern = np.linspace(-1, 1, self._parameters.samples_per_block)[:, np.newaxis]
-        slots = block_slots(self._scaled(pattern, Steps(-self._parameters.feature_bits)), self._parameters)[0]
-        residues = np.frombuffer(self._encrypt_slots(slots), "<u8").reshape(
-            2, len(self._parameters.coeff_modulus), self._parameters.poly_modulus_degree
-        )
-        values = self._decrypt_one(residues)
-        if self.scheme == "bfv":
-            values = values / self._parameters.max_feature
+        (plaintext,) = codec.encode(pattern, Steps(-self._parameters.feature_bits))
+        residues = self._encrypt_slots(plaintext.slots)
+        values = codec.decode([[self._decrypt_slots(residues)]], len(pattern), 1, 1) / self._parameters.max_feature
         below = all((residues[:, k] < prime).all() for k, prime in enumerate(self._parameters.coeff_modulus))
-        if not below or not np.allclose(values, pattern[:, 0], rtol=0, atol=1e-3):
+        if not below or not np.allclose(values, pattern, rtol=0, atol=1e-3):
             raise RuntimeError("the keys do not decrypt what they encrypt")
         return self._prefix
