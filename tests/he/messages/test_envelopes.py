@@ -25,10 +25,8 @@ from tfprivacy_lab.he.plans.layers import Affine, Network
 from tfprivacy_lab.he.plans.network import BatchedPlan
 from tfprivacy_lab.he.plans.single_image import SinglePlan
 from tfprivacy_lab.he.plans.slot_head import SlotHead
-from tfprivacy_lab.he.server.deep_image import DeepImageServer
 from tfprivacy_lab.he.server.network import NetworkServer
-from tfprivacy_lab.he.server.single_image import SingleImageServer
-from tfprivacy_lab.he.server.slot_head import SlotHeadServer
+from tfprivacy_lab.he.server.slots import DeepImageServer, SingleImageServer, SlotHeadServer
 
 SMALL = dense_network(3, 4, 3, 2)
 HEAD = np.random.default_rng(0).normal(size=(4, 2))

@@ -12,7 +12,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.client.slots import SlotHeadClient
 from tfprivacy_lab.he.messages import wire
 from tfprivacy_lab.he.plans.slot_head import SlotHead
-from tfprivacy_lab.he.server.slot_head import SlotHeadServer
+from tfprivacy_lab.he.server.slots import SlotHeadServer
 
 KERNEL, BIAS = np.random.default_rng(0).normal(size=(6, 3)), np.array([0.1, -0.2, 0.3])
 HEADER = 100

@@ -17,7 +17,7 @@ from tfprivacy_lab.he.packing.two_diagonals import DeepLayout
 from tfprivacy_lab.he.plans.deep_image import DeepPlan
 from tfprivacy_lab.he.plans.layers import Affine, Network
 from tfprivacy_lab.he.plans.single_image import MAX_INPUT_BITS
-from tfprivacy_lab.he.server.deep_image import DeepImageServer
+from tfprivacy_lab.he.server.slots import DeepImageServer
 
 
 def plain(network, image, slots):
@@ -28,14 +28,12 @@ def plain(network, image, slots):
     replies = layout.evaluate(
         operations,
         layout.pack(image),
-        (
-            layout.start.first_layer(first.dense_kernel()),
-            layout.start.first_bias(first.full_bias()),
-            layout.middle_layer(second.dense_kernel()),
-            layout.end.first_bias(second.full_bias()),
-            layout.end.second_layer(third.dense_kernel()),
-            layout.end.second_bias(third.full_bias()),
-        ),
+        layout.start.first_layer(first.dense_kernel()),
+        layout.start.first_bias(first.full_bias()),
+        layout.middle_layer(second.dense_kernel()),
+        layout.end.first_bias(second.full_bias()),
+        layout.end.second_layer(third.dense_kernel()),
+        layout.end.second_bias(third.full_bias()),
     )
     return layout, operations, layout.logits(np.array(replies))
 

@@ -16,10 +16,8 @@ from tfprivacy_lab.he.plans.single_image import SinglePlan
 from tfprivacy_lab.he.plans.slot_head import SlotHead
 from tfprivacy_lab.he.ring.network_parameters import DEEP, SINGLE, SLOTS
 from tfprivacy_lab.he.ring.seal_context import seal_context
-from tfprivacy_lab.he.server.deep_image import DeepImageServer
 from tfprivacy_lab.he.server.network import NetworkServer
-from tfprivacy_lab.he.server.single_image import SingleImageServer
-from tfprivacy_lab.he.server.slot_head import SlotHeadServer
+from tfprivacy_lab.he.server.slots import DeepImageServer, SingleImageServer, SlotHeadServer
 
 PLANS = {1: (SinglePlan, SingleImageServer), 2: (DeepPlan, DeepImageServer)}
 

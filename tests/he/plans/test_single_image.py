@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from tests.he.networks import aligned_inputs, answered, dense_network, resealed
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.client.slots import SingleImageClient
-from tfprivacy_lab.he.packing import diagonal
 from tfprivacy_lab.he.packing.diagonal import Diagonals
 from tfprivacy_lab.he.plans.layers import Affine, Network
 from tfprivacy_lab.he.plans.single_image import MAX_INPUT_BITS, SinglePlan
-from tfprivacy_lab.he.server.single_image import SingleImageServer
+from tfprivacy_lab.he.server.slots import SingleImageServer
 
 
 class PlainOperations:
@@ -44,8 +43,7 @@ def _plain(network, image, slots=4096):
     plan = Diagonals(slots, network.inputs, network.layers[0].outputs, network.outputs)
     first, second = network.layers
     operations = PlainOperations()
-    replies = diagonal.evaluate(
-        plan,
+    replies = plan.evaluate(
         operations,
         plan.pack(image),
         plan.first_layer(first.dense_kernel()),

@@ -14,7 +14,7 @@ from tfprivacy_lab.he.client.slots import SlotHeadClient
 from tfprivacy_lab.he.plans.slot_head import LAYOUTS, MAX_INPUT_BITS, SlotHead
 from tfprivacy_lab.he.ring.network_parameters import SLOTS
 from tfprivacy_lab.he.ring.parameters import MAX_COEFF_MODULUS_BITS
-from tfprivacy_lab.he.server.slot_head import SlotHeadServer
+from tfprivacy_lab.he.server.slots import SlotHeadServer
 
 PACKINGS = ("naive", "diagonal")
 

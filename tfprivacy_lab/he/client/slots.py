@@ -11,8 +11,7 @@ from tfprivacy_lab.he.client.inputs import check_inputs
 from tfprivacy_lab.he.client.network_keys import KeyHolder
 from tfprivacy_lab.he.messages.envelopes import Envelope
 from tfprivacy_lab.he.messages.slot_keys import EvaluationKeys
-from tfprivacy_lab.he.plans.single_image import PublicSinglePlan
-from tfprivacy_lab.he.plans.slot_head import PublicSlotHead
+from tfprivacy_lab.he.plans.slots import PublicSlotPlan
 from tfprivacy_lab.he.ring.seal_context import PREFIX_BYTES, ciphertext_prefix
 
 
@@ -28,7 +27,7 @@ class SlotClient(KeyHolder):
         are passed on (never to the server: a malicious one reads the secret key from them).
     """
 
-    public: PublicSinglePlan | PublicSlotHead
+    public: PublicSlotPlan
 
     def evaluation_keys(self) -> EvaluationKeys:
         """Keys for the rotations that the plan uses, and for relinearisation if it squares; no other; not secret."""

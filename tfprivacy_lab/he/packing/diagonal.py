@@ -145,13 +145,28 @@ class Diagonals:
         """The outputs in the replies' slots (replies, S)."""
         return slots.reshape(-1, self.rows)[: self.outputs, 0]
 
+    def evaluate(self, operations, packed, first, first_bias, second, second_bias) -> list:
+        """The plan on any kind of vectors, so that the plain one is the encrypted one's oracle.
+
+        Args:
+            operations: ``rotate(v, step)``, ``add(v, w)``, ``multiply(v, factor)``, ``rescale(v)``,
+                ``square(v)``, ``add_bias(v, bias)``.
+            packed: The image's vector.
+            first, first_bias, second, second_bias: Factors and biases, as the methods of the plan arrange them.
+
+        Returns:
+            A vector for each reply.
+        """
+        hidden = operations.add_bias(evaluate_layer(self, operations, packed, first), first_bias)
+        return evaluate_last_layer(self, operations, operations.square(hidden), second, second_bias)
+
 
 def evaluate_layer(plan: Diagonals, operations, packed, factors):
     """The first layer without its bias: baby steps, products, giant steps in Horner's form, and folds.
 
     Args:
         plan: Slots and rotations.
-        operations: ``rotate``, ``add``, ``multiply`` and ``rescale`` as in :func:`evaluate`.
+        operations: ``rotate``, ``add``, ``multiply`` and ``rescale`` as in :meth:`Diagonals.evaluate`.
         packed: The input's vector.
         factors: As :meth:`Diagonals.first_layer` arranges them.
 
@@ -171,22 +186,10 @@ def evaluate_layer(plan: Diagonals, operations, packed, factors):
     return total
 
 
-def evaluate(plan: Diagonals, operations, packed, first, first_bias, second, second_bias) -> list:
-    """The plan on any kind of vectors, so that the plain one is the encrypted one's oracle.
-
-    Args:
-        plan: Slots and rotations.
-        operations: ``rotate(v, step)``, ``add(v, w)``, ``multiply(v, factor)``, ``rescale(v)``,
-            ``square(v)``, ``add_bias(v, bias)``.
-        packed: The image's vector.
-        first, first_bias, second, second_bias: Factors and biases, as the methods of the plan arrange them.
-
-    Returns:
-        A vector for each reply.
-    """
-    total = evaluate_layer(plan, operations, packed, first)
-    hidden, replies = operations.square(operations.add_bias(total, first_bias)), []
-    for factor, bias in zip(second, second_bias, strict=True):
+def evaluate_last_layer(plan: Diagonals, operations, hidden, factors, biases) -> list:
+    """The last layer: a product and folds for every reply; Args: as of :meth:`Diagonals.evaluate`."""
+    replies = []
+    for factor, bias in zip(factors, biases, strict=True):
         reply = operations.multiply(hidden, factor)
         for step in plan.folds[1]:
             reply = operations.add(reply, operations.rotate(reply, step))

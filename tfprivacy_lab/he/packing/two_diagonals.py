@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.packing.diagonal import Diagonals, evaluate_layer
+from tfprivacy_lab.he.packing.diagonal import Diagonals, evaluate_last_layer, evaluate_layer
 
 
 class DeepLayout:
@@ -96,21 +96,13 @@ class DeepLayout:
                 result[giant, baby] = np.roll(result[giant, baby], shift)
         return result
 
-    def evaluate(self, operations, packed, factors) -> list:
-        """The network on any kind of vectors (:func:`~tfprivacy_lab.he.packing.diagonal.evaluate`)."""
-        first, first_bias, second, second_bias, third, third_bias = factors
-        hidden = operations.square(
-            operations.add_bias(evaluate_layer(self.start, operations, packed, first), first_bias)
-        )
+    def evaluate(self, operations, packed, first, first_bias, second, second_bias, third, third_bias) -> list:
+        """The network on any kind of vectors (:meth:`.Diagonals.evaluate`)."""
+        hidden = operations.add_bias(evaluate_layer(self.start, operations, packed, first), first_bias)
         middle = _Middle(self.baby_steps, (self.middle_folds,))
-        hidden = operations.add_bias(evaluate_layer(middle, operations, hidden, second), second_bias)
-        hidden, replies = operations.square(hidden), []
-        for factor, bias in zip(third, third_bias, strict=True):
-            reply = operations.multiply(hidden, factor)
-            for step in self.end.folds[1]:
-                reply = operations.add(reply, operations.rotate(reply, step))
-            replies.append(operations.rescale(operations.add_bias(reply, bias)))
-        return replies
+        hidden = evaluate_layer(middle, operations, operations.square(hidden), second)
+        hidden = operations.square(operations.add_bias(hidden, second_bias))
+        return evaluate_last_layer(self.end, operations, hidden, third, third_bias)
 
 
 @dataclasses.dataclass(frozen=True)

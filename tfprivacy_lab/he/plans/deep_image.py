@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from tfprivacy_lab.he.packing.two_diagonals import DeepLayout
 from tfprivacy_lab.he.plans.layers import Network, check_input_range
 from tfprivacy_lab.he.plans.likely_error import Sources, first_layer, last_layer, middle_layer
 from tfprivacy_lab.he.plans.single_image import MAX_INPUT_BITS
+from tfprivacy_lab.he.plans.slots import Factor, PublicSlotPlan
 from tfprivacy_lab.he.ring.network_parameters import DEEP, NetworkParameters
 
 FACTOR_SCALE = 2.0**32
@@ -28,7 +30,7 @@ MIN_INPUT_BITS = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class PublicDeepPlan:
+class PublicDeepPlan(PublicSlotPlan):
     """What client and server both know: everything but the weights. Attributes as of ``PublicSinglePlan``."""
 
     parameters: NetworkParameters
@@ -38,11 +40,6 @@ class PublicDeepPlan:
     error_bound: float
 
     levels, relinearises = 3, True
-
-    @property
-    def inputs(self) -> int:
-        """Length of the input vector."""
-        return self.layout.inputs
 
     @property
     def scales(self) -> tuple[float, float, float]:
@@ -55,36 +52,6 @@ class PublicDeepPlan:
     def output_scale(self) -> float:
         """A logit of 1 is decrypted as this."""
         return self.scales[2]
-
-    @property
-    def query_shape(self) -> tuple[int, int, int]:
-        """(2, primes, N)."""
-        return 2, len(self.parameters.primes), self.parameters.poly_modulus_degree
-
-    @property
-    def reply_shape(self) -> tuple[int, int, int, int]:
-        """(replies, 2, 2, N): under the first two primes."""
-        return self.layout.replies, 2, 2, self.parameters.poly_modulus_degree
-
-    def summary(self) -> dict:
-        """Parameters, levels, operations, keys and bytes, as numbers and strings."""
-        degree, digits = self.parameters.poly_modulus_degree, len(self.parameters.primes)
-        keys = len(self.layout.steps) + 1
-        return {
-            "scheme": "ckks",
-            "packing": "single",
-            "poly_modulus_degree": degree,
-            "coeff_modulus_bits": self.parameters.coeff_modulus_bits,
-            "levels": 3,
-            "rotations": self.layout.rotations,
-            "plaintext_products": self.layout.products,
-            "rotation_steps": list(self.layout.steps),
-            "evaluation_keys": keys,
-            "key_bytes": keys * digits * 2 * (digits + 1) * degree * 8,
-            "up_bytes": 2 * digits * degree * 8,
-            "down_bytes": self.layout.replies * 2 * 2 * degree * 8,
-            "error_bound": self.error_bound,
-        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,6 +92,17 @@ class DeepPlan:
             f"The network could overflow: inputs within {low:g}..{high:g} can grow beyond the "
             f"{DEEP.modulus.bit_length()} bits of ckks; rescale its layers or narrow input_range."
         )
+
+    def factors(self) -> Iterator[Factor]:
+        """Weights and biases, as the layout's ``evaluate`` takes them."""
+        layout, (first, second, third) = self.public.layout, self.network.layers
+        scales = self.public.scales
+        yield Factor(layout.start.first_layer(first.dense_kernel()), float(self.public.parameters.primes[4]), 0)
+        yield Factor(layout.start.first_bias(first.full_bias()), scales[0], 1)
+        yield Factor(layout.middle_layer(second.dense_kernel()), FACTOR_SCALE, 1)
+        yield Factor(layout.end.first_bias(second.full_bias()), scales[1], 2)
+        yield Factor(layout.end.second_layer(third.dense_kernel()), FACTOR_SCALE, 2)
+        yield Factor(layout.end.second_bias(third.full_bias()), scales[1] ** 2 * FACTOR_SCALE, 2)
 
     def likely_error_bound(self) -> float:
         """As :meth:`.SinglePlan.likely_error_bound`."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.he.packing.diagonal import Diagonals
 from tfprivacy_lab.he.plans.layers import Network, check_input_range
 from tfprivacy_lab.he.plans.likely_error import Sources, first_layer, last_layer
+from tfprivacy_lab.he.plans.slots import Factor, PublicSlotPlan
 from tfprivacy_lab.he.ring.network_parameters import SINGLE, NetworkParameters
 
 SECOND_SCALE = 2.0**24
@@ -36,7 +38,7 @@ MIN_INPUT_BITS = 28
 
 
 @dataclasses.dataclass(frozen=True)
-class PublicSinglePlan:
+class PublicSinglePlan(PublicSlotPlan):
     """What client and server both know of a single-image plan: everything but the weights.
 
     Attributes:
@@ -61,44 +63,9 @@ class PublicSinglePlan:
         return self.diagonals
 
     @property
-    def inputs(self) -> int:
-        """Length of the input vector."""
-        return self.diagonals.inputs
-
-    @property
     def output_scale(self) -> float:
         """A logit of 1 is decrypted as this."""
         return 4.0**self.input_bits * SECOND_SCALE / self.parameters.primes[1]
-
-    @property
-    def query_shape(self) -> tuple[int, int, int]:
-        """(2, primes, N)."""
-        return 2, len(self.parameters.primes), self.parameters.poly_modulus_degree
-
-    @property
-    def reply_shape(self) -> tuple[int, int, int, int]:
-        """(replies, 2, 1, N): under the first prime alone."""
-        return self.diagonals.replies, 2, 1, self.parameters.poly_modulus_degree
-
-    def summary(self) -> dict:
-        """Parameters, levels, operations, keys and bytes, as numbers and strings."""
-        degree, digits = self.parameters.poly_modulus_degree, len(self.parameters.primes)
-        keys = len(self.diagonals.steps) + 1
-        return {
-            "scheme": "ckks",
-            "packing": "single",
-            "poly_modulus_degree": degree,
-            "coeff_modulus_bits": self.parameters.coeff_modulus_bits,
-            "levels": 2,
-            "rotations": self.diagonals.rotations,
-            "plaintext_products": self.diagonals.products,
-            "rotation_steps": list(self.diagonals.steps),
-            "evaluation_keys": keys,
-            "key_bytes": keys * digits * 2 * (digits + 1) * degree * 8,
-            "up_bytes": 2 * digits * degree * 8,
-            "down_bytes": self.diagonals.replies * 2 * degree * 8,
-            "error_bound": self.error_bound,
-        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,6 +105,15 @@ class SinglePlan:
             f"The network could overflow: inputs within {low:g}..{high:g} can grow beyond the "
             f"{SINGLE.modulus.bit_length()} bits of ckks; rescale its layers or narrow input_range."
         )
+
+    def factors(self) -> Iterator[Factor]:
+        """Weights and biases, as the layout's ``evaluate`` takes them."""
+        diagonals, (first, second) = self.public.diagonals, self.network.layers
+        scale = 2.0**self.public.input_bits
+        yield Factor(diagonals.first_layer(first.dense_kernel()), float(self.public.parameters.primes[2]), 0)
+        yield Factor(diagonals.first_bias(first.full_bias()), scale, 1)
+        yield Factor(diagonals.second_layer(second.dense_kernel()), SECOND_SCALE, 1)
+        yield Factor(diagonals.second_bias(second.full_bias()), scale**2 * SECOND_SCALE, 1)
 
     def likely_error_bound(self) -> float:
         """Bound on any logit's error for an image in range, but for a probability of 2**-56 under assumption U.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from tfprivacy_lab.checks import InputError, check_choice
 from tfprivacy_lab.he.packing.diagonal import Diagonals, evaluate_layer
 from tfprivacy_lab.he.plans.layers import Affine, check_input_range
 from tfprivacy_lab.he.plans.likely_error import Sources, head_in_blocks, head_in_rows
+from tfprivacy_lab.he.plans.slots import Factor, PublicSlotPlan
 from tfprivacy_lab.he.quantization.heads import check_head
 from tfprivacy_lab.he.ring.network_parameters import SLOTS, NetworkParameters
 
@@ -87,7 +89,7 @@ class NaiveRows:
         return slots[:, 0]
 
     def evaluate(self, operations, packed, factors, biases) -> list:
-        """A vector a class, on any kind of vectors (:func:`~tfprivacy_lab.he.packing.diagonal.evaluate`)."""
+        """A vector a class, on any kind of vectors (:meth:`.Diagonals.evaluate`)."""
         replies = []
         for factor, bias in zip(factors, biases, strict=True):
             total = operations.rescale(operations.multiply(packed, factor))
@@ -141,7 +143,7 @@ class DiagonalRows(Diagonals):
         return slots[0, : self.hidden]
 
     def evaluate(self, operations, packed, factors, biases) -> list:
-        """One vector of all classes, on any kind of vectors (:func:`~tfprivacy_lab.he.packing.diagonal.evaluate`)."""
+        """One vector of all classes, on any kind of vectors (:meth:`.Diagonals.evaluate`)."""
         return [operations.add_bias(evaluate_layer(self, operations, packed, factors), biases[0])]
 
     def noise(self, columns, fresh, largest, ring: Ring) -> np.ndarray:
@@ -185,7 +187,7 @@ class Ring:
 
 
 @dataclasses.dataclass(frozen=True)
-class PublicSlotHead:
+class PublicSlotHead(PublicSlotPlan):
     """What client and server both know: everything but the weights.
 
     Attributes:
@@ -205,41 +207,19 @@ class PublicSlotHead:
     levels, relinearises = 1, False
 
     @property
-    def inputs(self) -> int:
-        """d."""
-        return self.layout.inputs
-
-    @property
     def output_scale(self) -> float:
         """A logit of 1 is decrypted as this."""
         return math.ldexp(1.0, self.input_bits)
 
-    @property
-    def query_shape(self) -> tuple[int, int, int]:
-        """(2, primes, N)."""
-        return 2, len(self.parameters.primes), self.parameters.poly_modulus_degree
-
-    @property
-    def reply_shape(self) -> tuple[int, int, int, int]:
-        """(replies, 2, 1, N): under the first prime alone."""
-        return self.layout.replies, 2, 1, self.parameters.poly_modulus_degree
-
     def summary(self) -> dict:
         """Operations, keys, bytes and the error bound, as numbers and strings."""
-        degree, digits = self.parameters.poly_modulus_degree, len(self.parameters.primes)
-        keys = len(self.layout.steps)
         return {
             "scheme": "ckks",
-            "poly_modulus_degree": degree,
+            "poly_modulus_degree": self.parameters.poly_modulus_degree,
             "coeff_modulus_bits": self.parameters.coeff_modulus_bits,
             "products": self.layout.products,
             "rotations": self.layout.rotations,
-            "rotation_steps": list(self.layout.steps),
-            "evaluation_keys": keys,
-            "key_bytes": keys * digits * 2 * (digits + 1) * degree * 8,
-            "up_bytes": 2 * digits * degree * 8,
-            "down_bytes": self.layout.replies * 2 * degree * 8,
-            "error_bound": self.error_bound,
+            **self._costs(),
         }
 
 
@@ -279,6 +259,12 @@ class SlotHead:
             f"The head could overflow: features within {low:g}..{high:g} can grow beyond the "
             f"{SLOTS.primes[0].bit_length()} bits that are left of ckks; rescale the head or narrow input_range."
         )
+
+    def factors(self) -> Iterator[Factor]:
+        """Weights and biases, as the layout's ``evaluate`` takes them."""
+        public, layout = self.public, self.public.layout
+        yield Factor(layout.factors(self.kernel), float(public.parameters.primes[1]), 0)
+        yield Factor(layout.biases(self.bias), public.output_scale, 1)
 
     def likely_error_bound(self) -> float:
         """Bound on any logit's error for features in range, but for a probability of 2**-56 under assumption U.

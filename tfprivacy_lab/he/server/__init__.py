@@ -9,8 +9,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "head": ("Cost", "REPLIES", "Server"),
         "network": ("NetworkServer",),
-        "single_image": ("SingleImageServer",),
-        "deep_image": ("DeepImageServer",),
-        "slot_head": ("SlotHeadServer",),
+        "slots": ("DeepImageServer", "SingleImageServer", "SlotHeadServer"),
     },
+    {"single_image": "slots", "deep_image": "slots", "slot_head": "slots"},
 )

@@ -1,13 +1,8 @@
-"""The server of the single-image plan: rotations, products and one square, with evaluation keys and no secret one.
+"""Rotations, products and squares on one client's ciphertexts, with its evaluation keys and no secret one.
 
 The library would make keys of a fresh secret where one is missing, and compute garbage. So the keys are held against
 the plan before, byte by byte but for their residues, each step's key is used once before the first query, and a context
 that has come to hold a secret key is refused.
-
-Guarantee: the server learns nothing of the image while the encryption stands.
-
-Not covered: the weights' secrecy from the holder of the key (slots beside the logits hold partial sums of weights and
-    squared hidden values, and nothing masks them); a server that uses another network.
 """
 
 from __future__ import annotations
@@ -15,69 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.he.messages.envelopes import Envelope
 from tfprivacy_lab.he.messages.evaluation_keys import check_evaluation_keys
-from tfprivacy_lab.he.messages.residues import refusing_transparent
 from tfprivacy_lab.he.messages.slot_keys import EvaluationKeys
-from tfprivacy_lab.he.packing.diagonal import evaluate
-from tfprivacy_lab.he.plans.single_image import SECOND_SCALE, SinglePlan
 from tfprivacy_lab.he.ring.seal_context import PREFIX_BYTES, ciphertext_prefix, seal_context
-from tfprivacy_lab.he.server.door import Door, checked_plan
-
-
-class SingleImageServer:
-    """Evaluates a planned network on one encrypted image at a time, for one client's keys.
-
-    Args:
-        plan: The network with its scales.
-        keys: What the client's ``evaluation_keys`` returned.
-
-    Raises:
-        InputError: if a key that the plan uses is missing or no key of these parameters.
-    """
-
-    def __init__(self, plan: SinglePlan, keys: EvaluationKeys):
-        self._plan, self._public = checked_plan(plan, SinglePlan), plan.public
-        self._door = Door(self._public, keys)
-        self._operations = CkksOperations(self._public.parameters, keys, self._public.diagonals.steps)
-        self._factors = self._encode()
-
-    def evaluate(self, query: Envelope) -> Envelope:
-        """The network on a query.
-
-        Args:
-            query: What the client's ``encrypt`` returned: residues uint64, shape (2, primes, N).
-
-        Returns:
-            The reply; its residues are uint64 (replies, 2, 1, N), under the first prime.
-
-        Raises:
-            InputError: if the query is something else, another plan's or client's, or damaged.
-        """
-        query, residues = self._door.opened(query)
-        packed = self._operations.ciphertext(residues, 2.0**self._public.input_bits)
-        with refusing_transparent("query"):
-            replies = evaluate(self._public.diagonals, self._operations, packed, *self._factors)
-        stacked = np.stack([self._operations.residues(reply) for reply in replies]).reshape(self._public.reply_shape)
-        return self._door.answer(query, stacked)
-
-    def _encode(self):
-        """Factors and biases as plaintexts at their levels and scales."""
-        diagonals, operations = self._public.diagonals, self._operations
-        first, second = self._plan.network.layers
-        hidden_scale = 2.0**self._public.input_bits
-        encode, q2 = operations.encode, float(self._public.parameters.primes[2])
-        factors = diagonals.first_layer(first.dense_kernel())
-        return (
-            [[encode(diagonal, q2, 0) for diagonal in giant] for giant in factors],
-            encode(diagonals.first_bias(first.full_bias()), hidden_scale, 1),
-            [encode(row, SECOND_SCALE, 1) for row in diagonals.second_layer(second.dense_kernel())],
-            [encode(row, hidden_scale**2 * SECOND_SCALE, 1) for row in diagonals.second_bias(second.full_bias())],
-        )
 
 
 class CkksOperations:
-    """What :func:`tfprivacy_lab.he.packing.diagonal.evaluate` asks for, on SEAL's ciphertexts.
+    """What :meth:`.Diagonals.evaluate` asks for, on SEAL's ciphertexts.
 
     Args:
         parameters: The ring.
@@ -86,7 +25,7 @@ class CkksOperations:
         squares: Whether a square will be, which takes the relinearisation key.
 
     Raises:
-        InputError: as :class:`SingleImageServer`.
+        InputError: as :class:`~tfprivacy_lab.he.server.slots.SlotServer`.
     """
 
     def __init__(self, parameters, keys: EvaluationKeys, steps, squares: bool = True):
