@@ -99,7 +99,7 @@ def _skipping():
 @pytest.fixture(scope="session")
 def engine():
     """What a test asks for that computes on shares in other processes: it is skipped where there is no engine."""
-    importlib.import_module("tfprivacy_lab.mpc.library")
+    importlib.import_module("tfprivacy_lab.mpc.runtime.library")
 
 
 def walkthrough_command(out, *options):

@@ -52,8 +52,8 @@ LIGHT = [
     "dp.accounting.gaussian", "dp.plan", "dp.sampling", "dp.accounting.statement", "report.page",
     "data.rendered_digits", "distributed_noise", "he", "he.messages.wire", "he.packing.batched", "he.ring.parameters",
     "he.quantization.heads", "he.server.head", "he.service.app", "he.service.batch", "he.client.remote", "mpc",
-    "mpc.beaver", "mpc.certificates", "mpc.jobs", "mpc.links", "mpc.parties", "mpc.protocols", "mpc.ranges",
-    "mpc.training", "he.client.head",
+    "mpc.beaver", "mpc.transport.certificates", "mpc.jobs.job", "mpc.transport.links", "mpc.parties",
+    "mpc.jobs.protocols", "mpc.jobs.ranges", "mpc.training", "he.client.head",
 ]  # fmt: skip
 
 

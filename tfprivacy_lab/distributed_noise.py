@@ -19,9 +19,9 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp.mechanisms.discrete import discrete_gaussian
-from tfprivacy_lab.mpc import noise_shares
-from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
-from tfprivacy_lab.mpc.protocols import listed
+from tfprivacy_lab.mpc.jobs import noise_shares
+from tfprivacy_lab.mpc.jobs.noise_shares import NoiseClaim, NoiseShares
+from tfprivacy_lab.mpc.jobs.protocols import listed
 
 ADJACENCY = "add or remove one record of a sum; in training, whose number of rows is public, zero out one record"
 
@@ -113,7 +113,7 @@ class SharedGaussian:
         Raises:
             InputError: naming the argument.
 
-        Source: :func:`tfprivacy_lab.mpc.noise_shares.summed_epsilon`.
+        Source: :func:`tfprivacy_lab.mpc.jobs.noise_shares.summed_epsilon`.
         """
         known = self.colluding if known is None else known
         remaining = len(self.parties) - check_positive_int("known", known, at_least=0, at_most=len(self.parties) - 1)
@@ -160,10 +160,10 @@ def gradient_norm(row_norm: float, sigmoid_error: float, units: int = 1) -> floa
 
     Fixed-point rounding is within this margin, and within Δ's. Of the residual: a job's sigmoid is chosen such that the
     polynomial's error *and* the roundings of its evaluation stay below e together
-    (:func:`tfprivacy_lab.mpc.sigmoid.choose_sigmoid`), so a residual on shares never passes 1 + e. Of the features:
-    each is rounded to the grid, by γ/2, which moves a row's gradient by at most (1 + e) γ √d / 2, where d counts the
-    weights of all outputs. Of the product: γ a coordinate, in either of two neighbouring sums. The last two are the two
-    ``roundings`` that a training's claim must count at least; their 4 γ √d in Δ are more than
+    (:func:`tfprivacy_lab.mpc.jobs.sigmoid.choose_sigmoid`), so a residual on shares never passes 1 + e. Of the
+    features: each is rounded to the grid, by γ/2, which moves a row's gradient by at most (1 + e) γ √d / 2, where d
+    counts the weights of all outputs. Of the product: γ a coordinate, in either of two neighbouring sums. The last two
+    are the two ``roundings`` that a training's claim must count at least; their 4 γ √d in Δ are more than
     (1 + e) γ √d / 2 + 2 γ √d.
 
     Args:

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from tfprivacy_lab import files, mpc
-from tfprivacy_lab.mpc.certificates import make_certificates
+from tfprivacy_lab.mpc.transport.certificates import make_certificates
 
 SEMI2K = mpc.World("semi2k", ("alice", "bob"), "alice")
 SECRET = 0.7310585786300049
@@ -27,7 +27,8 @@ class Group:
     """A job, each party's file, and processes to start."""
 
     def __init__(self, folder, world=SEMI2K, steps=20, tls=False, rows=4, hosts=None):
-        importlib.import_module("tfprivacy_lab.mpc.library")  # without the engine the test is skipped, not the party
+        # Without the engine the test is skipped, not the party.
+        importlib.import_module("tfprivacy_lab.mpc.runtime.library")
         self.folder, self.world = folder, world
         rng = np.random.default_rng(0)
         x = rng.uniform(0, 0.5, (rows, 2))

@@ -6,7 +6,7 @@ from scipy import stats
 
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.mpc import beaver
-from tfprivacy_lab.mpc.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint
 
 STEP = 2.0**-16
 

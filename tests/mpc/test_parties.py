@@ -23,8 +23,8 @@ from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.cli import mpc as mpc_commands
 from tfprivacy_lab.cli.command import main
 from tfprivacy_lab.mpc import parties, processes
-from tfprivacy_lab.mpc.certificates import Credentials, make_certificates, make_pems
-from tfprivacy_lab.mpc.links import Control, PartyError
+from tfprivacy_lab.mpc.transport.certificates import Credentials, make_certificates, make_pems
+from tfprivacy_lab.mpc.transport.links import Control, PartyError
 
 pytestmark = pytest.mark.processes
 
@@ -233,7 +233,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_meeting(tmp_path
 
 
 LIE = """
-from tfprivacy_lab.mpc import engine
+from tfprivacy_lab.mpc.runtime import engine
 share = engine.Engine.share
 def lie(self, name, owner, value, shape):
     share(self, name, owner, None if value is None else value[:3], shape)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.mpc.groups import Group, ended, one_line
-from tests.mpc.test_links import FORGED, knock, reset
+from tests.mpc.transport.test_links import FORGED, knock, reset
 from tfprivacy_lab import mpc
 
 ABY3 = mpc.World("aby3", ("alice", "bob", "carol"))
@@ -54,7 +54,7 @@ def test_a_thousand_strangers_and_forged_pushes_change_no_result(group):
 
 SLOW = """
 import time
-from tfprivacy_lab.mpc import peers
+from tfprivacy_lab.mpc.transport import peers
 send = peers.Peer.send_frame
 def slow(self, kind, channel, body=b""):
     time.sleep(0.02)
@@ -72,7 +72,7 @@ def test_a_slow_party_makes_it_slow_and_nothing_else(group):
 
 STANDS_STILL = """
 import threading
-from tfprivacy_lab.mpc import engine
+from tfprivacy_lab.mpc.runtime import engine
 run, count = engine.Engine.run, iter(range(100))
 def stand(self, *arguments):
     if next(count) == 5:

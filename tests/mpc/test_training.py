@@ -281,7 +281,7 @@ import re, sys
 import numpy as np
 from spu import libspu
 from tfprivacy_lab import mpc
-from tfprivacy_lab.mpc import engine
+from tfprivacy_lab.mpc.runtime import engine
 
 trace, value, leak = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "leak"
 def setup(self):

@@ -70,7 +70,7 @@ def listing_job(world):
 
 
 def _certificates(options) -> dict:
-    from tfprivacy_lab.mpc import certificates
+    from tfprivacy_lab.mpc.transport import certificates
 
     folders = certificates.make_certificates(tuple(options.parties), options.out, days=options.days)
     return {"folders": folders, "days": options.days, "note": "give each party its own folder, and no other"}
@@ -78,8 +78,9 @@ def _certificates(options) -> dict:
 
 def _party(options) -> dict:
     from tfprivacy_lab import files, mpc
-    from tfprivacy_lab.mpc import parties, processes, row_ids
-    from tfprivacy_lab.mpc.certificates import Credentials
+    from tfprivacy_lab.mpc import parties, processes
+    from tfprivacy_lab.mpc.jobs import row_ids
+    from tfprivacy_lab.mpc.transport.certificates import Credentials
 
     job = mpc.Job.load(options.job)
     files.check_writable(options.out)

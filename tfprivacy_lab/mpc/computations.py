@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_array, check_matrix, check_numbers
-from tfprivacy_lab.mpc import row_ids
-from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.models import Layer
-from tfprivacy_lab.mpc.noise_shares import NoiseShares
-from tfprivacy_lab.mpc.protocols import World, check_world
+from tfprivacy_lab.mpc.jobs import row_ids
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.jobs.models import Layer
+from tfprivacy_lab.mpc.jobs.noise_shares import NoiseShares
+from tfprivacy_lab.mpc.jobs.protocols import World, check_world
 
 
 def shared_head(

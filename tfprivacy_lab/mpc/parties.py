@@ -19,14 +19,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_array, check_finite_number, check_positive_int
-from tfprivacy_lab.mpc import row_ids
-from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials
-from tfprivacy_lab.mpc.entrance import is_loopback
-from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.links import Control
-from tfprivacy_lab.mpc.peers import PartyError
-from tfprivacy_lab.mpc.ranges import Plan, plan
-from tfprivacy_lab.mpc.relay import Relay
+from tfprivacy_lab.mpc.jobs import row_ids
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.jobs.ranges import Plan, plan
+from tfprivacy_lab.mpc.transport.certificates import Credentials, LoadedCredentials
+from tfprivacy_lab.mpc.transport.entrance import is_loopback
+from tfprivacy_lab.mpc.transport.links import Control
+from tfprivacy_lab.mpc.transport.peers import PartyError
+from tfprivacy_lab.mpc.transport.relay import Relay
 
 # Longer than any computation of one party on its own, between two messages.
 WAIT_SECONDS = 600.0
@@ -64,13 +64,13 @@ def simulate(job: Job, data: dict[str, dict[str, np.ndarray]]) -> Run:
 
     Args:
         job: What to compute.
-        data: Party to its arrays, see :func:`tfprivacy_lab.mpc.execution.check_data`.
+        data: Party to its arrays, see :func:`tfprivacy_lab.mpc.runtime.execution.check_data`.
 
     Raises:
         InputError: naming the party and the array.
     """
     chosen = plan(job)
-    from tfprivacy_lab.mpc import engine, execution, programs
+    from tfprivacy_lab.mpc.runtime import engine, execution, programs
 
     own = checked_of_all(job, data)
     row_ids.compare(job, data)
@@ -116,7 +116,7 @@ def run_of(job: Job, chosen: Plan, outcomes: dict, spent) -> Run:
 
 def _description(job: Job, engines: dict[str, str], wait_seconds: float):
     """The engine's description of who is where."""
-    from tfprivacy_lab.mpc.library import libspu
+    from tfprivacy_lab.mpc.runtime.library import libspu
 
     description = libspu.link.Desc()
     for name in job.world.ranks:
@@ -148,7 +148,7 @@ def run_party(
     Args:
         job: What this party agreed to.
         me: Its name.
-        data: Its own arrays, see :func:`tfprivacy_lab.mpc.execution.check_data`.
+        data: Its own arrays, see :func:`tfprivacy_lab.mpc.runtime.execution.check_data`.
         addresses: Every party's name to (host, port) at which it is reached, this one's included. It is the only port
             that a party has: the engine's bytes travel through the connections that are made there.
         credentials: For TLS; without, only loopback addresses are accepted.
@@ -165,7 +165,7 @@ def run_party(
         PartyError: within seconds, if another party is gone, silent, unknown, or runs something else.
 
     Guarantee: this party's data leaves it only as shares; of the ids of its rows a digest under a key of the
-    connection, see :mod:`tfprivacy_lab.mpc.row_ids`. Not covered: see :class:`World`.
+    connection, see :mod:`tfprivacy_lab.mpc.jobs.row_ids`. Not covered: see :class:`World`.
 
     Call it in a process of its own, as ``mpc party`` does: the engine's link stays up until the process ends, and the
     engine ends the process some seconds after another party has left.
@@ -222,19 +222,19 @@ def _keep(link) -> None:
 def _prepared(job: Job, me: str, data):
     """All that needs no other party: the plan, this party's data checked, the programs compiled, its rows' ids."""
     chosen = plan(job)
-    from tfprivacy_lab.mpc import programs
+    from tfprivacy_lab.mpc.runtime import programs
 
     own, rows = checked_data(job, me, data), row_ids.of_party(job, me, data)
     return chosen, own, programs.compile_job(job, chosen), rows
 
 
 def checked_data(job: Job, me: str, data) -> dict[str, np.ndarray]:
-    """What :func:`tfprivacy_lab.mpc.execution.check_data` returns of a party's arrays, whatever they were given as.
+    """What :func:`tfprivacy_lab.mpc.runtime.execution.check_data` returns of a party's arrays, however they were given.
 
     Raises:
         InputError: naming the array.
     """
-    from tfprivacy_lab.mpc import execution
+    from tfprivacy_lab.mpc.runtime import execution
 
     if not isinstance(data, Mapping):
         raise InputError(f"Expected the data of {me} to be a mapping of names to arrays, got {type(data).__name__}.")
@@ -261,7 +261,7 @@ def checked_of_all(job: Job, data) -> dict[str, dict[str, np.ndarray]]:
 
 def _compute(job, me, own, chosen, compiled, description, run, on_step, on_connected):
     """Connect the engine, and run the job on it."""
-    from tfprivacy_lab.mpc import engine, execution
+    from tfprivacy_lab.mpc.runtime import engine, execution
 
     log = engine.ProfileLog.of_process()
     start, link = log.size(), engine.libspu.link.create_brpc(description, job.world.rank(me))

@@ -22,12 +22,13 @@ import numpy as np
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc import relay, row_ids
-from tfprivacy_lab.mpc.certificates import Credentials, LoadedCredentials, make_pems
-from tfprivacy_lab.mpc.jobs import Job
+from tfprivacy_lab.mpc.jobs import row_ids
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.jobs.ranges import plan
 from tfprivacy_lab.mpc.parties import Run, checked_of_all, run_of, run_party
-from tfprivacy_lab.mpc.peers import PartyError
-from tfprivacy_lab.mpc.ranges import plan
+from tfprivacy_lab.mpc.transport import relay
+from tfprivacy_lab.mpc.transport.certificates import Credentials, LoadedCredentials, make_pems
+from tfprivacy_lab.mpc.transport.peers import PartyError
 
 _LENGTH = struct.Struct("<Q")
 
@@ -85,7 +86,7 @@ def launch(
                 process.stdin.close()
         for stream in (stream for both in said.values() for stream in both):
             stream.close()
-    from tfprivacy_lab.mpc.engine import Traffic
+    from tfprivacy_lab.mpc.runtime.engine import Traffic
 
     return run_of(job, chosen, outcomes, Traffic(0, 0))
 
@@ -164,8 +165,8 @@ def _outcome(job: Job, name: str, process: subprocess.Popen, out, err):
     Raises:
         PartyError: with the party's line, if it failed.
     """
-    from tfprivacy_lab.mpc.engine import Traffic
-    from tfprivacy_lab.mpc.execution import Outcome
+    from tfprivacy_lab.mpc.runtime.engine import Traffic
+    from tfprivacy_lab.mpc.runtime.execution import Outcome
 
     if process.poll() != 0:
         code, (_, lines) = process.poll(), (err.seek(0), err.read().decode(errors="replace").strip().splitlines())

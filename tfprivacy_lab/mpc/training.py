@@ -15,12 +15,12 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_array, check_matrix
 from tfprivacy_lab.models.chains import chain_of, is_from, is_of_keras
-from tfprivacy_lab.mpc import row_ids
-from tfprivacy_lab.mpc.fixed_point import FixedPoint
-from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.models import Layer, Training
-from tfprivacy_lab.mpc.noise_shares import NoiseShares
-from tfprivacy_lab.mpc.protocols import World, check_world, listed
+from tfprivacy_lab.mpc.jobs import row_ids
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.jobs.models import Layer, Training
+from tfprivacy_lab.mpc.jobs.noise_shares import NoiseShares
+from tfprivacy_lab.mpc.jobs.protocols import World, check_world, listed
 
 _INSTEAD = {
     "Dense": "leave use_bias as it is",
@@ -194,7 +194,7 @@ class SharedModel:
             data[party]["query_ids"] = check_array("ids", value)
         ranges = dict(self._ranges)
         if ranges["weight_range"] is None:
-            from tfprivacy_lab.mpc.ranges import weight_bound
+            from tfprivacy_lab.mpc.jobs.ranges import weight_bound
 
             ranges["weight_range"] = weight_bound(self._fitted)
         job = Job(

@@ -1,6 +1,6 @@
 """What a job refuses: what is no job, names nobody knows, shapes that do not fit, claims that do not follow.
 
-:class:`tfprivacy_lab.mpc.jobs.Job` calls these in turn; each may rely on those before it.
+:class:`tfprivacy_lab.mpc.jobs.job.Job` calls these in turn; each may rely on those before it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_array, check_choice, check_finite_number, check_positive_int, settle
-from tfprivacy_lab.mpc.fixed_point import FixedPoint
-from tfprivacy_lab.mpc.models import LARGEST_AXIS, Layer, Training
-from tfprivacy_lab.mpc.noise_shares import NoiseShares, logistic_gradient_norm
-from tfprivacy_lab.mpc.protocols import check_world, listed
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.jobs.models import LARGEST_AXIS, Layer, Training
+from tfprivacy_lab.mpc.jobs.noise_shares import NoiseShares, logistic_gradient_norm
+from tfprivacy_lab.mpc.jobs.protocols import check_world, listed
 
 SPLITS = ("columns", "rows")
 _OF_A_SUM = ("world", "layers", "features", "holders", "reveal_predictions", "feature_range", "noise", "arithmetic")

@@ -9,9 +9,9 @@ import pytest
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.cli import mpc as mpc_commands
-from tfprivacy_lab.mpc.fixed_point import FixedPoint, choose_fixed_point
-from tfprivacy_lab.mpc.jobs import Job, difference
-from tfprivacy_lab.mpc.sigmoid import choose_sigmoid
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint, choose_fixed_point
+from tfprivacy_lab.mpc.jobs.job import Job, difference
+from tfprivacy_lab.mpc.jobs.sigmoid import choose_sigmoid
 
 ABY3 = mpc.World("aby3", ("alice", "bob", "carol"))
 

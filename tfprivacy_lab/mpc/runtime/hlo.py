@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from tfprivacy_lab.mpc.library import api, libspu
+from tfprivacy_lab.mpc.runtime.library import api, libspu
 
 
 def compiled(function, examples: list, visibilities: list, options: libspu.CompilerOptions) -> bytes:

@@ -3,7 +3,7 @@
 A share means something only beside the other parties' shares of the same run, in the same arithmetic, under the same
 protocol, at the same place among the parties. The engine checks none of that: with any of it changed, opened values are
 wrong, without a word. So the header says it, and a job that uses the share is compared with it; that all parties'
-shares are of one run is compared when they meet (:mod:`tfprivacy_lab.mpc.row_ids`). Nothing in a header is secret.
+shares are of one run is compared when they meet (:mod:`tfprivacy_lab.mpc.jobs.row_ids`). Nothing in a header is secret.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import struct
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_array
-from tfprivacy_lab.mpc.fixed_point import FixedPoint
-from tfprivacy_lab.mpc.jobs import Job
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.jobs.job import Job
 
 _LENGTH = struct.Struct("<4sI")
 _MAGIC, _LONGEST = b"shr1", 1 << 20

@@ -10,7 +10,7 @@ import pytest
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.distributed_noise import SharedGaussian, gradient_norm
-from tfprivacy_lab.mpc.jobs import Job, difference
+from tfprivacy_lab.mpc.jobs.job import Job, difference
 
 WORLD = mpc.World("semi2k", ("basel", "chur", "zurich"), "chur")
 ABY3 = mpc.World("aby3", ("alice", "bob", "carol"))
@@ -230,7 +230,7 @@ def test_a_name_twice_in_the_noise_is_refused():
         mpc.NoiseShares(("alice", "alice"), 1.0, 20)
 
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "parties.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "parties.md"
 
 
 def test_the_page_names_every_field_and_its_job_is_one(tmp_path, monkeypatch):

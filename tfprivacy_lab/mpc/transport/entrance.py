@@ -17,10 +17,10 @@ import threading
 import time
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc import row_ids
-from tfprivacy_lab.mpc.certificates import LoadedCredentials
-from tfprivacy_lab.mpc.jobs import difference
-from tfprivacy_lab.mpc.peers import LARGEST_FRAME, MAGIC, SHORT, GoneError, PartyError, Peer, reason_of, shut
+from tfprivacy_lab.mpc.jobs import row_ids
+from tfprivacy_lab.mpc.jobs.job import difference
+from tfprivacy_lab.mpc.transport.certificates import LoadedCredentials
+from tfprivacy_lab.mpc.transport.peers import LARGEST_FRAME, MAGIC, SHORT, GoneError, PartyError, Peer, reason_of, shut
 
 HELLO_SECONDS = 5.0
 # A job with its public weights, over a slow line.

@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int, settle
-from tfprivacy_lab.mpc.protocols import listed
+from tfprivacy_lab.mpc.jobs.protocols import listed
 from tfprivacy_lab.zcdp import zcdp_epsilon
 
 

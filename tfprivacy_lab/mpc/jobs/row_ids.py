@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, RowOrderWarning, check_array
-from tfprivacy_lab.mpc import share_headers
-from tfprivacy_lab.mpc.jobs import Job
+from tfprivacy_lab.mpc.jobs import share_headers
+from tfprivacy_lab.mpc.jobs.job import Job
 
 TRAINING, QUERY, SHARES = "training rows", "query rows", "shares of the weights"
 

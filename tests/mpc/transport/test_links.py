@@ -16,12 +16,14 @@ import pytest
 
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError, RowOrderWarning
-from tfprivacy_lab.mpc import links, parties, row_ids
-from tfprivacy_lab.mpc.certificates import Credentials, make_certificates
-from tfprivacy_lab.mpc.entrance import is_loopback
-from tfprivacy_lab.mpc.links import Control, PartyError
-from tfprivacy_lab.mpc.peers import DATA, MAGIC, OPEN, Peer, shut
-from tfprivacy_lab.mpc.relay import Messages, Relay
+from tfprivacy_lab.mpc import parties
+from tfprivacy_lab.mpc.jobs import row_ids
+from tfprivacy_lab.mpc.transport import links
+from tfprivacy_lab.mpc.transport.certificates import Credentials, make_certificates
+from tfprivacy_lab.mpc.transport.entrance import is_loopback
+from tfprivacy_lab.mpc.transport.links import Control, PartyError
+from tfprivacy_lab.mpc.transport.peers import DATA, MAGIC, OPEN, Peer, shut
+from tfprivacy_lab.mpc.transport.relay import Messages, Relay
 
 NAMES = ("alice", "bob", "carol")
 # What another party's message looks like to the engine; the key can be guessed.

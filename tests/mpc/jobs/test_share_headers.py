@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.mpc.test_links import addresses, joined
+from tests.mpc.transport.test_links import addresses, joined
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc import row_ids, share_headers
-from tfprivacy_lab.mpc.links import Control
+from tfprivacy_lab.mpc.jobs import row_ids, share_headers
+from tfprivacy_lab.mpc.transport.links import Control
 
 NAMES = ("alice", "bob", "carol")
 ABY3 = mpc.World("aby3", NAMES)

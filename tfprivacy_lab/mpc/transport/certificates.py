@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_positive_int
-from tfprivacy_lab.mpc.protocols import party_names
+from tfprivacy_lab.mpc.jobs.protocols import party_names
 
 _NAMES = {"certificate": "certificate.pem", "private_key": "private_key.pem", "authority": "authority.pem"}
 

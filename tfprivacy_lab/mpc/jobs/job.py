@@ -17,11 +17,11 @@ import math
 
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc import job_checks
-from tfprivacy_lab.mpc.fixed_point import FixedPoint
-from tfprivacy_lab.mpc.models import Layer, Training
-from tfprivacy_lab.mpc.noise_shares import NoiseClaim, NoiseShares
-from tfprivacy_lab.mpc.protocols import World
+from tfprivacy_lab.mpc.jobs import job_checks
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.jobs.models import Layer, Training
+from tfprivacy_lab.mpc.jobs.noise_shares import NoiseClaim, NoiseShares
+from tfprivacy_lab.mpc.jobs.protocols import World
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The connection to one other party: frames of control messages and of the engine's bytes, over TCP or TLS 1.3.
 
 A frame is its length, its kind, a channel, and that many bytes. Control messages are JSON objects; the engine's
-bytes are what :mod:`tfprivacy_lab.mpc.relay` carries, and mean nothing here.
+bytes are what :mod:`tfprivacy_lab.mpc.transport.relay` carries, and mean nothing here.
 """
 
 from __future__ import annotations

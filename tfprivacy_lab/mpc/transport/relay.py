@@ -24,7 +24,7 @@ import threading
 import time
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.peers import CLOSE, DATA, OPEN, PartyError, Peer
+from tfprivacy_lab.mpc.transport.peers import CLOSE, DATA, OPEN, PartyError, Peer
 
 _PIECE = 1 << 18
 # Bytes that a Unix socket's address holds on every system.

@@ -2,7 +2,7 @@
 
 A product of two such numbers carries 2f fraction bits until it is truncated, so sums of products must stay below
 :math:`2^{k-2-2f}`; beyond, they wrap to something else, silently. That is refused beforehand, see
-:mod:`tfprivacy_lab.mpc.ranges`.
+:mod:`tfprivacy_lab.mpc.jobs.ranges`.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from tfprivacy_lab.mpc.hlo import compiled
-from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.library import libspu
-from tfprivacy_lab.mpc.ranges import Plan
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.jobs.ranges import Plan
+from tfprivacy_lab.mpc.runtime.hlo import compiled
+from tfprivacy_lab.mpc.runtime.library import libspu
 
 _SECRET, _PUBLIC = libspu.Visibility.VIS_SECRET, libspu.Visibility.VIS_PUBLIC
 # The tracer keeps global state; parties that are threads of one process compile one after the other.

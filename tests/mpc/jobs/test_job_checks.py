@@ -9,8 +9,8 @@ import pytest
 from tfprivacy_lab import mpc
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.distributed_noise import SharedGaussian
-from tfprivacy_lab.mpc.certificates import make_certificates
-from tfprivacy_lab.mpc.jobs import Job
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.transport.certificates import make_certificates
 
 NAMES = ("alice", "bob", "carol")
 ABY3 = mpc.World("aby3", NAMES)

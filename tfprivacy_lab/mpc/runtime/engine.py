@@ -19,9 +19,9 @@ import threading
 import numpy as np
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.fixed_point import FixedPoint
-from tfprivacy_lab.mpc.library import libspu, spu
-from tfprivacy_lab.mpc.protocols import World
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint
+from tfprivacy_lab.mpc.jobs.protocols import World
+from tfprivacy_lab.mpc.runtime.library import libspu, spu
 
 _SECRET, _PUBLIC = libspu.Visibility.VIS_SECRET, libspu.Visibility.VIS_PUBLIC
 _LINK = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")

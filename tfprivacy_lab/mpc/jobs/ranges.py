@@ -15,9 +15,9 @@ import dataclasses
 import math
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.mpc.fixed_point import FixedPoint, candidates, choose_fixed_point
-from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.sigmoid import Sigmoid, choose_sigmoid
+from tfprivacy_lab.mpc.jobs.fixed_point import FixedPoint, candidates, choose_fixed_point
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.jobs.sigmoid import Sigmoid, choose_sigmoid
 
 # A factor below this would be rounded by more than one part in 2^8 on the coarsest grid.
 _LEAST_RATE = 2.0**-8

@@ -4,7 +4,8 @@ Before the engine starts, each tells the other who it is, which job it runs, wha
 whatever differs ends the run there, with a line that names the difference. From then on the connection carries a
 heartbeat: a process that dies closes it at once, one that hangs falls silent, one that gives up says why. While parties
 gather, one that is lost may come again; when each knows that all have met all, the connections carry the engine's bytes
-too (:mod:`tfprivacy_lab.mpc.relay`). The engine would wait for long for a party that fails, and is left to itself then.
+too (:mod:`tfprivacy_lab.mpc.transport.relay`). The engine would wait for long for a party that fails, and is left to
+itself then.
 
 With credentials the connection is TLS 1.3, both sides show certificates, and the name in the certificate must be the
 name of the party. Without, anyone who reaches the port can pretend to be a party: loopback only.
@@ -20,11 +21,11 @@ import secrets
 import threading
 import time
 
-from tfprivacy_lab.mpc import entrance
-from tfprivacy_lab.mpc.certificates import LoadedCredentials
-from tfprivacy_lab.mpc.entrance import Entrance
-from tfprivacy_lab.mpc.peers import CONTROL, SHORT, GoneError, PartyError, Peer, as_party_error
-from tfprivacy_lab.mpc.relay import Relay
+from tfprivacy_lab.mpc.transport import entrance
+from tfprivacy_lab.mpc.transport.certificates import LoadedCredentials
+from tfprivacy_lab.mpc.transport.entrance import Entrance
+from tfprivacy_lab.mpc.transport.peers import CONTROL, SHORT, GoneError, PartyError, Peer, as_party_error
+from tfprivacy_lab.mpc.transport.relay import Relay
 
 _BEAT_SECONDS, _SILENCE_SECONDS, _GRACE_SECONDS = 1.0, 8.0, 4.0
 # A party that refuses its own data is ready long before the others have compiled.

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_array, check_matrix
-from tfprivacy_lab.mpc import share_headers
-from tfprivacy_lab.mpc.engine import Engine, Traffic
-from tfprivacy_lab.mpc.jobs import Job
-from tfprivacy_lab.mpc.programs import Programs, weight_names
-from tfprivacy_lab.mpc.ranges import Plan, weight_bound
+from tfprivacy_lab.mpc.jobs import share_headers
+from tfprivacy_lab.mpc.jobs.job import Job
+from tfprivacy_lab.mpc.jobs.ranges import Plan, weight_bound
+from tfprivacy_lab.mpc.runtime.engine import Engine, Traffic
+from tfprivacy_lab.mpc.runtime.programs import Programs, weight_names
 
 
 @dataclasses.dataclass
