@@ -16,6 +16,7 @@ import secrets
 import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_positive_int, settle
+from tfprivacy_lab.dp.seed_streams import SeedStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +73,8 @@ class ShuffledBatches:
 
 
 def _generator(seed: int, step: int, worker: int = 0) -> np.random.Generator:
-    """A generator of its own for each step of each worker.
-
-    By spawn key, not as a list with the seed: such lists run into each other ([3, 1] and [3, 1, 0] are one), and
-    a list with a seed of 128 bits runs into the spawn keys 0, 1 and 3, which are those of noise and dropout.
-    """
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(2, worker, step))))
+    """A generator of its own for each step of each worker."""
+    return np.random.Generator(np.random.Philox(SeedStream.SAMPLING.sequence(seed, worker, step)))
 
 
 @dataclasses.dataclass(frozen=True)

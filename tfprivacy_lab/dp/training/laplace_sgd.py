@@ -24,6 +24,7 @@ from tfprivacy_lab.dp.accounting.laplace import LaplacePlan, LaplaceRun, laplace
 from tfprivacy_lab.dp.mechanisms.secure_noise import secure_laplace
 from tfprivacy_lab.dp.plan import EpochRecord
 from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.dp.seed_streams import SeedStream
 from tfprivacy_lab.dp.training import lineage, planned
 from tfprivacy_lab.dp.training.reference import physical_steps
 
@@ -107,7 +108,7 @@ class LaplaceSumQuery(_SumAggregationDPQuery):
 
 def _philox(seed: int) -> tf.random.Generator:
     """A generator keyed by the whole seed; TensorFlow's own seeds would cut it to 31 bits."""
-    state = np.random.SeedSequence(seed, spawn_key=(3,)).generate_state(3, np.uint64)
+    state = SeedStream.LAPLACE_NOISE.sequence(seed).generate_state(3, np.uint64)
     return tf.random.Generator.from_state(state.view(np.int64), alg="philox")
 
 

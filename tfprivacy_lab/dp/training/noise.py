@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfprivacy_lab.checks import check_choice
 from tfprivacy_lab.dp import native
+from tfprivacy_lab.dp.seed_streams import SeedStream
 
 GENERATORS = ("philox", "secure")
 
@@ -34,7 +35,7 @@ class GaussianNoise:
         self.generator = check_choice("noise", generator, GENERATORS)
         # Of so many words TensorFlow holds a reference, where it would write three into every graph, and the graph into
         # whatever a summary or a profile shows. Three are used: key, and the counter's low and high word.
-        words = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(_HELD_BY_REFERENCE, np.uint64)
+        words = SeedStream.NOISE.sequence(seed).generate_state(_HELD_BY_REFERENCE, np.uint64)
         with tf.init_scope():
             self._words = tf.constant(words)
         self._sizes: dict[int, int] = {}

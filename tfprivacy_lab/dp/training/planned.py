@@ -18,6 +18,7 @@ from tfprivacy_lab.dp.accounting.phases import Phase
 from tfprivacy_lab.dp.clipping import ghost
 from tfprivacy_lab.dp.plan import EpochRecord, TrainingPlan
 from tfprivacy_lab.dp.sampling import PoissonBatches
+from tfprivacy_lab.dp.seed_streams import SeedStream
 from tfprivacy_lab.dp.training import lineage
 from tfprivacy_lab.dp.training.private_model import PrivateModel
 from tfprivacy_lab.dp.training.reference_checks import check_jacobian
@@ -79,7 +80,7 @@ def train(
 
 def seed_layers(seed: int) -> None:
     """Seed dropout and the like, by a seed of their own from which that of the noise does not follow."""
-    keras.utils.set_random_seed(int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0]))
+    keras.utils.set_random_seed(int(SeedStream.LAYERS.sequence(seed).generate_state(1)[0]))
 
 
 def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoch=None) -> list[EpochRecord]:

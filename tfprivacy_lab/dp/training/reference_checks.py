@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfprivacy_lab import tf_privacy
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.clipping.adaptive import QuantileClip
+from tfprivacy_lab.dp.seed_streams import SeedStream
 from tfprivacy_lab.models.keras_internals import layers_of
 
 # Keras' base class of all convolutions but the depthwise ones, whose ``groups`` is 1.
@@ -22,7 +23,7 @@ _NO_OPTIONS = (
 
 def noise_generator(seed: int) -> tf.random.Generator:
     """The Philox generator of a run's noise, keyed by the whole seed; one a run, so that no draw comes twice."""
-    state = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(3, np.uint64)
+    state = SeedStream.NOISE.sequence(seed).generate_state(3, np.uint64)
     return tf.random.Generator.from_state(state.view(np.int64), alg="philox")
 
 
