@@ -91,9 +91,9 @@ def _calibrate(options) -> dict:
 
 
 def _prepare_data(options) -> dict:
-    from tfprivacy_lab.data import datasets as data
+    from tfprivacy_lab.data import datasets
 
-    return data.prepare(options.dataset, options.data_dir, source=options.source, from_idx=options.from_idx)
+    return datasets.prepare(options.dataset, options.data_dir, source=options.source, from_idx=options.from_idx)
 
 
 def _train(options) -> dict:
@@ -144,11 +144,11 @@ def _walkthrough(options) -> dict:
 
 
 def _ledger_create(options) -> dict:
-    from tfprivacy_lab.data import datasets as data
+    from tfprivacy_lab.data import datasets
     from tfprivacy_lab.dp.ledger.ledger import Ledger, dataset_digest
 
     _refuse_existing_ledger(options.ledger)
-    private = data.load_private(options.dataset, options.data_dir)
+    private = datasets.load_private(options.dataset, options.data_dir)
     digest = dataset_digest(private.train, private.validation)
     return Ledger.create(options.ledger, digest, options.epsilon, options.delta).show()
 

@@ -15,8 +15,7 @@ from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, MissingPackageError, check_choice
 from tfprivacy_lab.data import datasets, rendered_digits
 from tfprivacy_lab.dp import plan
-from tfprivacy_lab.dp.accounting import comparison, events, gaussian, statement
-from tfprivacy_lab.dp.accounting import laplace as laplace_accounting
+from tfprivacy_lab.dp.accounting import comparison, events, gaussian, laplace, statement
 from tfprivacy_lab.dp.accounting.statement import laplace_statement
 from tfprivacy_lab.dp.ledger.ledger import Ledger
 from tfprivacy_lab.dp.training import laplace_sgd, planned
@@ -37,7 +36,7 @@ class Trained:
     """What DP training made: images to logits, what it cost, and how it went."""
 
     model: keras.Model
-    run: gaussian.DpSgdRun | laplace_accounting.LaplaceRun
+    run: gaussian.DpSgdRun | laplace.LaplaceRun
     records: list[plan.EpochRecord]
 
 
@@ -77,7 +76,7 @@ def train_model(
 
 
 def _is_laplace(recipe: Recipe) -> bool:
-    return isinstance(recipe.plan, laplace_accounting.LaplacePlan)
+    return isinstance(recipe.plan, laplace.LaplacePlan)
 
 
 def train_recipe(
@@ -219,7 +218,7 @@ def _backbone(settings: Pretraining, path: Path, *, progress: bool) -> keras.Mod
 
 def run_metrics(recipe: Recipe, trained: Trained, delta: float, *, seed: int | None, engine: str = "reference") -> dict:
     """What ``metrics.json`` says of a DP run, but for accuracy, data and provenance."""
-    account = laplace_accounting.account_laplace if _is_laplace(recipe) else gaussian.account
+    account = laplace.account_laplace if _is_laplace(recipe) else gaussian.account
     clip = "l1_norm_clip" if _is_laplace(recipe) else "l2_norm_clip"
     return {
         "recipe": recipe.name,

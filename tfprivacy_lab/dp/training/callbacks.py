@@ -7,7 +7,7 @@ import threading
 import keras
 
 from tfprivacy_lab.checks import InputError, check_finite_number
-from tfprivacy_lab.dp.accounting import phases as spending
+from tfprivacy_lab.dp.accounting import phases
 from tfprivacy_lab.dp.accounting.gaussian import check_delta
 
 
@@ -24,7 +24,7 @@ class EpsilonLogger(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Begin with the ε of an epoch that runs to its end."""
-        self._expected = tuple(spending.extended(self.model.phases(), self.params["steps"]))
+        self._expected = tuple(phases.extended(self.model.phases(), self.params["steps"]))
         self._thread = threading.Thread(target=self._compute, args=(self._expected,), daemon=True)
         self._thread.start()
 
@@ -35,8 +35,8 @@ class EpsilonLogger(keras.callbacks.Callback):
             as_expected = tuple(self.model.phases()) == self._expected and self._expected in self._found
             logs["epsilon"] = self._found[self._expected] if as_expected else self.model.epsilon()
 
-    def _compute(self, phases):
-        self._found = {phases: spending.epsilon_of(list(phases), self.model.delta)}
+    def _compute(self, spent):
+        self._found = {spent: phases.epsilon_of(list(spent), self.model.delta)}
 
 
 class StopBeforeBudget(keras.callbacks.Callback):
