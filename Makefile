@@ -23,7 +23,7 @@ ifneq ($(shell "$(PYTHON)" -V 2>&1),$(shell test -x .venv/bin/python && .venv/bi
 endif
 endif
 
-.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks models bench bench-dp bench-he bench-mpc reproduce reproduce-dp check-install test check test-slow lint format clean
+.PHONY: help setup lock data walkthrough train audit encrypt mpc apps notebooks models bench bench-dp bench-he bench-mpc reproduce reproduce-dp tables check-install test check test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,7 +64,7 @@ encrypt: walkthrough ## the walkthrough's head on encrypted features, by the fou
 mpc: $(READY) ## the document's listing 4.2 on shares, under three protocols, each party a process
 	@for protocol in semi2k aby3 cheetah; do $(LAB) mpc listing --protocol $$protocol --processes --tls; echo; done
 
-apps: $(READY) ## medicine, finance and education, with and without DP, each attacked (results/apps)
+apps: $(READY) ## medicine, finance and education, with and without DP, each attacked (docs/results/apps.md)
 	@$(RUN) benchmarks/apps.py
 
 notebooks: $(READY) ## execute the notebooks and write them back
@@ -90,11 +90,14 @@ runs/walkthrough/head.npz: | $(READY)
 results/he_networks/metrics.json: benchmarks/he_networks.py | $(READY)
 	@$(RUN) benchmarks/he_networks.py --out results/he_networks
 
-reproduce: $(READY) ## the figures of the README: accuracy table and a walkthrough (results/)
+reproduce: $(READY) ## accuracy table and a walkthrough, for README and docs/results (results/)
 	@$(RUN) benchmarks/reproduce.py
 
 reproduce-dp: $(READY) ## accuracy at epsilon 1, 2, 3 and 8, every recipe, three seeds (REPRODUCTION.md; hours, resumes)
 	@$(RUN) benchmarks/reproduce_dp.py
+
+tables: $(READY) ## the tables of README and docs/results again from results/, measuring nothing
+	@$(RUN) benchmarks/tables.py
 
 test: $(READY) ## the test-suite, some minutes on two cores (TESTS="tests/he tests/mpc": these of it)
 	@$(PYTEST) $(TESTS)

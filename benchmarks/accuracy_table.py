@@ -62,20 +62,30 @@ def seconds(row: dict) -> str:
     return f"{'' if known else '≤ '}{row['seconds']:.0f}"
 
 
-def matrix(metrics: dict) -> str:
+def matrix(metrics: dict, recipes: tuple[str, ...]) -> str:
     """One line a recipe, one column an ε, for the README."""
     rows = metrics["rows"]
     budgets = sorted({row["epsilon"] for row in rows})
-    lines = ["| recipe | " + " | ".join(f"ε = {epsilon:g}" for epsilon in budgets) + " |"]
+    what = f"test accuracy in %, δ = {metrics['delta']:g}, {_seeds(rows)} seeds"
+    lines = [f"| {what} | " + " | ".join(f"ε = {epsilon:g}" for epsilon in budgets) + " |"]
     lines.append("|---|" + "---|" * len(budgets))
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+    for recipe in recipes:
         cells = {row["epsilon"]: percent(row) for row in rows if row["recipe"] == recipe}
         lines.append(f"| {recipe} | " + " | ".join(cells.get(epsilon, "–") for epsilon in budgets) + " |")
-    seeds = sorted({row["seeds"] for row in rows})
-    return "\n".join(lines) + (
-        f"\n\nTest accuracy in %, mean ± standard deviation of {' or '.join(map(str, seeds))} seeds; "
+    return "\n".join(lines)
+
+
+def caption(metrics: dict) -> str:
+    """How to read the long table, and where its figures are of."""
+    return (
+        f"Test accuracy in %, mean ± standard deviation of {_seeds(metrics['rows'])} seeds; "
         f"δ = {metrics['delta']:g}, {metrics['accountant']}, {metrics['sampling']}. {place(metrics)}."
     )
+
+
+def _seeds(rows: list[dict]) -> str:
+    """How many seeds a row is of."""
+    return " or ".join(map(str, sorted({row["seeds"] for row in rows})))
 
 
 def detailed(metrics: dict) -> str:

@@ -27,7 +27,8 @@ from tfprivacy_lab import files
 from tfprivacy_lab.provenance import commit, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench_dp"
+RESULTS = ROOT / "results" / "bench_dp" / "metrics.json"
+PAGE = ROOT / "docs" / "results" / "training_cost.md"
 UNFINISHED = ROOT / "runs" / "bench-dp" / "unfinished.json"
 
 
@@ -107,8 +108,8 @@ def kept_rows(only: list[str], chosen: set[str]) -> list[dict]:
         found = files.read_json(UNFINISHED, "interrupted benchmark")
         if (found.get("code"), found["only"]) == (code_hash(), only):
             return found["rows"]
-    if only and (RESULTS / "metrics.json").exists():
-        rows = files.read_json(RESULTS / "metrics.json", "results")["rows"]
+    if only and RESULTS.exists():
+        rows = files.read_json(RESULTS, "results")["rows"]
         return [row for row in rows if row["path"] not in chosen]
     return []
 
@@ -186,14 +187,19 @@ def find(rows: list[dict], model: str, batch: int, path: str) -> dict | None:
 
 
 def write(rows: list[dict]) -> None:
-    """metrics.json with the baselines' times filled in, the table and the figure."""
+    """metrics.json with the baselines' times filled in, the page and the figure."""
     rows = in_order([with_baseline(row, rows) for row in rows])
     shared = {"l2_norm_clip": L2_NORM_CLIP, "noise_multiplier": NOISE_MULTIPLIER, "examples": EXAMPLES}
     metrics = {"rows": rows, **shared, **provenance(), "peers_versions": peers_versions()}
-    files.write_json(RESULTS / "metrics.json", metrics)
-    files.write_bytes(RESULTS / "table.md", dp_table.table(metrics).encode())
-    files.write_bytes(RESULTS / "ratio.png", dp_table.figure(metrics))
-    print(f"{RESULTS.relative_to(ROOT)}/table.md, ratio.png, metrics.json")
+    files.write_json(RESULTS, metrics)
+    publish(metrics)
+    print(*(path.relative_to(ROOT) for path in (PAGE, RESULTS.with_name("ratio.png"), RESULTS)), sep=", ")
+
+
+def publish(metrics: dict) -> None:
+    """The page and the figure."""
+    files.write_bytes(PAGE, dp_table.table(metrics).encode())
+    files.write_bytes(RESULTS.with_name("ratio.png"), dp_table.figure(metrics))
 
 
 def with_baseline(row: dict, rows: list[dict]) -> dict:

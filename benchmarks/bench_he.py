@@ -16,8 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import pages
 from he_peers import head_rows
-from reproduce_dp import replace_between
 
 from tfprivacy_lab import files, he
 from tfprivacy_lab.he import SlotHead, SlotHeadClient, SlotHeadServer
@@ -26,7 +26,6 @@ from tfprivacy_lab.provenance import place, provenance
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench_he" / "metrics.json"
 NETWORKS = ROOT / "results" / "he_networks" / "metrics.json"
-MARKS = ("<!-- he results: written by make bench-he -->", "<!-- /he results -->")
 FEATURES, CLASSES, ROUNDS, ENOUGH_IMAGES = 128, 10, 15, 100
 CASES = (
     ("bfv", "coefficient", 1),
@@ -37,6 +36,13 @@ CASES = (
     ("ckks", "coefficient", 16),
     ("bfv", "batched", 2048),
     ("ckks", "batched", 2048),
+)
+# README's rows.
+SHOWN = (
+    {"case": "head 128-10", "scheme": "bfv", "sanitized": True, "samples": 1},
+    {"case": "head 128-10", "peer": "Keras, not encrypted", "samples": 1},
+    {"case": "cryptonet", "scheme": "ckks", "samples": 1},
+    {"case": "cryptonet", "scheme": "ckks", "samples": 10_000},
 )
 # Figures of papers and pages, on their machines: never compared as if they had run here.
 PUBLISHED = (
@@ -69,17 +75,32 @@ def main() -> None:
     if NETWORKS.exists():
         rows += [{"peer": "ours", **row} for row in files.read_json(NETWORKS, "networks' figures")["rows"]]
     published = [dict(zip(("source", "case", "figure", "hardware"), one, strict=True)) for one in PUBLISHED]
+    metrics = {"rows": rows, "published": published, **provenance()}
+    files.write_json(RESULTS, metrics)
     if any(row["peer"] == "ours" and row["case"] != "head 128-10" for row in rows):
-        replace_between(ROOT / "README.md", MARKS, table(rows, published, place(provenance())))
-    files.write_json(RESULTS, {"rows": rows, "published": published, **provenance()})
+        publish(metrics)
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items() if key not in ("plan", "note")))
 
 
-def table(rows: list[dict], published: list[dict], where: str) -> str:
-    """README's table, and what others have published below it."""
+def publish(metrics: dict) -> None:
+    """The tables."""
+    pages.write(parts(metrics))
+
+
+def parts(metrics: dict) -> list[pages.Part]:
+    """The tables and where they stand."""
+    marks, few = pages.marks("he results", "bench-he"), pages.select(metrics["rows"], SHOWN)
+    return [
+        pages.Part(pages.README, marks, table(few, what=place(metrics))),
+        pages.Part(pages.RESULT_PAGES / "encrypted.md", marks, page(metrics)),
+    ]
+
+
+def table(rows: list[dict], what: str = "what") -> str:
+    """A row for each that was measured; ``what`` heads the first column."""
     lines = [
-        "| what | packing | samples | server | client | up | down | evaluation keys | accuracy |",
+        f"| {what} | packing | samples | server | client | up | down | evaluation keys | accuracy |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -91,7 +112,13 @@ def table(rows: list[dict], published: list[dict], where: str) -> str:
             times = f"{time_of(row['server_ms'])} | {time_of(row['client_ms'])}"
             what = f"{row['case']}{scheme}{who} | {row['packing']} | {row['samples']:,}"
             lines.append(f"| {what} | {times} | {sizes} | {accuracy_of(row)} |")
-    lines += ["", f"Medians; every answer checked. {where}."]
+    return "\n".join(lines)
+
+
+def page(metrics: dict) -> str:
+    """All rows, what could not be measured, and what others have published."""
+    rows, published = metrics["rows"], metrics["published"]
+    lines = [table(rows), "", f"Medians; every answer checked. {place(metrics)}."]
     notes = [f"{row['peer']}: {row['note']}." for row in rows if row.get("note", "").startswith("not measured")]
     lines += [" ".join(notes)] if notes else []
     lines += [

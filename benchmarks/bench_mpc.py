@@ -18,19 +18,28 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from reproduce_dp import replace_between
+import pages
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 from sklearn.datasets import load_breast_cancer
 
 from tfprivacy_lab import files, he, mpc
 from tfprivacy_lab.cli.mpc import _NAMES
 from tfprivacy_lab.mpc.computations import shared_head
 from tfprivacy_lab.provenance import place, provenance
+from tfprivacy_lab.report import style
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "mpc" / "metrics.json"
 UNFINISHED = RESULTS.with_name("unfinished.json")
 SCHEMES = ("bfv-sanitized", "ckks-sanitized")
-MARKS = ("<!-- mpc results: written by make bench-mpc -->", "<!-- /mpc results -->")
+# README's rows.
+SHOWN = (
+    {"case": "DP head 128-10", "route": "aby3", "samples": 100},
+    {"case": "DP head 128-10", "route": "cheetah", "samples": 100},
+    {"case": "DP head 128-10", "route": "he bfv-sanitized", "samples": 100},
+    {"case": "logistic regression 30-1, 20 steps", "route": "aby3"},
+)
 WALKTHROUGH = ROOT / "runs" / "walkthrough"
 ROUNDS = 3
 HE_TRUST = "nobody but the holder of the secret key; the server follows the protocol"
@@ -54,10 +63,27 @@ def main() -> None:
             files.write_json(UNFINISHED, done)
     rows = [done[case] for case, _, _ in cases]
     UNFINISHED.unlink()
-    files.write_json(RESULTS, {"rows": rows, "protocols": mpc.protocol_table(), **provenance()})
-    replace_between(ROOT / "README.md", MARKS, table(rows, place(provenance())))
+    metrics = {"rows": rows, "protocols": mpc.protocol_table(), **provenance()}
+    files.write_json(RESULTS, metrics)
+    publish(metrics)
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items() if key != "trust"))
+
+
+def publish(metrics: dict) -> None:
+    """The figure and the tables."""
+    files.write_bytes(RESULTS.with_name("costs.png"), figure(metrics["rows"]))
+    pages.write(parts(metrics))
+
+
+def parts(metrics: dict) -> list[pages.Part]:
+    """The tables and where they stand."""
+    marks, few = pages.marks("mpc results", "bench-mpc"), pages.select(metrics["rows"], SHOWN)
+    notes = f"Loopback; a network adds its latency once a round. Beside encryption: {HE_TRUST}.\n{place(metrics)}."
+    return [
+        pages.Part(pages.README, marks, table(few, what=f"loopback, {place(metrics)}")),
+        pages.Part(pages.RESULT_PAGES / "shares.md", marks, f"{table(metrics['rows'])}\n\n{notes}"),
+    ]
 
 
 def walkthrough_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,10 +178,10 @@ def training_row(world, layers, name) -> dict:
     }
 
 
-def table(rows: list[dict], where: str) -> str:
-    """README's table."""
+def table(rows: list[dict], what: str = "what") -> str:
+    """A row for each that was measured; ``what`` heads the first column."""
     lines = [
-        "| what | route | samples | time | bytes | rounds | parties | result |",
+        f"| {what} | route | samples | time | bytes | rounds | parties | result |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -168,8 +194,40 @@ def table(rows: list[dict], where: str) -> str:
             else f"{row['accuracy']:.1%} right"
         )
         lines.append(f"| {what} | {seconds} | {size} | {row['rounds']} | {row['parties']} | {found} |")
-    trust = [f"Loopback; a network adds its latency once a round. Beside encryption: {HE_TRUST}.", f"{where}."]
-    return "\n".join([*lines, "", *trust])
+    return "\n".join(lines)
+
+
+LOOK = {
+    "semi2k": ("semi2k", "o", style.CONTROL),
+    "aby3": ("aby3", "s", style.DP),
+    "cheetah": ("cheetah", "^", style.NON_PRIVATE),
+    "he bfv-sanitized": ("encrypted, BFV", "D", style.SCHEMES["bfv"]),
+    "he ckks-sanitized": ("encrypted, CKKS", "v", style.SCHEMES["ckks"]),
+}
+
+
+@style.png
+def figure(rows: list[dict]):
+    """Time and bytes of every case, a mark a route."""
+    cases = list(dict.fromkeys((row["case"], row["samples"]) for row in rows))
+    names = [f"{case}\n{samples} {'sample' if samples == 1 else 'samples'}" for case, samples in cases]
+    picture = Figure(figsize=(9.2, 3.6), layout="constrained")
+    panels = zip(
+        picture.subplots(1, 2, sharey=True), ("seconds", "bytes"), ("seconds", "MB sent"), (1, 1e6), strict=True
+    )
+    for axes, key, label, unit in panels:
+        for route, (name, marker, colour) in LOOK.items():
+            mine = [row for row in rows if row["route"] == route]
+            heights = [cases.index((row["case"], row["samples"])) for row in mine]
+            axes.plot([row[key] / unit for row in mine], heights, marker, color=colour, label=name, alpha=0.85)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(label)
+    axes.set_yticks(range(len(cases)), names)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(LOOK))
+    return picture
 
 
 if __name__ == "__main__":

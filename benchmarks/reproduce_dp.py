@@ -1,7 +1,7 @@
 """Accuracy of every recipe at ε = 1, 2, 3 and 8 (δ = 1e-5), three seeds; ``make reproduce-dp``.
 
 Runs what is missing, best recipe first, and after every run writes results/reproduce_dp/metrics.json and
-accuracy.png, the tables of REPRODUCTION.md and the one of README.md. Interrupted, it goes on where it stopped.
+accuracy.png, the tables of REPRODUCTION.md and the short one of README.md. Interrupted, it goes on where it stopped.
 A seed decides the split, the first weights, the sampling and the noise; the public features of the recipes
 that have ``features`` are the same for all seeds. The test set is opened once a run, and chooses nothing.
 """
@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import accuracy_table
+import pages
 
 from tfprivacy_lab import files
 from tfprivacy_lab.experiments.recipes import RECIPES
@@ -33,9 +34,7 @@ ENGINES = {"seed-mlp": "fast", "finetune": "fast"}
 SEEDS = (0, 1, 2)
 DELTA = 1e-5
 ACCOUNTING = {"accountant": "PLD", "sampling": "Poisson", "adjacency": "add-or-remove-one"}
-README_MARKS = ("<!-- dp results: written by make reproduce-dp -->", "<!-- /dp results -->")
-PAGE_MARKS = ("<!-- table: written by make reproduce-dp -->", "<!-- /table -->")
-COMMAND_MARKS = ("<!-- commands: written by make reproduce-dp -->", "<!-- /commands -->")
+SHOWN = ("scatter-finetune", "seed-mlp", "tutorial-cnn")
 
 
 def main() -> None:
@@ -118,18 +117,25 @@ def write(found: list[dict]) -> None:
     """Results, figure and tables."""
     metrics = {"delta": DELTA, **ACCOUNTING, "rows": rows(found), "runs": found, **provenance()}
     files.write_json(RESULTS, metrics)
+    publish(metrics)
+
+
+def publish(metrics: dict) -> None:
+    """The figure and the tables."""
     files.write_bytes(RESULTS.parent / "accuracy.png", accuracy_table.figure(metrics))
+    pages.write(parts(metrics))
+
+
+def parts(metrics: dict) -> list[pages.Part]:
+    """The tables and where they stand."""
     commands = "\n".join(row["command"] for row in metrics["rows"])
-    replace_between(ROOT / "README.md", README_MARKS, accuracy_table.matrix(metrics))
-    replace_between(ROOT / "REPRODUCTION.md", PAGE_MARKS, accuracy_table.detailed(metrics))
-    replace_between(ROOT / "REPRODUCTION.md", COMMAND_MARKS, f"```\n{commands}\n```")
-
-
-def replace_between(path: Path, marks: tuple[str, str], text: str) -> None:
-    """Put ``text`` between two marks of a page."""
-    page = path.read_text()
-    head, rest = page.split(marks[0])
-    files.write_bytes(path, f"{head}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}".encode())
+    page, target = ROOT / "REPRODUCTION.md", "reproduce-dp"
+    table = f"{accuracy_table.detailed(metrics)}\n\n{accuracy_table.caption(metrics)}"
+    return [
+        pages.Part(pages.README, pages.marks("dp results", target), accuracy_table.matrix(metrics, SHOWN)),
+        pages.Part(page, pages.marks("table", target), table),
+        pages.Part(page, pages.marks("commands", target), f"```\n{commands}\n```"),
+    ]
 
 
 if __name__ == "__main__":

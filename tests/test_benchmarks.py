@@ -96,7 +96,8 @@ def all_rows():
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_dp, "ROOT", tmp_path)
-    monkeypatch.setattr(bench_dp, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench_dp, "RESULTS", tmp_path / "results" / "metrics.json")
+    monkeypatch.setattr(bench_dp, "PAGE", tmp_path / "results" / "table.md")
     bench_dp.write(all_rows()[::-1])
     return tmp_path / "results"
 
@@ -139,7 +140,7 @@ def test_accuracy_rows_show_seconds_with_and_without_features_told_apart():
 
 def test_an_interrupted_run_goes_on_unless_code_or_question_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_dp, "UNFINISHED", tmp_path / "unfinished.json")
-    monkeypatch.setattr(bench_dp, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_dp, "RESULTS", tmp_path / "metrics.json")
     rows = all_rows()
     (tmp_path / "unfinished.json").write_text(json.dumps({"code": bench_dp.code_hash(), "only": [], "rows": rows[:3]}))
     assert bench_dp.kept_rows([], set()) == rows[:3]

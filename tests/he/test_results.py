@@ -1,12 +1,10 @@
-"""What the README says of encrypted evaluation is what was measured, and every row that was promised is there."""
+"""Every row of encrypted evaluation that was promised was measured, and says what it must."""
 
 import json
 
 import pytest
 
 from benchmarks import bench_he
-from tests.test_readme import README, between
-from tfprivacy_lab.provenance import place
 
 FOUND = json.loads(bench_he.RESULTS.read_text())
 ROWS = FOUND["rows"]
@@ -14,10 +12,6 @@ ROWS = FOUND["rows"]
 
 def rows(**wanted):
     return [row for row in ROWS if all(row.get(name) == value for name, value in wanted.items())]
-
-
-def test_the_table_is_the_results_file():
-    assert between(README, bench_he.MARKS) == bench_he.table(ROWS, FOUND["published"], place(FOUND))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def budget(row: dict) -> str:
 
 
 def markdown(found: list[dict]) -> str:
-    """The README's table."""
+    """A row for each application and ε."""
     head = "| application | ε | accuracy, % | lost to DP, points | Brier score | attack's AUC | seeds |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for row in found:

@@ -45,7 +45,7 @@ def _train(options) -> dict:
 
 
 def run_apps(names, out, seeds: int, note) -> dict:
-    """All runs of the applications; writes ``metrics.json``, ``table.md`` and ``accuracy.png`` in ``out``.
+    """All runs of the applications; writes ``metrics.json`` and ``accuracy.png`` in ``out``.
 
     Args:
         names: Of :data:`tfprivacy_lab.apps.APPS`.
@@ -77,13 +77,12 @@ def run_apps(names, out, seeds: int, note) -> dict:
     metrics = {"rows": rows, "apps": apps, "seconds": round(time.perf_counter() - start, 1), **provenance()}
     out = Path(out)
     write_bytes(out / "accuracy.png", tables.picture(rows))
-    write_bytes(out / "table.md", page(metrics).encode())
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
 def summary(metrics: dict) -> str:
-    """What the README says, from what ``metrics.json`` holds."""
+    """The tables without gaps and lists, from what ``metrics.json`` holds."""
     from tfprivacy_lab.apps import education, tables
 
     apps = metrics["apps"]
@@ -122,6 +121,7 @@ def page(metrics: dict) -> str:
 
 def _run(options) -> dict:
     metrics = run_apps(options.app or APPS, options.out, options.seeds, options.note)
+    write_bytes(Path(options.out) / "table.md", page(metrics).encode())
     if not options.json:
         return {"out": options.out, "rows": len(metrics["rows"]), "seconds": metrics["seconds"]}
     return metrics
