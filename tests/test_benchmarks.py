@@ -10,17 +10,21 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy_table  # noqa: E402
 import bench_dp  # noqa: E402
+import bench_mpc  # noqa: E402
 import dp_paths  # noqa: E402
 import dp_table  # noqa: E402
 import measurement  # noqa: E402
 import reproduce_dp  # noqa: E402
 import watched  # noqa: E402
+
+from tests.legibility import complaints  # noqa: E402
 
 ROUNDS = [
     {"event": "round", "ms": 6.0, "baseline_ms": 4.0, "step_ms": 3.0, "step_baseline_ms": 1.0},
@@ -123,6 +127,15 @@ def test_metrics_table_and_figure(written):
     picture = matplotlib.image.imread(written / "ratio.png")
     assert min(picture.shape[:2]) > 300
     assert picture.std() > 0.01
+
+
+def test_costs_on_shares_can_be_read():
+    rows = json.loads(bench_mpc.RESULTS.read_text())["rows"]
+    assert {row["route"] for row in rows} == set(bench_mpc.LOOK)
+    figure = bench_mpc.figure.__wrapped__(rows)
+    FigureCanvasAgg(figure)
+    assert complaints(figure) == []
+    assert sum(len(line.get_xdata()) for line in figure.axes[0].get_lines()) == len(rows)
 
 
 def test_accuracy_rows_show_seconds_with_and_without_features_told_apart():
