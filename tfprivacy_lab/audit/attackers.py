@@ -54,6 +54,7 @@ def _trained(member, nonmember, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Each half's scores by a regression on the other half."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from threadpoolctl import threadpool_limits
 
     sides = standardised(member, nonmember)
     features = np.concatenate(
@@ -61,7 +62,8 @@ def _trained(member, nonmember, seed: int) -> tuple[np.ndarray, np.ndarray]:
     )
     is_member = np.repeat([1, 0], [len(member), len(nonmember)])
     order, found = np.random.RandomState(seed).permutation(len(features)), np.empty(len(features))
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    # On so few columns, threads of the linear algebra only wait for each other.
+    with warnings.catch_warnings(), np.errstate(all="ignore"), threadpool_limits(1):
         warnings.simplefilter("ignore")  # of a solver that stops early at strengths that are not chosen
         for one, other in StratifiedKFold(2).split(features[order], is_member[order]):
             search = GridSearchCV(LogisticRegression(), {"C": _STRENGTHS}, cv=3)
