@@ -5,11 +5,15 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tfprivacy_lab.cli.command import main
+from tfprivacy_lab.walkthrough import whole_path
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -279,6 +283,47 @@ def test_the_figure_without_amplification_says_for_which_neighbours(lab):
 )
 def test_bad_arguments_are_refused(refused, tmp_path, arguments, naming):
     refused(*[str(tmp_path / "new") if argument == "OUT" else argument for argument in arguments], naming=naming)
+
+
+def test_table_of_the_walkthrough_is_for_people(lab, monkeypatch):
+    metrics = json.loads((ROOT / "results" / "walkthrough" / "metrics.json").read_text())
+    monkeypatch.setattr(whole_path, "walk", lambda out, **options: metrics)
+    code, out, err = lab("walkthrough", "--out", "some where")
+    lines = out.splitlines()
+    assert (code, err, len(lines)) == (0, "", 12)
+    assert {(line[28], line[29] == " ") for line in lines} == {(" ", False)}
+    table = {line[:28].rstrip(): line[29:] for line in lines}
+    assert table["Test accuracy"] == f"{metrics['test_accuracy']:.2%} of 10000 test images"
+    assert table["Epsilon"] == f"{metrics['epsilon']:.6g} at delta 1e-05"
+    assert table["Accountant"] == metrics["accountant"]
+    assert table["Sampling"].startswith("poisson, 538 steps, 2048 of 55000 examples expected in each")
+    assert table["Adjacency"] == "add or remove one"
+    assert table["Attack"].endswith("no contradiction of the epsilon above")
+    assert table["Encrypted, BFV"] == "100.00% the same answers as in the clear, the integers of the clear"
+    assert table["Report"] == os.path.join("some where", "report.html")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "row", "said"),
+    [
+        (lambda m: m["audit"]["dp"]["accounted"].update(violation=True), "Attack", "CONTRADICTS"),
+        (lambda m: m["he"]["bfv"].update(exact=False), "Encrypted, BFV", "NOT the integers"),
+        (lambda m: m["he"]["ckks"].update(within_bound=False), "Encrypted, CKKS", "BEYOND the stated error"),
+    ],
+)
+def test_table_of_the_walkthrough_says_what_failed(lab, monkeypatch, spoil, row, said):
+    metrics = json.loads((ROOT / "results" / "walkthrough" / "metrics.json").read_text())
+    spoil(metrics)
+    monkeypatch.setattr(whole_path, "walk", lambda out, **options: metrics)
+    assert [
+        said in line for line in lab("walkthrough", "--out", "x")[1].splitlines() if line.startswith(f"{row} ")
+    ] == [True]
+
+
+def test_json_of_the_walkthrough_is_its_metrics(lab, monkeypatch):
+    metrics = json.loads((ROOT / "results" / "walkthrough" / "metrics.json").read_text())
+    monkeypatch.setattr(whole_path, "walk", lambda out, **options: metrics)
+    assert json.loads(lab("walkthrough", "--out", "x", "--json")[1]) == metrics
 
 
 @pytest.mark.processes

@@ -23,7 +23,7 @@ from tfprivacy_lab.checks import (
     check_choice,
     check_finite_number,
 )
-from tfprivacy_lab.cli import apps, he, mpc
+from tfprivacy_lab.cli import apps, he, mpc, walkthrough
 
 _DEFAULT_DELTA = 1e-5
 _OUR_WARNINGS = (LargeDeltaWarning, ModelReadingWarning, PrecisionWarning, RowOrderWarning)
@@ -49,7 +49,7 @@ def main(arguments=None) -> int:
         if getattr(options, "json", False):
             print(json.dumps(result, allow_nan=False))
         else:
-            _print_table(result)
+            _print_table(options.table(result, options))
         return 0
     except InputError as error:
         return _fail(options, str(error), 2)
@@ -128,19 +128,6 @@ def _audit(options) -> dict:
     from tfprivacy_lab.experiments import audits
 
     return audits.audit_run(options.run, options.out, data_dir=options.data_dir)
-
-
-def _walkthrough(options) -> dict:
-    from tfprivacy_lab.walkthrough import whole_path
-
-    return whole_path.walk(
-        options.out,
-        fast=options.fast,
-        seed=options.seed,
-        data_dir=options.data_dir,
-        ledger=options.ledger,
-        on_progress=_note,
-    )
 
 
 def _ledger_create(options) -> dict:
@@ -223,12 +210,7 @@ def _build_parser() -> argparse.ArgumentParser:
     apps.add(commands, mpc.add(commands, _command, _note), _command, _note)
     _add_ledger(commands)
 
-    walk = _command(commands, "walkthrough", _walkthrough, "the whole path on MNIST, ending in report.html")
-    walk.add_argument("--out", required=True, metavar="DIR")
-    walk.add_argument("--fast", action="store_true", help="a small genuine run, for tests")
-    walk.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0; os: secret noise")
-    walk.add_argument("--data-dir", metavar="DIR")
-    walk.add_argument("--ledger", metavar="FILE", help="charge this budget; default: one of this folder alone")
+    walkthrough.add(commands, _command, _note, _seed)
     return parser
 
 
@@ -248,7 +230,7 @@ def _add_ledger(commands) -> None:
 def _command(commands, name, run, text) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.set_defaults(command=run, prog=parser.prog)
+    parser.set_defaults(command=run, prog=parser.prog, table=lambda result, options: result)
     return parser
 
 
