@@ -38,6 +38,29 @@ def test_writes_what_it_promises_and_keeps_quiet(walkthrough_run):
     assert all(line.startswith(("[", " ")) for line in done.stderr.splitlines()), done.stderr
 
 
+def test_ends_in_twelve_lines_for_people(walkthrough_run, metrics):
+    out, done = walkthrough_run
+    lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
+    assert list(lines) == [
+        *("Test accuracy", "Without DP", "Epsilon", "Accountant", "Sampling", "Adjacency"),
+        *("Attack", "Attack, positive control", "Encrypted, BFV", "Encrypted, CKKS", "Time", "Report"),
+    ]
+    assert f"{metrics['test_accuracy']:.2%} of 1000 test images" in lines["Test accuracy"]
+    assert f"{metrics['epsilon']:.6g} at delta 1e-05" in lines["Epsilon"]
+    assert lines["Report"].strip() == str(out / "report.html")
+
+
+def test_long_parts_say_what_they_are_at(walkthrough_run):
+    said = walkthrough_run[1].stderr
+    for what in (
+        "supervised+contrastive on 4000 public digits",
+        "epoch  4  epsilon",
+        "bfv   1000 images",
+        "ckks  1000",
+    ):
+        assert what in said
+
+
 def test_metrics_keep_the_contract(metrics):
     keys = (
         "recipe dataset seed test_accuracy epsilon delta accountant sampling adjacency noise_multiplier "

@@ -21,6 +21,7 @@ from tfprivacy_lab.data import datasets
 from tfprivacy_lab.experiments import runs
 from tfprivacy_lab.experiments.recipes import recipe as recipe_named
 from tfprivacy_lab.models import architectures
+from tfprivacy_lab.pretraining.progress import Progress
 from tfprivacy_lab.provenance import provenance
 from tfprivacy_lab.report import guarantee
 
@@ -60,28 +61,42 @@ def attack(model: keras.Model, target: Target, *, delta: float, seed: int, epsil
 
 
 def train_without_dp(
-    model: keras.Model, examples, labels, *, epochs: int, seed: int, learning_rate: float = 1e-3
+    model: keras.Model,
+    examples,
+    labels,
+    *,
+    epochs: int,
+    seed: int,
+    learning_rate: float = 1e-3,
+    progress: str | None = None,
 ) -> keras.Model:
-    """The same model without clipping and noise: Adam on shuffled batches of 128."""
+    """The same model without clipping and noise: Adam on shuffled batches of 128; ``progress`` is what to call it."""
     keras.utils.set_random_seed(seed % 2**32)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss)
+    # The same steps: Keras only comes back to Python after so many.
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, steps_per_execution=32)
     order = np.random.default_rng([seed, 8]).permutation(len(labels))
-    model.fit(examples[order], labels[order], batch_size=128, epochs=epochs, verbose=0)
+    with Progress(progress or "", epochs, shown=progress is not None) as shown:
+        after = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: shown.advance())
+        model.fit(examples[order], labels[order], batch_size=128, epochs=epochs, verbose=0, callbacks=[after])
     return model
 
 
-def head_without_dp(features: np.ndarray, labels: np.ndarray, seed: int) -> keras.Model:
+def head_without_dp(features: np.ndarray, labels: np.ndarray, seed: int, *, progress: str | None = None) -> keras.Model:
     """A dense head on the same frozen features, without DP; unit-norm features want larger steps."""
     head = architectures.dense_head(features.shape[1])
-    return train_without_dp(head, features, labels, epochs=20, seed=seed, learning_rate=1e-2)
+    return train_without_dp(head, features, labels, epochs=20, seed=seed, learning_rate=1e-2, progress=progress)
 
 
-def positive_control(private: datasets.PrivateData, *, delta: float, seed: int, examples: int = 1_000) -> dict:
+def positive_control(
+    private: datasets.PrivateData, *, delta: float, seed: int, examples: int = 1_000, progress: str | None = None
+) -> dict:
     """Attack the document's network after 60 epochs on few examples: a leak that must be found."""
     rows = slice(0, min(examples, len(private.train), len(private.validation)))
     few, held_out = private.train.take(rows), private.validation.take(rows)
-    model = train_without_dp(architectures.document_mlp(), few.images, few.labels, epochs=60, seed=seed)
+    model = train_without_dp(
+        architectures.document_mlp(), few.images, few.labels, epochs=60, seed=seed, progress=progress
+    )
     target = Target(few.images, few.labels, held_out.images, held_out.labels)
     return attack(model, target, delta=delta, seed=seed)
 

@@ -18,10 +18,10 @@ import dataclasses
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfprivacy_lab.checks import InputError, check_choice, check_finite_number, check_positive_int
 from tfprivacy_lab.models.architectures import BACKBONES, CLASSES, autoencoder, check_images
+from tfprivacy_lab.pretraining.progress import Progress
 
 TASKS = ("supervised", "contrastive", "supervised+contrastive", "autoencoder")
 DEFAULT_TASK = "supervised+contrastive"
@@ -77,7 +77,7 @@ def pretrain(
         batch_size: Images a step, >= 2.
         learning_rate: Adam's first rate; it falls to zero along a cosine.
         network: One of :data:`tfprivacy_lab.models.architectures.BACKBONES`; the network to train.
-        progress: Whether to show a bar.
+        progress: Whether to show how far it is, on stderr.
 
     Returns:
         A `Pretrained`; its backbone is not yet frozen.
@@ -101,15 +101,16 @@ def pretrain(
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
     step = _step(learner, keras.optimizers.Adam(rate))
     history: dict[str, list[float]] = {}
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(images))[: steps * batch_size]
-        batches = tqdm(order.reshape(steps, batch_size), f"{task} {epoch + 1}/{epochs}", disable=not progress)
-        totals: dict[str, tf.Tensor] = {}
-        for rows in batches:
-            for name, value in step(images[rows], labels[rows]).items():
-                totals[name] = totals.get(name, 0.0) + value
-        for name, total in totals.items():
-            history.setdefault(name, []).append(float(total) / steps)
+    with Progress(task, epochs * steps, shown=progress) as shown:
+        for epoch in range(epochs):
+            order = np.random.default_rng([seed, epoch]).permutation(len(images))[: steps * batch_size]
+            totals: dict[str, tf.Tensor] = {}
+            for rows in order.reshape(steps, batch_size):
+                for name, value in step(images[rows], labels[rows]).items():
+                    totals[name] = totals.get(name, 0.0) + value
+                shown.advance()
+            for name, total in totals.items():
+                history.setdefault(name, []).append(float(total) / steps)
     return Pretrained(learner.backbone, history, learner.classifier, learner.reconstruct)
 
 

@@ -25,8 +25,8 @@ _SHOWN = 10
 
 def prepare_data(work: Work) -> dict:
     """Data: MNIST as the private set, rendered digits as the public one."""
-    prepared = datasets.prepare(work.settings.dataset, work.data_dir)
     private = work.private()
+    test = len(datasets.load_test(work.settings.dataset, work.data_dir))
     public, public_labels = rendered_digits.render_digits(10 * _SHOWN, work.settings.recipe.pretraining.seed)
     chosen = [_two_of_each(labels) for labels in (public_labels, private.train.labels)]
     files.write_arrays(
@@ -36,7 +36,7 @@ def prepare_data(work: Work) -> dict:
         private_images=np.rint(private.train.images[chosen[1], ..., 0] * 255).astype(np.uint8),
         private_labels=private.train.labels[chosen[1]],
     )
-    return {"official_mnist": private.official, "train": len(private.train), "test": prepared["test"]}
+    return {"official_mnist": private.official, "train": len(private.train), "test": test}
 
 
 def pretrain(work: Work) -> dict:
@@ -46,12 +46,13 @@ def pretrain(work: Work) -> dict:
     scores = {"random": probe.linear_probe(_random_backbone(chosen.seed))}
     images, labels = rendered_digits.render_digits(settings.compared_images, chosen.seed + 1)
     for task, epochs in settings.compared:
-        learnt = tasks.pretrain(task, images, labels, seed=chosen.seed, epochs=epochs)
+        learnt = tasks.pretrain(task, images, labels, seed=chosen.seed, epochs=epochs, progress=work.progress)
         scores[task] = probe.linear_probe(learnt.backbone)
         if learnt.reconstruct is not None:
             _write_reconstructions(work.state("reconstructions.npz"), learnt.reconstruct, images[:_SHOWN])
         work.note(f"      {task:<24} probe on public digits {scores[task]:.2%}")
-    learnt = features.pretrain_public(chosen)
+    work.note(f"      {chosen.task} on {chosen.images} public digits, to be kept")
+    learnt = features.pretrain_public(chosen, progress=work.progress)
     with files.replaced_atomically(work.out / "backbone.keras") as partial:
         learnt.backbone.save(partial)
     return {
@@ -93,6 +94,7 @@ def train_head(work: Work) -> dict:
         delta=settings.delta,
         seed=noise_seed,
         validation=(held_out, held_out_labels),
+        jit_compile=True,
         on_epoch=lambda record: work.note(
             f"      epoch {record.epoch:2d}  epsilon {record.epsilon:.3f}  validation {record.validation_accuracy:.2%}"
         ),
@@ -135,13 +137,16 @@ def attack(work: Work) -> dict:
     runs.use_determinism()
     train, labels, held_out, held_out_labels = work.features("train", "train_labels", "validation", "validation_labels")
     head = work.head(work.out / "head.npz")
-    twin = audits.head_without_dp(train, labels, seed)
+    titles = ("head without DP", "positive control") if work.progress else (None, None)
+    twin = audits.head_without_dp(train, labels, seed, progress=titles[0])
     kernel, bias = twin.get_weights()
     files.write_arrays(work.state("twin.npz"), kernel=kernel, bias=bias)
     target = audits.Target.sample((train, labels), (held_out, held_out_labels), seed)
     epsilon = work.result("train")["epsilon"]
     results = {
-        "positive_control": audits.positive_control(work.private(), delta=settings.delta, seed=seed),
+        "positive_control": audits.positive_control(
+            work.private(), delta=settings.delta, seed=seed, progress=titles[1]
+        ),
         "non_private": audits.attack(twin, target, delta=settings.delta, seed=seed),
         "dp": audits.attack(head, target, delta=settings.delta, seed=seed, epsilon=epsilon),
     }
@@ -159,7 +164,9 @@ def encrypt(work: Work) -> dict:
     head = files.read_arrays(work.out / "head.npz", "head", ("kernel", "bias"))
     found, measured, logits = {}, {}, {"plain": plain, "labels": test.labels}
     for scheme in ("bfv", "ckks"):
+        start = time.perf_counter()
         found[scheme], measured[scheme], logits[scheme] = _encrypted(scheme, head, features, plain, test.labels)
+        work.note(f"      {scheme:<5} {len(test)} images evaluated encrypted  {time.perf_counter() - start:.1f} s")
     files.write_arrays(work.state("logits.npz"), **logits)
     files.write_array(work.out / "examples.npy", features[:16])
     files.write_json(work.state("he.json"), measured)

@@ -27,7 +27,8 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
         data_dir: Where prepared datasets lie.
         ledger: File of a :class:`.Ledger` of the data set, to charge instead of one that is made
             in the folder, and knows of nothing else.
-        on_progress: Called with a line of text as stages begin and end.
+        on_progress: Called with a line of text as stages begin and end; long parts then show on stderr how far they
+            are.
 
     Returns:
         What ``metrics.json`` holds.
@@ -51,7 +52,7 @@ def walk(out, *, fast: bool = False, seed: int | None = 0, data_dir=None, ledger
         claims.claim(state, settings.described())
         from tfprivacy_lab.walkthrough import stages
 
-        work = stages.Work(out, settings, data_dir, note, ledger)
+        work = stages.Work(out, settings, data_dir, note, ledger, progress=on_progress is not None)
         for number, (name, stage) in enumerate(stages.STAGES.items(), start=1):
             title = f"[{number}/{len(stages.STAGES)}] {stage.__doc__.splitlines()[0].rstrip('.')}"
             mark = work.mark(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -18,16 +19,30 @@ from tfprivacy_lab.walkthrough.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A walkthrough's folder, its settings, whom to tell, and the ledger to charge if it is not the folder's own."""
+    """A walkthrough's folder, its settings, whom to tell, and the ledger to charge if it is not the folder's own.
+
+    Attributes:
+        out: The folder.
+        settings: What is done.
+        data_dir: Where prepared datasets lie.
+        note: Called with a line of text.
+        shared_ledger: The ledger to charge.
+        progress: Whether long parts show on stderr how far they are.
+    """
 
     out: Path
     settings: Settings
     data_dir: str | None
     note: object
     shared_ledger: str | None = None
+    progress: bool = False
 
     def whole(self) -> datasets.PrivateData:
-        """All of the private set: what a ledger stands for."""
+        """All of the private set, read once: what a ledger stands for."""
+        return self._whole
+
+    @functools.cached_property
+    def _whole(self) -> datasets.PrivateData:
         settings = self.settings
         return datasets.load_private(
             settings.dataset, self.data_dir, validation=settings.recipe.validation, seed=settings.split_seed
