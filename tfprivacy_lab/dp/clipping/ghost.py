@@ -1,9 +1,8 @@
 r"""The sum of clipped per-example gradients, by book-keeping instead of per-example back-propagation.
 
-One forward pass keeps every layer's input; one backward pass stops at the layers' outputs, and never forms
-a weight's gradient; norms follow from the two (:mod:`tfprivacy_lab.dp.clipping.linear`); weighted matrix products
-then give :math:`\sum_b c_b \nabla \ell_b` with :math:`c_b = \min(1, C / \|\nabla \ell_b\|)`
-(Bu et al. 2023, "Differentially private optimization on large model at small cost").
+One forward pass keeps every layer's input; one backward pass stops at the layers' outputs, and never forms a weight's
+gradient; norms follow from the two (:mod:`.linear`); weighted matrix products then give
+:math:`\sum_b c_b \nabla \ell_b` with :math:`c_b = \min(1, C / \|\nabla \ell_b\|)` (Bu et al. 2023, ICML).
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ def clip_factors(norms: tf.Tensor, l2_norm_clip, method: str = "flat") -> tf.Ten
     Returns:
         Factors, (batch,); 0 where the norm is not finite.
 
-    Guarantee: every scaled gradient has norm at most C, so one example added or removed moves the sum by at
-    most C.
+    Guarantee: every scaled gradient has norm at most C, so one example more or less moves the sum by at most C.
     """
     check_choice("clipping", method, METHODS)
     clip = _ROUNDING * tf.cast(l2_norm_clip, norms.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -83,3 +84,11 @@ def pipeline(sampler, examples: tuple, first: int, last: int, *, rows: int, part
     # They would write the whole pipeline, and all examples with it, into a graph first.
     options.experimental_optimization.apply_default_optimizations = False
     return found.prefetch(2).with_options(options)
+
+
+def rounding(batch_size: int) -> int:
+    """Rows to whose multiples a batch is padded: few shapes, each of which TensorFlow prepares for once.
+
+    A Poisson batch spreads by about the root of its size; steps of that make a handful of shapes.
+    """
+    return 2 ** max(0, round(math.log2(math.sqrt(batch_size))))

@@ -200,12 +200,28 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
         Raises:
             InputError: naming the argument, before any noise is drawn.
         """
+        prepared = self._prepare(
+            (x, y, sample_weight, class_weight),
+            (batch_size, sampling, physical_batch_size, steps_per_epoch, epochs),
+            callbacks,
+            validation_data,
+            options,
+        )
+        return self._run(prepared, epochs=epochs, verbose=verbose, validation_data=validation_data, **options)
+
+    def _prepare(self, given, batching, callbacks, validation_data, options) -> tuple:
+        """Refuse what would void the guarantee, try the model, and plan the steps; spends nothing.
+
+        Returns:
+            Checked examples, callbacks, what the steps depend on (:class:`.StepKind`), steps an epoch, steps in all.
+        """
         if self._example_losses is None:
             raise InputError("The model is not compiled; call compile(optimizer, loss) before fit.")
         models.check_scope(self, "fit")
+        batch_size, sampling, physical_batch_size, steps_per_epoch, epochs = batching
         fit_arguments.check(options, batch_size, sampling, physical_batch_size, self.engine, epochs, steps_per_epoch)
         self._noisy_steps.check_batches(batch_size, sampling)
-        examples = arrays.checked(x, y, sample_weight, class_weight, self.model)
+        examples = arrays.checked(*given, self.model)
         total = self._replicas.total(len(examples[2]))
         if batch_size > total:
             raise InputError(f"Expected batch_size <= {total} examples, got batch_size={batch_size}.")
@@ -217,26 +233,29 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
         if sampling == "shuffled" and not self._warned:
             self._warned = True
             warn_of_shuffling()
+        padded = physical_batch_size is not None
+        kind = StepKind(total, batch_size, self.noise_multiplier, sampling, physical_batch_size or rows, padded)
         planned = max(0, steps * (epochs - options.get("initial_epoch", 0)))
-        kind = (total, batch_size, self.noise_multiplier, sampling, physical_batch_size or rows)
+        return examples, callbacks, kind, steps, planned
+
+    def _run(self, prepared: tuple, **options):
+        """Open the account, and hand Keras' loop the batches that it assumes."""
+        examples, callbacks, kind, steps, planned = prepared
         self._build_optimizer()
-        self._begin(StepKind(*kind, padded=physical_batch_size is not None), planned)
+        self._begin(kind, planned)
         first, self._steps_of_epoch = self._record.steps(), steps
         self._first_step = first
-        last = first + planned
-        sampler = self._replicas.sampler(sampling, len(examples[2]), total, batch_size, self._seed, first)
-        rows = physical_batch_size or _rounding(batch_size)
+        last, own = first + planned, len(examples[2])
+        sampler = self._replicas.sampler(kind.sampling, own, kind.examples, kind.batch_size, self._seed, first)
+        rows = kind.rows if kind.padded else batches.rounding(kind.batch_size)
         if self.engine == "reference":
-            rows = self._begin_reference(last, physical_batch_size)
+            rows = self._begin_reference(last, kind.rows if kind.padded else None)
         try:
             return super().fit(
                 self._replicas.distribute(
                     lambda parts: batches.pipeline(sampler, examples, first, last, rows=rows, parts=parts)
                 ),
-                epochs=epochs,
-                verbose=verbose,
                 callbacks=[EpsilonLogger(), *callbacks],
-                validation_data=validation_data,
                 steps_per_epoch=steps,
                 shuffle=False,
                 **options,
@@ -295,11 +314,3 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
             self.train_function = None
         self._record.open(kind, planned)
         lineage.mark(self.model, self._record)
-
-
-def _rounding(batch_size: int) -> int:
-    """Rows to whose multiples a batch is padded: few shapes, each of which TensorFlow prepares for once.
-
-    A Poisson batch spreads by about the root of its size; steps of that make a handful of shapes.
-    """
-    return 2 ** max(0, round(math.log2(math.sqrt(batch_size))))
