@@ -49,11 +49,11 @@ def test_the_package_alone_loads_nothing_and_the_probe_sees_what_is_loaded():
 
 LIGHT = [
     "checks", "files", "data.idx", "provenance", "cli.command", "cli.mpc", "experiments.recipes", "dp",
-    "dp.accounting.gaussian", "dp.plan", "dp.sampling", "dp.accounting.statement", "report.page",
-    "data.rendered_digits", "distributed_noise", "he", "he.messages.wire", "he.packing.batched", "he.ring.parameters",
-    "he.quantization.heads", "he.server.head", "he.service.app", "he.service.batch", "he.client.remote", "mpc",
-    "mpc.beaver", "mpc.transport.certificates", "mpc.jobs.job", "mpc.transport.links", "mpc.parties",
-    "mpc.jobs.protocols", "mpc.jobs.ranges", "mpc.training", "he.client.head",
+    "dp.accounting.gaussian", "dp.plain", "dp.plan", "dp.sampling", "dp.accounting.statement", "report.page",
+    "data.rendered_digits", "distributed_noise", "he", "he.messages.wire", "he.packing.batched", "he.plain",
+    "he.ring.parameters", "he.quantization.heads", "he.server.head", "he.service.app", "he.service.batch",
+    "he.client.remote", "mpc", "mpc.beaver", "mpc.transport.certificates", "mpc.jobs.job", "mpc.transport.links",
+    "mpc.parties", "mpc.jobs.protocols", "mpc.jobs.ranges", "mpc.training", "he.client.head",
 ]  # fmt: skip
 
 
