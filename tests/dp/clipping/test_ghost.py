@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import native
+from tfprivacy_lab.dp import native, plain
 from tfprivacy_lab.dp.clipping import ghost
 from tfprivacy_lab.dp.clipping.ghost import BookKeeping, clip_factors, clipped_sum_example_by_example
 
@@ -34,8 +34,7 @@ def one_by_one(model, x, y, weights, l2_norm_clip, loss=cross_entropy):
         )
         found = [tf.convert_to_tensor(gradient).numpy().astype(np.float64) for gradient in found]
         norms.append(np.sqrt(sum((gradient**2).sum() for gradient in found)))
-        scale = min(1.0, l2_norm_clip / norms[-1]) if norms[-1] > 0 else 0.0
-        total = [a + scale * b for a, b in zip(total, found, strict=True)]
+        total = [a + b for a, b in zip(total, plain.clip(found, l2_norm_clip), strict=True)]
     return total, np.array(norms)
 
 

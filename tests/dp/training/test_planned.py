@@ -11,6 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp import plain
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, account, epsilon_after, steps_for
 from tfprivacy_lab.dp.plan import TrainingPlan
 from tfprivacy_lab.dp.sampling import PoissonBatches
@@ -50,11 +51,7 @@ def gradient(weights, x, label):
         above = gradient(weights[2:], hidden, label)
         below = (weights[2] @ above[1]) * (hidden > 0)
         return [np.outer(x, below), below, *above]
-    logits = x @ weights[0] + weights[1]
-    error = np.exp(logits - logits.max())
-    error /= error.sum()
-    error[label] -= 1
-    return [np.outer(x, error), error]
+    return plain.softmax_gradient(weights, x, label)
 
 
 def size(gradients):
@@ -62,21 +59,19 @@ def size(gradients):
 
 
 def brute_force(weights, examples, labels, draws, plan):
-    """Abadi et al. 2016, Alg. 1, without noise, one example after the other; momentum as Polyak's.
+    """The plain algorithm without noise, and momentum as Polyak's.
 
     Returns the weights after every step, and how many gradients were clipped and were not.
     """
-    weights = [array.astype(np.float64) for array in weights]
-    velocity, after, clipped = [0 * array for array in weights], [], [0, 0]
+    weights, after, clipped = [array.astype(np.float64) for array in weights], [], [0, 0]
+    velocity = zeros = [0 * array for array in weights]
+    settings = {"batch_size": plan.batch_size, "l2_norm_clip": plan.l2_norm_clip, "noise_multiplier": 0}
+    examples = examples.astype(np.float64)
     for drawn in draws:
-        total = [0 * array for array in weights]
         for i in drawn:
-            one = gradient(weights, examples[i].astype(np.float64), labels[i])
-            scale = min(1, plan.l2_norm_clip / size(one))
-            clipped[int(scale < 1)] += 1
-            total = [a + scale * b for a, b in zip(total, one, strict=True)]
-        step = [plan.learning_rate * array / plan.batch_size for array in total]
-        velocity = [plan.momentum * v - s for v, s in zip(velocity, step, strict=True)]
+            clipped[int(size(gradient(weights, examples[i], labels[i])) > plan.l2_norm_clip)] += 1
+        mean = plain.noisy_mean(gradient, weights, examples, labels, drawn, zeros, **settings)
+        velocity = [plan.momentum * v - plan.learning_rate * s for v, s in zip(velocity, mean, strict=True)]
         weights = [array + v for array, v in zip(weights, velocity, strict=True)]
         after.append(weights)
     return after, clipped

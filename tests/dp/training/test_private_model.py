@@ -12,9 +12,9 @@ import tensorflow as tf
 from dp_accounting import pld
 from scipy import stats
 
-from tests.dp.training.test_planned import CLASSES, WIDTH, dataset, gradient, initial_weights, size
+from tests.dp.training.test_planned import CLASSES, WIDTH, dataset, gradient, initial_weights
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp import PrivateModel, QuantileClip, StopBeforeBudget, calibrate_noise_multiplier, steps_for
+from tfprivacy_lab.dp import PrivateModel, QuantileClip, StopBeforeBudget, calibrate_noise_multiplier, plain, steps_for
 from tfprivacy_lab.dp.accounting.phases import Phase, epsilon_of
 from tfprivacy_lab.dp.sampling import PoissonSample, ShuffledBatches
 from tfprivacy_lab.dp.training.replicas import Replicas
@@ -41,35 +41,31 @@ def weights_of(model):
     return np.concatenate([array.ravel() for array in model.get_weights()])
 
 
-def by_hand(weights, x, y, draws, rate=0.5, clip=0.8, sample_weight=None):
-    """Clipped steps without noise, one example after the other, in float64."""
-    weights = [array.astype(np.float64) for array in weights]
-    for drawn in draws:
-        total = [0 * array for array in weights]
-        for i in drawn:
-            one = [
-                (1 if sample_weight is None else sample_weight[i]) * g
-                for g in gradient(weights, x[i].astype(float), y[i])
-            ]
-            scale = min(1, clip / size(one)) if size(one) > 0 else 0
-            total = [a + scale * b for a, b in zip(total, one, strict=True)]
-        weights = [array - rate * step / B for array, step in zip(weights, total, strict=True)]
-    return np.concatenate([array.ravel() for array in weights])
+NOISELESS = {"batch_size": B, "l2_norm_clip": 0.8, "noise_multiplier": 0}
+
+
+def weighted_gradient(weights, x, target):
+    """The gradient of an example's loss times its weight."""
+    label, weight = target
+    return [weight * part for part in gradient(weights, x, label)]
 
 
 @pytest.mark.parametrize("physical", [None, 1, 5, 64])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffled"])
-def test_steps_by_hand(sampling, physical):
+def test_steps_are_those_of_the_plain_algorithm(sampling, physical):
     """Whatever the physical batch: padding weighs nothing, and the sum is over the expected size."""
     x, y = dataset(N)
     weight = np.random.default_rng(0).uniform(0, 2, N)
     wrapped = private()
     wrapped.model.set_weights(initial_weights(wrapped.model))
     sampler = PoissonSample(N, B / N, 3) if sampling == "poisson" else ShuffledBatches(N, B, 3)
-    expected = by_hand(wrapped.model.get_weights(), x, y, map(sampler.indices, range(7)), sample_weight=weight)
+    start, draws = wrapped.model.get_weights(), map(sampler.indices, range(7))
+    given = (x.astype(float), list(zip(y, weight, strict=True)), draws, [[0 * array for array in start]] * 7)
+    expected = plain.dp_sgd(weighted_gradient, start, *given, learning_rate=0.5, **NOISELESS)
     options = {"sample_weight": weight, "sampling": sampling, "physical_batch_size": physical, "verbose": 0}
     wrapped.fit(x, y, B, steps_per_epoch=7, **options)
-    np.testing.assert_allclose(weights_of(wrapped.model), expected, atol=2e-5)
+    for found, oracle in zip(wrapped.model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(found, oracle, atol=2e-5)
 
 
 def test_arrays_and_datasets_are_the_same():
@@ -237,10 +233,8 @@ def test_any_optimizer_steps_by_the_noisy_mean(optimizer):
     for step in range(4):
         weights = [array.astype(float) for array in twin.get_weights()]
         drawn = PoissonSample(N, B / N, 3).indices(step)
-        mean = [0 * array for array in weights]
-        for i in drawn:
-            one = gradient(weights, x[i].astype(float), y[i])
-            mean = [a + min(1, 0.8 / size(one)) * b / B for a, b in zip(mean, one, strict=True)]
+        zeros = [0 * array for array in weights]
+        mean = plain.noisy_mean(gradient, weights, x.astype(float), y, drawn, zeros, **NOISELESS)
         by_itself.apply_gradients(
             zip([tf.constant(g, tf.float32) for g in mean], twin.trainable_variables, strict=True)
         )

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from tests.dp.training.test_planned import gradient, size
+from tests.dp.training.test_planned import gradient
+from tfprivacy_lab.dp import plain
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.sampling import PoissonSample
 
@@ -114,14 +115,10 @@ def tanh_gradient(weights, x, label):
 def test_the_sum_is_that_of_all_workers_examples(found, workers, case):
     x, y = digits()
     first = found[workers][0]
-    weights = [array.astype(np.float64) for array in parts(first[f"{case}/before"], 8)]
-    for drawn in draws(workers, 64, 6):
-        total = [0 * array for array in weights]
-        for i in drawn:
-            one = tanh_gradient(weights, x[i].astype(np.float64), y[i])
-            scale = min(1, 1 / size(one))
-            total = [a + scale * b for a, b in zip(total, one, strict=True)]
-        weights = [array - 0.5 * step / 64 for array, step in zip(weights, total, strict=True)]
+    start = parts(first[f"{case}/before"], 8)
+    given = (start, x.astype(np.float64), y, draws(workers, 64, 6), [[0 * array for array in start]] * 6)
+    settings = {"batch_size": 64, "l2_norm_clip": 1, "noise_multiplier": 0}
+    weights = plain.dp_sgd(tanh_gradient, *given, learning_rate=0.5, **settings)
     expected = np.concatenate([array.ravel() for array in weights])
     np.testing.assert_allclose(first[f"{case}/after"], expected, atol=2e-5)
     assert np.abs(first[f"{case}/after"] - first[f"{case}/before"]).max() > 0.01
