@@ -21,8 +21,8 @@ from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.dp.accounting import adjacency, events, gaussian
 from tfprivacy_lab.dp.accounting.adjacency import ZERO_OUT
 from tfprivacy_lab.dp.accounting.adjacency import named as adjacency_named
-from tfprivacy_lab.dp.accounting.loss_grid import moments
-from tfprivacy_lab.dp.accounting.pld import canonical, deltas_of_counts, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import moments
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, deltas_of_counts, epsilon_of_counts
 
 SEQUENTIAL = "one record may be in the data of every part"
 PARALLEL = "one record is in the data of one part only, by a rule fixed before looking at the data"

@@ -19,9 +19,9 @@ import dp_accounting
 from dp_accounting import rdp
 
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int, settle
-from tfprivacy_lab.dp.accounting import analytic_gaussian
 from tfprivacy_lab.dp.accounting.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
-from tfprivacy_lab.dp.accounting.pld import canonical, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, epsilon_of_counts
 
 SAMPLING = "poisson"
 ADJACENCY = ADD_OR_REMOVE_ONE

@@ -12,7 +12,7 @@ from dp_accounting import rdp
 
 from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.dp.accounting import adjacency, composition, gaussian
-from tfprivacy_lab.dp.accounting.pld import canonical, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, epsilon_of_counts
 
 _GRID = 500
 _LARGEST_EPSILON = 2e4

@@ -22,7 +22,7 @@ from tfprivacy_lab.dp.accounting.gaussian import (
     settle_sizes,
     steps_for,
 )
-from tfprivacy_lab.dp.accounting.pld import canonical, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, epsilon_of_counts
 
 # Within these the discretised privacy loss has at most some 10^5 points a step.
 _SMALLEST_NOISE, _LARGEST_NOISE = 0.05, 1e7

@@ -14,7 +14,7 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_finite_number
 from tfprivacy_lab.dp.accounting import adjacency, composition, events
-from tfprivacy_lab.dp.accounting.pld import epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import epsilon_of_counts
 
 _GRID = 4_000
 _LARGEST_EPSILON = 500.0  # beyond it e^ε times any rate that can be told from 0 is more than 1

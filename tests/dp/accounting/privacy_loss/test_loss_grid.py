@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from tfprivacy_lab.dp.accounting import loss_grid
-from tfprivacy_lab.dp.accounting.loss_grid import losses_of
+from tfprivacy_lab.dp.accounting.privacy_loss import loss_grid
+from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import losses_of
 
 # Mechanisms, and a grid that is coarse for each.
 MECHANISMS = {

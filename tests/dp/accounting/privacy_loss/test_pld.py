@@ -9,14 +9,15 @@ from dp_accounting import pld
 from scipy import optimize, special
 
 from tfprivacy_lab.checks import InputError
-from tfprivacy_lab.dp.accounting import analytic_gaussian, composition, phases
+from tfprivacy_lab.dp.accounting import composition, phases
 from tfprivacy_lab.dp.accounting import gaussian as accounting
-from tfprivacy_lab.dp.accounting import pld as fourier_accountant
 from tfprivacy_lab.dp.accounting.budget import calibrate_noise_multiplier, steps_within
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.accounting.group import group_epsilon
-from tfprivacy_lab.dp.accounting.loss_grid import losses_of
-from tfprivacy_lab.dp.accounting.pld import canonical, deltas_of_counts, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
+from tfprivacy_lab.dp.accounting.privacy_loss import pld as fourier_accountant
+from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import losses_of
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, deltas_of_counts, epsilon_of_counts
 from tfprivacy_lab.dp.accounting.selection import Repetitions, epsilon_tuned
 from tfprivacy_lab.dp.ledger.ledger import Ledger
 

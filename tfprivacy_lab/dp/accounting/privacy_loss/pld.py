@@ -27,8 +27,15 @@ import math
 import numpy as np
 from scipy import fft
 
-from tfprivacy_lab.dp.accounting import analytic_gaussian
-from tfprivacy_lab.dp.accounting.loss_grid import MASS_ERROR, MOST_POINTS, WINDOW, GridLoss, interval_for, losses_of
+from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
+from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import (
+    MASS_ERROR,
+    MOST_POINTS,
+    WINDOW,
+    GridLoss,
+    interval_for,
+    losses_of,
+)
 
 # What comes around is e^-30 of itself at most.
 _DECAY = 30.0
