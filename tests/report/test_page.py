@@ -17,6 +17,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import composition, events, gaussian, group, laplace
+from tfprivacy_lab.dp.accounting.dp_accounting_internals import masses_of
 from tfprivacy_lab.report import figures, guarantee
 from tfprivacy_lab.report import page as report
 
@@ -324,9 +325,9 @@ def test_what_a_result_can_make_of_a_belief_and_how_often_it_makes_more(out):
     step = privacy_loss_distribution.from_gaussian_mechanism(
         RUN.noise_multiplier, sampling_prob=RUN.sampling_probability
     )
-    pmf = step.self_compose(RUN.steps)._pmf_remove.to_dense_pmf()
-    losses = (pmf._lower_loss + np.arange(pmf.size)) * pmf._discretization
-    truth = pmf._probs[losses > 2.9996].sum() + pmf._infinity_mass
+    removed, _ = masses_of(step.self_compose(RUN.steps))
+    losses = (removed.lowest + np.arange(len(removed.masses))) * removed.interval
+    truth = removed.masses[losses > 2.9996].sum() + removed.infinity_mass
     assert 1e-5 < truth <= beyond < 5 * truth
 
 

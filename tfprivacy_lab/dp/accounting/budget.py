@@ -16,6 +16,7 @@ from tfprivacy_lab.checks import InputError, check_finite_number, check_positive
 from tfprivacy_lab.dp.accounting import composition, gaussian
 from tfprivacy_lab.dp.accounting.comparison import errors_only
 from tfprivacy_lab.dp.accounting.gaussian import LARGEST_NOISE, SMALLEST_NOISE, DpSgdRun, epsilon_after
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import Mechanism
 
 # Whole orders of RDP take a hundredth of the others' time.
 _QUICK_ORDERS = (2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 128, 256, 512, 1024)
@@ -108,17 +109,16 @@ def steps_within(run: gaussian.DpSgdRun, epsilon: float, delta: float, *, at_mos
     check_finite_number("epsilon", epsilon, above=0)
     most = check_positive_int("at_most", 10**6 if at_most is None else at_most, at_least=0, at_most=10**8)
     gaussian.check_delta(delta)
-    step = ("gaussian", run.sampling_probability, run.noise_multiplier)
 
     def spent_after(steps):
-        if is_hopeless({step: steps}, epsilon):
+        if is_hopeless({run.step: steps}, epsilon):
             return math.inf
         return gaussian.epsilon_after(run, steps, delta)
 
     return largest_count(spent_after, epsilon, most)
 
 
-def is_hopeless(mechanisms: dict[tuple, int], epsilon: float) -> bool:
+def is_hopeless(mechanisms: dict[Mechanism, int], epsilon: float) -> bool:
     """Whether the mean privacy loss lies so far above ε that no δ in use makes up for it.
 
     Such a distribution is as costly to compute as its loss is large, and is not looked at: a search that meets one

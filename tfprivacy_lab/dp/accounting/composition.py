@@ -22,7 +22,8 @@ from tfprivacy_lab.dp.accounting import adjacency, events, gaussian
 from tfprivacy_lab.dp.accounting.adjacency import ZERO_OUT
 from tfprivacy_lab.dp.accounting.adjacency import named as adjacency_named
 from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import moments
-from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, deltas_of_counts, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import Counts, Mechanism, PoissonSampledLaplace, canonical
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import deltas_of_counts, epsilon_of_counts
 
 SEQUENTIAL = "one record may be in the data of every part"
 PARALLEL = "one record is in the data of one part only, by a rule fixed before looking at the data"
@@ -125,7 +126,7 @@ def epsilon_of_all(logged, delta: float) -> float:
     return epsilon_of_mechanisms(sum_of_mechanisms(map(mechanisms_of, logged)), delta)
 
 
-def epsilon_of_mechanisms(counts: dict[tuple, int], delta: float) -> float:
+def epsilon_of_mechanisms(counts: dict[Mechanism, int], delta: float) -> float:
     """ε by PLD of a multiset of mechanisms, see :func:`tfprivacy_lab.dp.accounting.events.mechanisms`.
 
     Raises:
@@ -149,7 +150,7 @@ def delta_of(event, epsilon: float) -> float:
 class PrivacyCurve:
     """δ as a function of ε, of a multiset of mechanisms; an upper bound at each ε, however small δ is."""
 
-    counts: tuple
+    counts: Counts
 
     def get_delta_for_epsilon(self, epsilon):
         """δ at ε >= 0, a number or an array; named as dp_accounting names it."""
@@ -161,18 +162,18 @@ def privacy_loss(event) -> PrivacyCurve:
     return PrivacyCurve(_counted(mechanisms_of(event)))
 
 
-def mechanisms_of(part) -> dict[tuple, int]:
+def mechanisms_of(part) -> dict[Mechanism, int]:
     """The multiset of mechanisms of a run or an event, of either adjacency."""
     return events.mechanisms(adjacency.plain(event_of(part)))
 
 
-def sum_of_mechanisms(multisets) -> dict[tuple, int]:
+def sum_of_mechanisms(multisets) -> dict[Mechanism, int]:
     """The multiset of several: counts add up.
 
     Raises:
         InputError: if one mechanism is used more often than can be computed.
     """
-    total: dict[tuple, int] = {}
+    total: dict[Mechanism, int] = {}
     for counts in multisets:
         for mechanism, count in counts.items():
             total[mechanism] = events.check_count(total.get(mechanism, 0) + count)
@@ -190,10 +191,9 @@ def pure_epsilon(event) -> float | None:
 def _total_pure(logged) -> float | None:
     total = 0.0
     for mechanism, count in sum_of_mechanisms(map(mechanisms_of, logged)).items():
-        if mechanism[0] != "laplace":
+        if not isinstance(mechanism, PoissonSampledLaplace):
             return None
-        _, probability, scale = mechanism
-        total += count * math.log1p(probability * math.expm1(1 / scale))
+        total += count * math.log1p(mechanism.sampling_probability * math.expm1(1 / mechanism.noise_multiplier))
     return total
 
 
@@ -249,15 +249,15 @@ def _epsilon_by_rdp(logged, delta) -> float | None:
     return float(accountant.get_epsilon(delta))
 
 
-def expected_loss(mechanisms: dict[tuple, int]) -> float:
+def expected_loss(mechanisms: dict[Mechanism, int]) -> float:
     """Mean privacy loss of a multiset of mechanisms, or a bound on it: it decides how large a distribution grows."""
     return math.fsum(moments(mechanism)[0] * count for mechanism, count in mechanisms.items())
 
 
-def _counted(counts: dict[tuple, int]) -> tuple:
+def _counted(counts: dict[Mechanism, int]) -> Counts:
     """The multiset as the accountant takes it, if it can be computed."""
-    for *_, noise_multiplier in counts:
-        check_finite_number("noise_multiplier", noise_multiplier, at_least=gaussian.SMALLEST_NOISE)
+    for mechanism in counts:
+        check_finite_number("noise_multiplier", mechanism.noise_multiplier, at_least=gaussian.SMALLEST_NOISE)
     if expected_loss(counts) > LARGEST_LOSS:
         raise InputError(
             f"The events cost an epsilon near or beyond {LARGEST_LOSS:g}, too much to compute; use more noise or "

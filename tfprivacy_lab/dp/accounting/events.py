@@ -17,6 +17,7 @@ No TensorFlow is imported here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -26,6 +27,12 @@ from dp_accounting import dp_event
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.dp.accounting import adjacency
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import (
+    Mechanism,
+    PoissonSampledGaussian,
+    PoissonSampledLaplace,
+    TruncatedPoissonSampledGaussian,
+)
 
 FORMAT = "tfprivacy_lab event log 1"
 
@@ -224,20 +231,19 @@ def _event(tree, depth, nodes, *, sampled) -> dp_accounting.DpEvent:
     return kind(**arguments)
 
 
-def mechanisms(event: dp_accounting.DpEvent) -> dict[tuple, int]:
+def mechanisms(event: dp_accounting.DpEvent) -> dict[Mechanism, int]:
     r"""The multiset of mechanisms that an event composes: what its cost depends on.
 
     Composition does not ask for an order, k-fold use is a count, and Gaussians that see one sample are one
     Gaussian of :math:`\sigma^{-2} = \sum_i \sigma_i^{-2}` (the sensitive direction of all of them is the same).
 
     Returns:
-        Counts by mechanism: ``("gaussian", q, σ)``, ``("laplace", q, b)`` with sampling probability q (1: none), or
-        ``("truncated", n, q, B, σ)``.
+        How often each mechanism is used.
 
     Raises:
         InputError: as :func:`to_json`, or for a sampled composition with Laplace noise in it.
     """
-    counts: dict[tuple, int] = {}
+    counts: dict[Mechanism, int] = {}
     _collect(from_json(to_json(event)), 1, counts)
     return counts
 
@@ -254,12 +260,11 @@ def _collect(event, count, counts) -> None:
     if isinstance(event, dp_accounting.PoissonSampledDpEvent):
         mechanism = _sampled(event)
     elif isinstance(event, dp_accounting.GaussianDpEvent):
-        mechanism = ("gaussian", 1.0, event.noise_multiplier)
+        mechanism = PoissonSampledGaussian(1.0, event.noise_multiplier)
     elif isinstance(event, dp_accounting.LaplaceDpEvent):
-        mechanism = ("laplace", 1.0, event.noise_multiplier)
+        mechanism = PoissonSampledLaplace(1.0, event.noise_multiplier)
     else:
-        mechanism = (
-            "truncated",
+        mechanism = TruncatedPoissonSampledGaussian(
             event.dataset_size,
             event.sampling_probability,
             event.truncated_batch_size,
@@ -279,17 +284,16 @@ def check_count(count: int) -> int:
     return count
 
 
-def _sampled(event) -> tuple:
+def _sampled(event) -> Mechanism:
     """The one mechanism under a Poisson sample."""
-    below: dict[tuple, int] = {}
+    below: dict[Mechanism, int] = {}
     _collect(event.event, 1, below)
-    if len(below) == 1 and set(below.values()) == {1}:
-        (kind, _, noise) = next(iter(below))
-        return (kind, event.sampling_probability, noise)
-    if any(kind != "gaussian" for kind, *_ in below):
+    if list(below.values()) == [1]:
+        return dataclasses.replace(next(iter(below)), sampling_probability=event.sampling_probability)
+    if not all(isinstance(mechanism, PoissonSampledGaussian) for mechanism in below):
         raise InputError(
             "Expected Gaussian mechanisms only where several share one Poisson sample, got Laplace noise among them; "
             "sample for each of them afresh."
         )
-    precision = math.fsum(count / noise**2 for (_, _, noise), count in below.items())
-    return ("gaussian", event.sampling_probability, precision**-0.5)
+    precision = math.fsum(count / mechanism.noise_multiplier**2 for mechanism, count in below.items())
+    return PoissonSampledGaussian(event.sampling_probability, precision**-0.5)

@@ -21,7 +21,8 @@ from dp_accounting import rdp
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp.accounting.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
 from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
-from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import PoissonSampledGaussian, canonical
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import epsilon_of_counts
 
 SAMPLING = "poisson"
 ADJACENCY = ADD_OR_REMOVE_ONE
@@ -88,6 +89,11 @@ class DpSgdRun:
     def epochs(self) -> float:
         """Expected number of times an example is used."""
         return self.steps * self.sampling_probability
+
+    @property
+    def step(self) -> PoissonSampledGaussian:
+        """What one step releases."""
+        return PoissonSampledGaussian(self.sampling_probability, self.noise_multiplier)
 
     def event(self) -> dp_accounting.DpEvent:
         """The run as dp_accounting understands it: T-fold Poisson-sampled Gaussian."""
@@ -177,8 +183,7 @@ def epsilon_after(run: DpSgdRun, steps: int, delta: float) -> float:
     if steps == 0:
         return 0.0
     check_finite_number("noise_multiplier", run.noise_multiplier, at_least=SMALLEST_NOISE)
-    step = ("gaussian", run.sampling_probability, run.noise_multiplier)
-    return finite(epsilon_of_counts(canonical({step: steps}), delta), delta)
+    return finite(epsilon_of_counts(canonical({run.step: steps}), delta), delta)
 
 
 def finite(epsilon: float, delta: float) -> float:

@@ -12,7 +12,8 @@ from dp_accounting import rdp
 
 from tfprivacy_lab.checks import InputError, check_positive_int
 from tfprivacy_lab.dp.accounting import adjacency, composition, gaussian
-from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import PoissonSampledGaussianGroup, canonical
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import epsilon_of_counts
 
 _GRID = 500
 _LARGEST_EPSILON = 2e4
@@ -84,8 +85,9 @@ def _curve(part):
     event, orders, divergences = adjacency.plain(composition.event_of(part)), None, None
     if accountant.supports(event):
         accountant.compose(event)
-        known = np.isfinite(accountant._rdp) & (accountant._rdp > 0) & (accountant._orders > 1.01)
-        orders, divergences = accountant._orders[known], accountant._rdp[known]
+        orders, divergences = accountant.orders, accountant.rdp
+        known = np.isfinite(divergences) & (divergences > 0) & (orders > 1.01)
+        orders, divergences = orders[known], divergences[known]
 
     def log_delta(epsilon):
         with np.errstate(divide="ignore"):
@@ -147,5 +149,5 @@ def group_epsilon_sampled(run: gaussian.DpSgdRun, size: int, delta: float) -> fl
     gaussian.check_finite_number("noise_multiplier", run.noise_multiplier, at_least=gaussian.SMALLEST_NOISE)
     if size == 1:
         return gaussian.epsilon_after(run, run.steps, delta)
-    step = ("mixture", run.sampling_probability, size, float(run.noise_multiplier))
+    step = PoissonSampledGaussianGroup(run.sampling_probability, size, run.noise_multiplier)
     return gaussian.finite(epsilon_of_counts(canonical({step: run.steps}), float(delta)), delta)

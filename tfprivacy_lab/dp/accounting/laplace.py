@@ -22,7 +22,8 @@ from tfprivacy_lab.dp.accounting.gaussian import (
     settle_sizes,
     steps_for,
 )
-from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import PoissonSampledLaplace, canonical
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import epsilon_of_counts
 
 # Within these the discretised privacy loss has at most some 10^5 points a step.
 _SMALLEST_NOISE, _LARGEST_NOISE = 0.05, 1e7
@@ -78,6 +79,11 @@ class LaplaceRun:
     def pure_epsilon(self) -> float:
         """Pure ε of the run, T times a step's: with δ = 0 no composition is better, since losses add up."""
         return self.steps * self.step_epsilon
+
+    @property
+    def step(self) -> PoissonSampledLaplace:
+        """What one step releases."""
+        return PoissonSampledLaplace(self.sampling_probability, self.noise_multiplier)
 
     def event(self) -> dp_accounting.DpEvent:
         """The run as dp_accounting understands it: T-fold Poisson-sampled Laplace."""
@@ -164,8 +170,7 @@ def laplace_epsilon_after(run: LaplaceRun, steps: int, delta: float) -> float:
     pure = steps * run.step_epsilon
     if delta == 0 or steps == 0:
         return pure
-    step = ("laplace", run.sampling_probability, float(run.noise_multiplier))
-    return min(pure, epsilon_of_counts(canonical({step: steps}), float(delta)))
+    return min(pure, epsilon_of_counts(canonical({run.step: steps}), float(delta)))
 
 
 def account_laplace(run: LaplaceRun, delta: float) -> dict:

@@ -20,6 +20,7 @@ import dp_accounting
 from tfprivacy_lab import files
 from tfprivacy_lab.checks import InputError
 from tfprivacy_lab.dp.accounting import events
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import Mechanism
 
 _APPLICATION_ID = 0x54504C31  # "TPL1": tells a ledger from any other SQLite file
 _PATIENCE = 300.0  # seconds to wait for another process that is registering
@@ -54,7 +55,7 @@ class Entry:
     run: str
     part: int
     event: dp_accounting.DpEvent | None
-    mechanisms: Mapping[tuple, int]
+    mechanisms: Mapping[Mechanism, int]
     fingerprint: str
     hash: str
 
@@ -180,7 +181,7 @@ class LedgerFile:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(text: str) -> tuple[dp_accounting.DpEvent, Mapping[tuple, int]]:
+def _read(text: str) -> tuple[dp_accounting.DpEvent, Mapping[Mechanism, int]]:
     """An event and how often it uses each mechanism; kept, as the parts of a run are alike."""
     event = events.loads(text)
     return event, types.MappingProxyType(events.mechanisms(event))

@@ -18,6 +18,7 @@ import numpy as np
 
 from tfprivacy_lab.checks import InputError, check_finite_number, check_positive_int
 from tfprivacy_lab.dp.accounting import composition, events, gaussian
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import Mechanism
 from tfprivacy_lab.dp.ledger.file import Entry, LedgerFile
 
 _SEED_DIGITS = 32  # of a fingerprint: the hash of the noise seed alone
@@ -248,7 +249,7 @@ class Ledger:
         return composition.epsilon_of_mechanisms(mechanisms, self.delta) if mechanisms else 0.0
 
 
-def _mechanisms(logged) -> dict[tuple, int]:
+def _mechanisms(logged) -> dict[Mechanism, int]:
     """How often each mechanism is used by entries, however many there are."""
     return composition.sum_of_mechanisms(entry.mechanisms for entry in logged)
 

@@ -8,16 +8,21 @@ from scipy import special
 
 from tfprivacy_lab.dp.accounting.privacy_loss import loss_grid
 from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import losses_of
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import (
+    PoissonSampledGaussian,
+    PoissonSampledGaussianGroup,
+    PoissonSampledLaplace,
+)
 
 # Mechanisms, and a grid that is coarse for each.
 MECHANISMS = {
-    ("gaussian", 0.01, 1.1): 1e-3,
-    ("gaussian", 0.4, 0.6): 1e-3,
-    ("gaussian", 1e-5, 3.0): 1e-6,
-    ("gaussian", 1.0, 2.0): 1e-3,
-    ("mixture", 0.1, 3, 2.0): 1e-3,
-    ("laplace", 0.1, 2.0): 1e-3,
-    ("laplace", 1.0, 0.7): 1e-3,
+    PoissonSampledGaussian(0.01, 1.1): 1e-3,
+    PoissonSampledGaussian(0.4, 0.6): 1e-3,
+    PoissonSampledGaussian(1e-5, 3.0): 1e-6,
+    PoissonSampledGaussian(1.0, 2.0): 1e-3,
+    PoissonSampledGaussianGroup(0.1, 3, 2.0): 1e-3,
+    PoissonSampledLaplace(0.1, 2.0): 1e-3,
+    PoissonSampledLaplace(1.0, 0.7): 1e-3,
 }
 
 
@@ -27,19 +32,20 @@ def laplace_tail(z):
 
 def exact_deltas(mechanism, epsilon):
     """δ(ε) of both directions: masses on either side of the point where the loss passes ε."""
-    kind, noise = mechanism[0], mechanism[-1]
-    size = mechanism[2] if kind == "mixture" else 1
-    chances = [math.comb(size, j) * mechanism[1] ** j * (1 - mechanism[1]) ** (size - j) for j in range(size + 1)]
+    laplace, noise = isinstance(mechanism, PoissonSampledLaplace), mechanism.noise_multiplier
+    size = mechanism.group_size if isinstance(mechanism, PoissonSampledGaussianGroup) else 1
+    q = mechanism.sampling_probability
+    chances = [math.comb(size, j) * q**j * (1 - q) ** (size - j) for j in range(size + 1)]
 
     def loss(x):
         ratios = [
-            math.expm1((abs(x) - abs(x - j)) / noise if kind == "laplace" else j * (2 * x - j) / (2 * noise**2))
+            math.expm1((abs(x) - abs(x - j)) / noise if laplace else j * (2 * x - j) / (2 * noise**2))
             for j in range(size + 1)
         ]
         return math.log1p(math.fsum(c * ratio for c, ratio in zip(chances, ratios, strict=True)))
 
     def crossing(aim):
-        low, high = (0.0, 1.0) if kind == "laplace" else (-14 * noise, 14 * noise)
+        low, high = (0.0, 1.0) if laplace else (-14 * noise, 14 * noise)
         for _ in range(70):
             middle = (low + high) / 2
             low, high = (low, middle) if loss(middle) > aim else (middle, high)
@@ -47,7 +53,7 @@ def exact_deltas(mechanism, epsilon):
 
     def masses(sign, at):
         """Above ``at``, or below; with the record, and of noise alone."""
-        tail = laplace_tail if kind == "laplace" else lambda z: special.ndtr(-z)
+        tail = laplace_tail if laplace else lambda z: special.ndtr(-z)
         tails = [tail(sign * (at - j) / noise) for j in range(size + 1)]
         return math.fsum(c * one for c, one in zip(chances, tails, strict=True)), tails[0]
 
@@ -87,7 +93,7 @@ def test_both_data_sets_keep_their_probabilities(mechanism, interval):
 
 def test_the_smallest_masses_are_as_exact_as_the_largest():
     """Against the density, far out where differences of distribution functions are none."""
-    (loss,) = losses_of(("gaussian", 1.0, 4.0), 1e-5)
+    (loss,) = losses_of(PoissonSampledGaussian(1.0, 4.0), 1e-5)
     place = np.searchsorted(loss.losses, 10.5 / 4)
     x = loss.losses[place] * 4 + 0.5 / 4  # in standard deviations, of loss / (1/σ) + 1/2σ
     expected = math.exp(-((x - 1 / 4) ** 2) / 2) / math.sqrt(2 * math.pi) * 4 * 1e-5
@@ -96,14 +102,14 @@ def test_the_smallest_masses_are_as_exact_as_the_largest():
 
 
 def test_directions_that_are_the_same_are_one():
-    assert len(losses_of(("gaussian", 1.0, 3.0), 1e-3)) == 1
-    assert len(losses_of(("gaussian", 0.5, 3.0), 1e-3)) == 2
+    assert len(losses_of(PoissonSampledGaussian(1.0, 3.0), 1e-3)) == 1
+    assert len(losses_of(PoissonSampledGaussian(0.5, 3.0), 1e-3)) == 2
 
 
 def test_what_lies_beyond_is_infinite_or_above():
-    (loss,) = losses_of(("gaussian", 1.0, 3.0), 1e-3)
+    (loss,) = losses_of(PoissonSampledGaussian(1.0, 3.0), 1e-3)
     assert loss.infinity_mass == pytest.approx(special.ndtr(-12.0))
-    assert losses_of(("laplace", 0.5, 3.0), 1e-3)[0].infinity_mass == 0
+    assert losses_of(PoissonSampledLaplace(0.5, 3.0), 1e-3)[0].infinity_mass == 0
 
 
 def test_moments_are_those_of_the_masses():

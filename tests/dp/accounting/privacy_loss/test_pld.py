@@ -17,7 +17,12 @@ from tfprivacy_lab.dp.accounting.group import group_epsilon
 from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
 from tfprivacy_lab.dp.accounting.privacy_loss import pld as fourier_accountant
 from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import losses_of
-from tfprivacy_lab.dp.accounting.privacy_loss.pld import canonical, deltas_of_counts, epsilon_of_counts
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import (
+    PoissonSampledGaussian,
+    PoissonSampledLaplace,
+    canonical,
+)
+from tfprivacy_lab.dp.accounting.privacy_loss.pld import deltas_of_counts, epsilon_of_counts
 from tfprivacy_lab.dp.accounting.selection import Repetitions, epsilon_tuned
 from tfprivacy_lab.dp.ledger.ledger import Ledger
 
@@ -31,8 +36,8 @@ def epsilon(delta, *uses):
 
 def transformed(sigma, count, delta):
     """ε of Gaussians without sampling, by transforms as if no closed form were known."""
-    interval = fourier_accountant.interval_for(((("gaussian", 1.0, sigma), count),))
-    (loss,) = losses_of(("gaussian", 1.0, sigma), interval)
+    interval = fourier_accountant.interval_for(((PoissonSampledGaussian(1.0, sigma), count),))
+    (loss,) = losses_of(PoissonSampledGaussian(1.0, sigma), interval)
     return fourier_accountant._epsilon_of_direction(((loss, count),), delta)
 
 
@@ -51,7 +56,7 @@ def test_gaussians_in_two_kinds():
     kinds = [(60.0, 2000), (15.0, 100)]
     sigma = sum(count / sigma**2 for sigma, count in kinds) ** -0.5
     interval = 1e-4
-    uses = tuple((losses_of(("gaussian", 1.0, sigma), interval)[0], count) for sigma, count in kinds)
+    uses = tuple((losses_of(PoissonSampledGaussian(1.0, sigma), interval)[0], count) for sigma, count in kinds)
     for delta in DELTAS:
         exact = analytic_gaussian.epsilon(sigma, delta)
         for order in (uses, uses[::-1]):
@@ -124,13 +129,13 @@ def test_two_sampled_steps_against_an_integral(one, other):
 )
 def test_finer_grids_say_the_same(q, sigma, count, monkeypatch):
     """A quarter of the grid; each is above the truth, so that what lies between them is all that can be lost."""
-    wanted, interval = {}, fourier_accountant.interval_for(((("gaussian", q, sigma), count),))
+    wanted, interval = {}, fourier_accountant.interval_for(((PoissonSampledGaussian(q, sigma), count),))
     for delta in (1e-5, 1e-12, 1e-14):
-        wanted[delta] = epsilon(delta, (("gaussian", q, sigma), count))
+        wanted[delta] = epsilon(delta, (PoissonSampledGaussian(q, sigma), count))
     monkeypatch.setattr(fourier_accountant, "interval_for", lambda counts: interval / 4)
     epsilon_of_counts.cache_clear()
     for delta, found in wanted.items():
-        finer = epsilon(delta, (("gaussian", q, sigma), count))
+        finer = epsilon(delta, (PoissonSampledGaussian(q, sigma), count))
         assert finer * (1 - 1e-9) <= found <= finer * 1.01, delta
     epsilon_of_counts.cache_clear()
 
@@ -194,15 +199,15 @@ def test_a_composition_costs_no_less_than_a_part_of_it(delta):
 def test_it_is_dp_accountings_figure_where_rounding_is_out_of_sight(q, sigma, count, delta):
     step = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma))
     theirs = pld.PLDAccountant().compose(step, count).get_epsilon(delta)
-    assert epsilon(delta, (("gaussian", q, sigma), count)) == pytest.approx(theirs, rel=2e-6)
+    assert epsilon(delta, (PoissonSampledGaussian(q, sigma), count)) == pytest.approx(theirs, rel=2e-6)
 
 
 @pytest.mark.parametrize(("scale", "count"), [(2.0, 3), (20.0, 100)])
 def test_laplace_noise_against_direct_convolution(scale, count):
     """Of the masses themselves, one at a time: sums of products without a subtraction, as exact at 1e-14."""
-    counts = canonical({("laplace", 0.3, scale): count})
+    counts = canonical({PoissonSampledLaplace(0.3, scale): count})
     found = []
-    for loss in losses_of(("laplace", 0.3, scale), fourier_accountant.interval_for(counts)):
+    for loss in losses_of(PoissonSampledLaplace(0.3, scale), fourier_accountant.interval_for(counts)):
         sums = np.ones(1)
         for _ in range(count):
             sums = np.convolve(sums, loss.masses)
@@ -245,7 +250,7 @@ def test_every_path_says_the_same(tmp_path):
 
 
 def test_the_curve_is_that_of_epsilon_at_every_delta():
-    counts = canonical({("gaussian", 0.01, 1.1): 700, ("laplace", 0.1, 5.0): 20})
+    counts = canonical({PoissonSampledGaussian(0.01, 1.1): 700, PoissonSampledLaplace(0.1, 5.0): 20})
     deltas = np.array([1e-2, 1e-6, 1e-12, 1e-20])
     epsilons = np.array([epsilon_of_counts(counts, float(delta)) for delta in deltas])
     assert deltas_of_counts(counts, epsilons) == pytest.approx(deltas, rel=1e-6)
@@ -259,7 +264,7 @@ def test_the_curve_is_that_of_epsilon_at_every_delta():
 
 
 def test_more_uses_and_less_delta_never_cost_less():
-    step = ("gaussian", 0.02, 1.3)
+    step = PoissonSampledGaussian(0.02, 1.3)
     by_count = [epsilon(1e-9, (step, count)) for count in (1, 2, 3, 10, 200, 201, 5000, 100_000, 100_001)]
     by_delta = [epsilon(delta, (step, 500)) for delta in DELTAS]
     assert (np.diff(by_count) > 0).all()
@@ -269,17 +274,17 @@ def test_more_uses_and_less_delta_never_cost_less():
 def test_delta_so_small_that_rare_losses_count_is_refused():
     with pytest.raises(InputError, match=r"delta=1e-40; use a larger delta"):
         epsilon_after(TUTORIAL, 1000, 1e-40)
-    assert epsilon(1e-40, (("gaussian", 0.01, 1.1), 1000)) == math.inf
+    assert epsilon(1e-40, (PoissonSampledGaussian(0.01, 1.1), 1000)) == math.inf
 
 
 def test_nothing_to_lose():
-    assert epsilon(0.1, (("gaussian", 0.001, 90.0), 100)) == 0.0
-    assert epsilon(0.5, (("gaussian", 0.1, 2.0), 1)) == 0.0
+    assert epsilon(0.1, (PoissonSampledGaussian(0.001, 90.0), 100)) == 0.0
+    assert epsilon(0.5, (PoissonSampledGaussian(0.1, 2.0), 1)) == 0.0
 
 
 def test_the_bound_on_rounding_is_added(monkeypatch):
     """Transforms that are wrong by as much as is allowed for say less; the bound makes good for it."""
-    counts = canonical({("gaussian", 0.01, 1.1): 1000})
+    counts = canonical({PoissonSampledGaussian(0.01, 1.1): 1000})
     right = epsilon_of_counts(counts, 1e-10)
     transform = fourier_accountant._transformed
 

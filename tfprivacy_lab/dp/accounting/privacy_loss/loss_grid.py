@@ -18,6 +18,17 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from scipy import special, stats
 
+from tfprivacy_lab.dp.accounting import dp_accounting_internals
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import (
+    Counts,
+    Mechanism,
+    PoissonSampledGaussian,
+    PoissonSampledGaussianGroup,
+    PoissonSampledLaplace,
+    TruncatedPoissonSampledGaussian,
+    is_unsampled_gaussian,
+)
+
 # What one mass may be wrong by, relative to itself: quadrature, the exponentials, and the logarithm of their sum.
 MASS_ERROR = 2.0**-42
 # Of δ, one use: what dp_accounting's differences of normal distribution functions may be wrong by.
@@ -68,19 +79,18 @@ class GridLoss:
 
 
 @functools.lru_cache(maxsize=64)
-def losses_of(mechanism: tuple, interval: float) -> tuple[GridLoss, ...]:
+def losses_of(mechanism: Mechanism, interval: float) -> tuple[GridLoss, ...]:
     """Both directions, a record removed and one added; one, where they are the same.
 
     Args:
-        mechanism: As :func:`.events.mechanisms` names them, or ``("mixture", q, k, σ)``: Gaussian noise
-            under which k records join together, each with probability q (Choquette-Choo et al. 2024, section 4).
+        mechanism: The release.
         interval: Of the grid, > 0.
     """
-    if mechanism[0] == "truncated":
+    if isinstance(mechanism, TruncatedPoissonSampledGaussian):
         return _truncated(mechanism, interval)
-    laplace = mechanism[0] == "laplace"
+    laplace = isinstance(mechanism, PoissonSampledLaplace)
     points, beyond = (_laplace_points if laplace else _gaussian_points)(mechanism, interval), special.ndtr(-_TAIL)
-    one_way = mechanism[:2] == ("gaussian", 1.0)
+    one_way = is_unsampled_gaussian(mechanism)
     sums = [_Sums(interval) for _ in range(1 if one_way else 2)]
     for weights, log_density, loss in points:
         sums[0].add(weights * np.exp(log_density + loss), loss)
@@ -119,9 +129,9 @@ class _Sums:
         return GridLoss(self._sums, self._lowest, self._interval, beyond)
 
 
-def _gaussian_points(mechanism: tuple, interval: float):
+def _gaussian_points(mechanism: PoissonSampledGaussian | PoissonSampledGaussianGroup, interval: float):
     """Weights, logarithms of the density of noise alone, and losses, of a mixture of Gaussians against it."""
-    sigma = mechanism[-1]
+    sigma = mechanism.noise_multiplier
     joined, chances = _joining(mechanism)
     reach, width = _TAIL * sigma, min(sigma, sigma**2) / 32
 
@@ -130,8 +140,8 @@ def _gaussian_points(mechanism: tuple, interval: float):
 
     cuts = np.linspace(-reach, joined[-1] + reach, math.ceil((2 * reach + joined[-1]) / width) + 1)
     grid = _grid_between(*loss(cuts[[0, -1]]), interval)
-    if len(joined) == 2 and mechanism[0] == "gaussian":
-        crossings = sigma**2 * _log_odds(grid, mechanism[1]) + 0.5
+    if len(joined) == 2 and isinstance(mechanism, PoissonSampledGaussian):
+        crossings = sigma**2 * _log_odds(grid, mechanism.sampling_probability) + 0.5
     else:
         crossings = _solved(loss, lambda x: _mixture_slope(x, sigma, joined, chances), grid, cuts)
     return _panels(cuts, crossings, lambda x: -((x / sigma) ** 2) / 2 - math.log(sigma * math.sqrt(2 * math.pi)), loss)
@@ -142,13 +152,14 @@ def _log_odds(losses: np.ndarray, probability: float) -> np.ndarray:
     return np.log1p(np.maximum(np.expm1(losses) / probability, -1 + 1e-12))
 
 
-def _joining(mechanism: tuple) -> tuple[np.ndarray, np.ndarray]:
+def _joining(mechanism: PoissonSampledGaussian | PoissonSampledGaussianGroup) -> tuple[np.ndarray, np.ndarray]:
     """How many records may join a step, and the probability of each number."""
-    if mechanism[0] == "gaussian":
-        joined, chances = np.array([0.0, 1.0]), np.array([1 - mechanism[1], mechanism[1]])
+    probability = mechanism.sampling_probability
+    if isinstance(mechanism, PoissonSampledGaussian):
+        joined, chances = np.array([0.0, 1.0]), np.array([1 - probability, probability])
     else:
-        joined = np.arange(mechanism[2] + 1.0)
-        chances = stats.binom.pmf(joined, mechanism[2], mechanism[1])
+        joined = np.arange(mechanism.group_size + 1.0)
+        chances = stats.binom.pmf(joined, mechanism.group_size, probability)
     return joined[chances > 0], chances[chances > 0]
 
 
@@ -168,9 +179,9 @@ def _mixture_slope(x: np.ndarray, sigma: float, joined: np.ndarray, chances: np.
     return special.softmax(parts, axis=1) @ joined / sigma**2
 
 
-def _laplace_points(mechanism: tuple, interval: float):
+def _laplace_points(mechanism: PoissonSampledLaplace, interval: float):
     """The same under Laplace noise: below 0 and above 1 the loss is the same everywhere."""
-    _, probability, scale = mechanism
+    probability, scale = mechanism.sampling_probability, mechanism.noise_multiplier
 
     def loss(x):
         return np.log1p(probability * np.expm1((2 * x - 1) / scale))
@@ -212,31 +223,28 @@ def _panels(cuts: np.ndarray, crossings: np.ndarray, log_density, loss):
         yield (width[:, np.newaxis] * _WEIGHTS / 2).ravel(), log_density(x), loss(x)
 
 
-def _truncated(mechanism: tuple, interval: float) -> tuple[GridLoss, ...]:
+def _truncated(mechanism: TruncatedPoissonSampledGaussian, interval: float) -> tuple[GridLoss, ...]:
     """Sampled batches cut at a largest size: dp_accounting's bound, with what its differences may be wrong by."""
-    _, examples, probability, largest, noise_multiplier = mechanism
     found = privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
-        examples, probability, largest, noise_multiplier, value_discretization_interval=interval
+        *dataclasses.astuple(mechanism), value_discretization_interval=interval
     )
-    dense = (pmf.to_dense_pmf() for pmf in dict.fromkeys((found._pmf_remove, found._pmf_add)))
     return tuple(
-        GridLoss(np.asarray(one._probs), one._lower_loss, interval, one._infinity_mass, _DIFFERENCES_ERROR)
-        for one in dense
+        GridLoss(one.masses, one.lowest, one.interval, one.infinity_mass, _DIFFERENCES_ERROR)
+        for one in dp_accounting_internals.masses_of(found)
     )
 
 
 @functools.lru_cache(maxsize=256)
-def moments(mechanism: tuple) -> tuple[float, float]:
+def moments(mechanism: Mechanism) -> tuple[float, float]:
     """Mean and mean square of the loss of one use, of the worse direction, or bounds on them near enough."""
-    kind, *numbers = mechanism
-    noise = numbers[-1]
-    if kind == "truncated":  # as if all were twice as sensitive
-        return moments(("gaussian", numbers[1], noise / 2))
-    if kind == "laplace":
+    noise = mechanism.noise_multiplier
+    if isinstance(mechanism, TruncatedPoissonSampledGaussian):
+        return moments(_twice_as_sensitive(mechanism))
+    if isinstance(mechanism, PoissonSampledLaplace):
         x = np.linspace(0, 1, 2001)
         weights = np.exp(-x / noise) / (2 * noise) * (x[1] - x[0])
         weights[0], weights[-1] = 0.5 + weights[0] / 2, math.exp(-1 / noise) / 2 + weights[-1] / 2
-        loss = np.log1p(numbers[0] * np.expm1((2 * x - 1) / noise))
+        loss = np.log1p(mechanism.sampling_probability * np.expm1((2 * x - 1) / noise))
         log_weights = np.log(weights)
     else:
         joined, chances = _joining(mechanism)
@@ -248,21 +256,25 @@ def moments(mechanism: tuple) -> tuple[float, float]:
     return float(max(means)), float(max(np.sum(with_record * loss**2), np.sum(without * loss**2)))
 
 
-def span(mechanism: tuple) -> float:
+def span(mechanism: Mechanism) -> float:
     """Between the smallest and the largest loss of one use."""
-    kind, *numbers = mechanism
-    if kind == "truncated":
-        return 2 * span(("gaussian", numbers[1], numbers[-1] / 2))
-    if kind == "laplace":
-        ends = np.log1p(numbers[0] * np.expm1(np.array([-1, 1]) / numbers[1]))
+    noise = mechanism.noise_multiplier
+    if isinstance(mechanism, TruncatedPoissonSampledGaussian):
+        return 2 * span(_twice_as_sensitive(mechanism))
+    if isinstance(mechanism, PoissonSampledLaplace):
+        ends = np.log1p(mechanism.sampling_probability * np.expm1(np.array([-1, 1]) / noise))
     else:
         joined, chances = _joining(mechanism)
-        reach = _TAIL * numbers[-1]
-        ends = _mixture_loss(np.array([-reach, joined[-1] + reach]), numbers[-1], joined, chances)
+        ends = _mixture_loss(np.array([-_TAIL * noise, joined[-1] + _TAIL * noise]), noise, joined, chances)
     return float(ends[1] - ends[0])
 
 
-def interval_for(counts: tuple) -> float:
+def _twice_as_sensitive(mechanism: TruncatedPoissonSampledGaussian) -> PoissonSampledGaussian:
+    """What bounds it near enough: the same noise on a sample that is not cut, of twice the sensitivity."""
+    return PoissonSampledGaussian(mechanism.sampling_probability, mechanism.noise_multiplier / 2)
+
+
+def interval_for(counts: Counts) -> float:
     """A grid fine against the losses, with a number of points that is bounded: 10^-4 times a power of two."""
     uses = sum(count for _, count in counts)
     square = math.fsum(moments(mechanism)[1] * count for mechanism, count in counts)

@@ -36,6 +36,7 @@ from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import (
     interval_for,
     losses_of,
 )
+from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import Counts, is_unsampled_gaussian
 
 # What comes around is e^-30 of itself at most.
 _DECAY = 30.0
@@ -47,11 +48,11 @@ _LEAST_TILT, _LARGEST_TILT = -60, 100
 
 
 @functools.lru_cache(maxsize=4096)
-def epsilon_of_counts(counts: tuple, delta: float) -> float:
+def epsilon_of_counts(counts: Counts, delta: float) -> float:
     """Smallest ε >= 0 for δ, of the worse direction.
 
     Args:
-        counts: Pairs of a mechanism and how often it is used, as :func:`canonical` makes them.
+        counts: Pairs of a mechanism and how often it is used, as :func:`.canonical` makes them.
         delta: δ in (0, 1).
 
     Returns:
@@ -62,7 +63,7 @@ def epsilon_of_counts(counts: tuple, delta: float) -> float:
     return max(_epsilon_of_direction(direction, delta) for direction in _directions(counts))
 
 
-def deltas_of_counts(counts: tuple, epsilons: np.ndarray) -> np.ndarray:
+def deltas_of_counts(counts: Counts, epsilons: np.ndarray) -> np.ndarray:
     """δ at each of some ε >= 0, of the worse direction, never below the truth."""
     epsilons = np.asarray(epsilons, np.float64)
     if (sigma := _only_gaussian(counts)) is not None:
@@ -73,21 +74,13 @@ def deltas_of_counts(counts: tuple, epsilons: np.ndarray) -> np.ndarray:
     return np.max(found, axis=0).reshape(epsilons.shape)
 
 
-def canonical(counts: dict[tuple, int]) -> tuple:
-    """The same in one order, so that the order of events moves no digit; Gaussians without sampling are one."""
-    sampled = {mechanism: count for mechanism, count in counts.items() if mechanism[:2] != ("gaussian", 1.0)}
-    precision = math.fsum(count / mechanism[2] ** 2 for mechanism, count in counts.items() if mechanism not in sampled)
-    whole = {("gaussian", 1.0, precision**-0.5): 1} if precision else {}
-    return tuple(sorted((whole | sampled).items(), key=repr))
-
-
-def _only_gaussian(counts: tuple) -> float | None:
+def _only_gaussian(counts: Counts) -> float | None:
     """σ, if all there is is one Gaussian without sampling."""
-    ((kind, *numbers), count), *others = counts
-    return numbers[1] if not others and (kind, numbers[0], count) == ("gaussian", 1.0, 1) else None
+    (mechanism, count), *others = counts
+    return mechanism.noise_multiplier if not others and count == 1 and is_unsampled_gaussian(mechanism) else None
 
 
-def _directions(counts: tuple) -> list[tuple]:
+def _directions(counts: Counts) -> list[tuple]:
     """Losses and how often each is used, a record removed and one added; one, where they are the same."""
     interval = interval_for(counts)
     both = [(losses_of(mechanism, interval), count) for mechanism, count in counts]
