@@ -39,9 +39,10 @@ def test_gaussian_profile_is_exact_and_never_too_low(noise_multiplier, epsilon):
     if exact < 1e-300:
         assert stated <= 1e-299
         return
-    # Rounding is charged to δ: as many parts in 10^15 as the two terms are larger than their difference.
-    slack = 1e-11 + 4e-15 * noise_multiplier * max(1.0, noise_multiplier * epsilon)
-    assert float(exact) * (1 - 1e-13) <= stated <= float(exact) * (1 + slack)
+    # Rounding is charged to δ: what the arguments are wrong by, times what the terms are larger than their difference.
+    argument = noise_multiplier * epsilon
+    slack = 1e-11 + 3e-15 * (1 + argument) ** 2 * noise_multiplier * max(1.0, argument)
+    assert exact <= stated <= float(exact) * (1 + slack)
 
 
 @pytest.mark.parametrize(("noise_multiplier", "epsilon"), [(1.0, 0.0), (1.0, 1.0), (0.4, 2.0), (3.0, 0.2)])

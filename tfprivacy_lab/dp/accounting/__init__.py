@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "group": ("group_epsilon", "group_epsilon_gaussian", "group_epsilon_sampled"),
         "tradeoff": ("largest_belief", "largest_tpr", "probability_beyond"),
         "selection": ("Repetitions", "epsilon_tuned", "pure_epsilon_tuned"),
+        "privacy_loss.analytic_gaussian": ("gaussian_epsilon",),
         "gaussian": (
             "ADJACENCY",
             "DpSgdRun",
@@ -27,7 +28,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "delta_warning",
             "epsilon_after",
             "finite",
-            "gaussian_epsilon",
             "settle_sizes",
             "steps_for",
             "warn_of_large_delta",

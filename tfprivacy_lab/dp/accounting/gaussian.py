@@ -20,7 +20,7 @@ from dp_accounting import rdp
 
 from tfprivacy_lab.checks import InputError, LargeDeltaWarning, check_finite_number, check_positive_int, settle
 from tfprivacy_lab.dp.accounting.adjacency import ADD_OR_REMOVE_ONE, ZERO_OUT
-from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
+from tfprivacy_lab.dp.accounting.privacy_loss.analytic_gaussian import gaussian_epsilon
 from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import PoissonSampledGaussian, canonical
 from tfprivacy_lab.dp.accounting.privacy_loss.pld import epsilon_of_counts
 
@@ -239,11 +239,6 @@ def account(run: DpSgdRun, delta: float) -> dict:
         "steps": run.steps,
         "noise_multiplier": float(run.noise_multiplier),
     }
-
-
-def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """Exact ε of one Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, Thm 8)."""
-    return analytic_gaussian.epsilon(noise_multiplier, delta)
 
 
 def accountant_name() -> str:

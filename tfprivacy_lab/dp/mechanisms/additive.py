@@ -13,15 +13,14 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 
 from tfprivacy_lab.checks import InputError, check_all_finite, check_finite_number, settle
+from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
 from tfprivacy_lab.dp.mechanisms import secure_noise
 
 _LARGEST, _LARGEST_EPSILON = 1e100, 1e4
 _SMALLEST_DELTA, _LARGEST_NOISE_MULTIPLIER = 1e-300, 1e12
-# Bound on the relative error of the profile's two terms; it is charged to δ, so that δ is never stated too low.
-_ROUNDING = 2e-15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +158,7 @@ class GaussianMechanism:
         target = math.log(delta) - 1e-12
 
         def excess(log_ratio: float) -> float:
-            return _log_gaussian_delta(math.exp(log_ratio), epsilon) - target
+            return analytic_gaussian.log_delta(math.exp(log_ratio), epsilon) - target
 
         low = high = 0.0
         while excess(high) > 0:
@@ -172,7 +171,7 @@ class GaussianMechanism:
         while excess(low) <= 0:
             low, high = low - 1, low
         ratio = math.exp(optimize.brentq(excess, low, high, xtol=1e-14))
-        while _log_gaussian_delta(ratio, epsilon) > target:
+        while analytic_gaussian.log_delta(ratio, epsilon) > target:
             ratio *= 1 + 1e-11
         return cls(sensitivity, sensitivity * ratio)
 
@@ -192,7 +191,7 @@ class GaussianMechanism:
             InputError: naming the argument.
         """
         epsilon = check_finite_number("epsilon", epsilon, at_least=0)
-        return math.exp(_log_gaussian_delta(self.noise_multiplier, epsilon))
+        return math.exp(analytic_gaussian.log_delta(self.noise_multiplier, epsilon))
 
     def epsilon(self, delta: float) -> float:
         """The smallest ε at δ in (0, 1): the profile, inverted; 0 if δ(0) is no more than δ.
@@ -201,17 +200,7 @@ class GaussianMechanism:
             InputError: naming the argument.
         """
         delta = check_finite_number("delta", delta, at_least=_SMALLEST_DELTA, below=1)
-
-        def excess(epsilon: float) -> float:
-            return _log_gaussian_delta(self.noise_multiplier, epsilon) - math.log(delta)
-
-        if excess(0.0) <= 0:
-            return 0.0
-        high = 1.0
-        while excess(high) > 0:
-            high *= 2
-        epsilon = optimize.brentq(excess, 0.0, high, xtol=1e-13)
-        return float(epsilon * (1 + 1e-12))
+        return analytic_gaussian.gaussian_epsilon(self.noise_multiplier, delta)
 
     def release(self, value, seed: int | None = None):
         """``value`` under fresh noise; arguments and result as :meth:`LaplaceMechanism.release`.
@@ -223,23 +212,6 @@ class GaussianMechanism:
         if seed is None:
             return _plain(value + secure_noise.secure_normal(value.shape, self.stddev, dtype=np.float64))
         return _plain(value + secure_noise.seeded_generator(seed).normal(scale=self.stddev, size=value.shape))
-
-
-def _log_gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
-    """log δ(ε) of the Gaussian mechanism, rounded up.
-
-    With a = εs - 1/(2s) and b = εs + 1/(2s), both terms of the profile carry exp(-a²/2), because
-    ε - b²/2 = -a²/2: taken out, nothing underflows and little cancels.
-    """
-    s = noise_multiplier
-    if epsilon == 0:
-        return math.log(special.erf(0.5 / (s * math.sqrt(2))))
-    a, b = epsilon * s - 0.5 / s, epsilon * s + 0.5 / s
-    if a < -5:
-        # erfcx would overflow; here δ is close to one, and the plain formula is exact.
-        return math.log(special.ndtr(-a) - math.exp(epsilon + special.log_ndtr(-b)))
-    first, second = special.erfcx(a / math.sqrt(2)), special.erfcx(b / math.sqrt(2))
-    return -(a**2) / 2 + math.log((first - second + _ROUNDING * first) / 2)
 
 
 def _check_value(value) -> np.ndarray:

@@ -47,7 +47,7 @@ def transformed(sigma, count, delta):
 def test_gaussians_in_closed_form(sigma, count):
     """T uses of noise σ are one of σ/√T, however small δ is."""
     for delta in (*DELTAS, 1e-25):
-        exact = analytic_gaussian.epsilon(sigma / math.sqrt(count), delta)
+        exact = analytic_gaussian.gaussian_epsilon(sigma / math.sqrt(count), delta)
         assert exact <= transformed(sigma, count, delta) <= exact * 1.004, delta
 
 
@@ -58,7 +58,7 @@ def test_gaussians_in_two_kinds():
     interval = 1e-4
     uses = tuple((losses_of(PoissonSampledGaussian(1.0, sigma), interval)[0], count) for sigma, count in kinds)
     for delta in DELTAS:
-        exact = analytic_gaussian.epsilon(sigma, delta)
+        exact = analytic_gaussian.gaussian_epsilon(sigma, delta)
         for order in (uses, uses[::-1]):
             assert exact <= fourier_accountant._epsilon_of_direction(order, delta) <= exact * 1.002
 
@@ -66,7 +66,7 @@ def test_gaussians_in_two_kinds():
 @pytest.mark.parametrize("delta", DELTAS)
 def test_composed_gaussians_are_exact(delta):
     events = [*map(dp_accounting.GaussianDpEvent, (2.0, 3.0)), DpSgdRun(100, 100, 7.0, 3)]
-    exact = analytic_gaussian.epsilon((1 / 4 + 1 / 9 + 3 / 49) ** -0.5, delta)
+    exact = analytic_gaussian.gaussian_epsilon((1 / 4 + 1 / 9 + 3 / 49) ** -0.5, delta)
     assert exact <= composition.compose(*events, delta=delta)["epsilon"] <= exact * (1 + 1e-9)
 
 
@@ -146,7 +146,8 @@ def test_small_losses_get_a_finer_grid():
     assert epsilon_after(run, run.steps, 1e-12) == pytest.approx(0.317, abs=1e-3)
     # So many narrow steps are nearly one Gaussian of σ / (q √T).
     for run in (DpSgdRun(10**6, 1000, 50.0, 10**4), DpSgdRun(10**6, 100, 20.0, 10**6)):
-        near = analytic_gaussian.epsilon(run.noise_multiplier / (run.sampling_probability * run.steps**0.5), 1e-5)
+        sigma = run.noise_multiplier / (run.sampling_probability * run.steps**0.5)
+        near = analytic_gaussian.gaussian_epsilon(sigma, 1e-5)
         assert 0.001 < near < 0.02
         assert epsilon_after(run, run.steps, 1e-5) == pytest.approx(near, rel=0.02)
 

@@ -59,7 +59,7 @@ def epsilon_of_counts(counts: Counts, delta: float) -> float:
         ε, never below the truth; infinite if there is none.
     """
     if (sigma := _only_gaussian(counts)) is not None:
-        return analytic_gaussian.epsilon(sigma, delta)
+        return analytic_gaussian.gaussian_epsilon(sigma, delta)
     return max(_epsilon_of_direction(direction, delta) for direction in _directions(counts))
 
 
