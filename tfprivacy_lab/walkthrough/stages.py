@@ -94,7 +94,6 @@ def train_head(work: Work) -> dict:
         delta=settings.delta,
         seed=noise_seed,
         validation=(held_out, held_out_labels),
-        jit_compile=True,
         on_epoch=lambda record: work.note(
             f"      epoch {record.epoch:2d}  epsilon {record.epsilon:.3f}  validation {record.validation_accuracy:.2%}"
         ),

@@ -96,16 +96,10 @@ def train_weights(model, examples, labels, plan, noise_multiplier=NO_NOISE, seed
 
 @pytest.mark.parametrize("build", [head, mlp])
 @pytest.mark.parametrize(
-    ("engine", "physical", "momentum", "compiled"),
-    [
-        ("reference", 64, 0.0, False),
-        ("reference", 3, 0.9, False),
-        ("reference", 3, 0.9, True),
-        ("reference", 1, 0.0, False),
-        ("fast", 64, 0.9, False),
-    ],
+    ("engine", "physical", "momentum"),
+    [("reference", 64, 0.0), ("reference", 3, 0.9), ("reference", 1, 0.0), ("fast", 64, 0.9)],
 )
-def test_training_equals_brute_force(unpriced, build, engine, physical, momentum, compiled):
+def test_training_equals_brute_force(unpriced, build, engine, physical, momentum):
     """Joint clipping, the Poisson sum over B, heavy-ball once a logical batch, whatever the physical one."""
     n, seed = 24, 89
     # A rate at which rounding does not grow from step to step.
@@ -120,7 +114,7 @@ def test_training_equals_brute_force(unpriced, build, engine, physical, momentum
     expected, clipped = brute_force(start, examples, labels, draws, plan)
     assert min(clipped) > 15
     model.set_weights(start)
-    history, final = train_weights(model, examples, labels, plan, seed=seed, engine=engine, jit_compile=compiled)
+    history, final = train_weights(model, examples, labels, plan, seed=seed, engine=engine)
     for epoch, weights in enumerate(history):
         for array, oracle in zip(weights, expected[6 * epoch + 5], strict=True):
             np.testing.assert_allclose(array, oracle, atol=2e-5, rtol=2e-5)
@@ -221,35 +215,6 @@ class FixedBatches(PoissonBatches):
 
     def indices(self, step):
         return np.asarray(self.draws[step], np.int64)
-
-
-def test_compiled_steps_draw_the_same_noise_and_leave_out_what_is_not_finite():
-    plan, (examples, labels) = TrainingPlan(4, 3, 0.5, 0.5, 0.5, physical_batch_size=3), dataset(12)
-    found = []
-    for compiled in (False, True):
-        model = head()
-        model.set_weights(initial_weights(model))
-        found.append(train_weights(model, examples, labels, plan, 1.0, seed=2, jit_compile=compiled)[1])
-    still = head()
-    still.set_weights(initial_weights(still))
-    quiet = train_weights(still, examples, labels, plan, 0.5, seed=2)[1]
-    for array, compiled, other in zip(*found, quiet, strict=True):
-        np.testing.assert_allclose(compiled, array, rtol=1e-5, atol=1e-6)
-        assert np.abs(other - array).max() > 0.01
-    model = head()
-    batches = FixedBatches(2, 2, 1, 2)
-    object.__setattr__(batches, "draws", [np.arange(2)])
-    optimizer = optimizers.dp_sgd_optimizer(DpSgdRun(2, 2, NO_NOISE, 1), TrainingPlan(2, 1, 0.5, 0.5), batches)
-    losses = lambda x, y: planned.losses_of(model, (x, y), True)  # noqa: E731
-    run_batches = optimizers.physical_steps(model, optimizer, losses, jit_compile=True)
-    start = model.get_weights()
-    run_batches([(np.full((2, WIDTH), np.inf, np.float32), np.zeros(2, int), np.ones(2, np.float32))])
-    assert all(np.abs(a - b).max() < 1e-12 for a, b in zip(start, model.get_weights(), strict=True))
-
-
-def test_only_the_reference_is_compiled():
-    with pytest.raises(InputError, match="jit_compile is for engine='reference'"):
-        train_weights(head(), *dataset(8), TrainingPlan(4, 1, 1.0, 0.1), 1.0, engine="fast", jit_compile=True)
 
 
 def test_one_example_moves_the_sum_by_at_most_the_clip():

@@ -41,7 +41,6 @@ def train(
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     on_epoch=None,
     engine: str = "reference",
-    jit_compile: bool = False,
 ) -> list[EpochRecord]:
     """Train ``model`` in place with DP-SGD; returns the epoch records.
 
@@ -59,9 +58,6 @@ def train(
         engine: "reference": TF Privacy's DPKerasSGDOptimizer, gradients by ``tape.jacobian``. "fast": the
             same by book-keeping (:class:`tfprivacy_lab.dp.training.private_model.PrivateModel`), on the same batches.
 
-        jit_compile: Whether XLA compiles the reference's steps: the same noise and batches, sums but for rounding. The
-            masks of dropout are others. It pays for dense heads; nothing was tried on convolutions.
-
     Returns:
         One record an epoch. The last one's ε is the run's.
 
@@ -78,7 +74,7 @@ def train(
     check_choice("engine", engine, ENGINES)
     examples, labels = checked_arguments(model, examples, labels, run, plan, tried=engine == "reference")
     seed_layers(seed)
-    run_steps = ENGINES[engine](model, examples, labels, plan, run, delta, seed, jit_compile)
+    run_steps = ENGINES[engine](model, examples, labels, plan, run, delta, seed)
     return run_epochs(model, plan, run, run_steps, lambda step: epsilon_after(run, step, delta), validation, on_epoch)
 
 
@@ -119,27 +115,20 @@ def run_epochs(model, plan, run, run_steps, epsilon_at, validation=None, on_epoc
     return records
 
 
-def _reference(model, examples, labels, plan, run, delta, seed, jit_compile):
+def _reference(model, examples, labels, plan, run, delta, seed):
     """Steps by DPKerasSGDOptimizer."""
     from tfprivacy_lab.dp.training.reference import dp_sgd_optimizer, physical_steps
 
     check_jacobian(model)
     batches = PoissonBatches(run.examples, run.batch_size, run.steps, plan.physical_batch_size, seed)
-    steps = physical_steps(
-        model,
-        dp_sgd_optimizer(run, plan, batches),
-        lambda x, y: losses_of(model, (x, y), True),
-        jit_compile=jit_compile,
-    )
+    steps = physical_steps(model, dp_sgd_optimizer(run, plan, batches), lambda x, y: losses_of(model, (x, y), True))
     done = Phase(run.examples, run.batch_size, run.noise_multiplier, "poisson", run.steps)
     lineage.mark(model, lineage.FinishedFit([done], seed))
     return lambda first, last: steps(physical_batches(batches, examples, labels, first, last))
 
 
-def _fast(model, examples, labels, plan, run, delta, seed, jit_compile):
+def _fast(model, examples, labels, plan, run, delta, seed):
     """Steps by book-keeping; physical batches as memory allows."""
-    if jit_compile:
-        raise InputError("jit_compile is for engine='reference'; leave it out for engine='fast'.")
     private = PrivateModel(
         model, l2_norm_clip=plan.l2_norm_clip, noise_multiplier=run.noise_multiplier, seed=seed, delta=delta
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import dp_accounting
 import keras
 import numpy as np
@@ -33,38 +31,23 @@ class KeyedGaussianSum(_GaussianSumQuery):
 
     def __init__(self, l2_norm_clip: float, stddev: float, generator: tf.random.Generator):
         super().__init__(l2_norm_clip, stddev)
-        self._generator, self._drawn = generator, None
+        self._generator = generator
 
     def preprocess_record(self, params, record):
         """The clipped gradient, or zeros for one that is not finite."""
         flat = [tf.convert_to_tensor(part) for part in tf.nest.flatten(record)]
-        norm = tf.linalg.global_norm(flat)
-        finite = tf.math.is_finite(norm)
+        finite = tf.math.is_finite(tf.linalg.global_norm(flat))
         kept = [tf.where(finite, part, tf.zeros_like(part)) for part in flat]
-        # The norm is given, for TF Privacy's clip would compute it once more for every example.
-        clipped, _ = tf.clip_by_global_norm(kept, params, tf.where(finite, norm, 0.0))
-        return tf.nest.pack_sequence_as(record, clipped)
-
-    def draw(self, like) -> list[tf.Tensor]:
-        """Fresh noise for a sum of so many tensors of these shapes."""
-        return [self._generator.normal(tf.shape(part), stddev=self._stddev, dtype=part.dtype) for part in like]
-
-    @contextlib.contextmanager
-    def drawn(self, noise):
-        """The next sum takes this noise, which :meth:`draw` gave; it draws none of its own."""
-        self._drawn = noise
-        try:
-            yield
-        finally:
-            self._drawn = None
+        return super().preprocess_record(params, tf.nest.pack_sequence_as(record, kept))
 
     def get_noised_result(self, sample_state, global_state):
         """The sum with fresh noise on every coordinate."""
-        flat = tf.nest.flatten(sample_state)
-        noise = self.draw(flat) if self._drawn is None else self._drawn
-        noisy = [total + part for total, part in zip(flat, noise, strict=True)]
+
+        def add_noise(total):
+            return total + self._generator.normal(tf.shape(total), stddev=global_state.stddev, dtype=total.dtype)
+
         event = dp_accounting.GaussianDpEvent(self._stddev / self._l2_norm_clip)
-        return tf.nest.pack_sequence_as(sample_state, noisy), global_state, event
+        return tf.nest.map_structure(add_noise, sample_state), global_state, event
 
 
 def dp_sgd_optimizer(
@@ -172,15 +155,13 @@ def _minimize(optimizer, variables, compute_losses):
     optimizer.minimize(losses, variables, tape=tape)
 
 
-def physical_steps(model: keras.Model, optimizer, losses_of, *, jit_compile: bool = False):
+def physical_steps(model: keras.Model, optimizer, losses_of):
     """What runs an optimizer of TF Privacy over physical batches, as ``fit`` of Keras 2 does.
 
     Args:
         model: The model whose trainable weights it steps.
         optimizer: Of TF Privacy.
         losses_of: From (x, y) to losses (rows,).
-        jit_compile: Whether XLA compiles a step, but for the noise of :func:`dp_sgd_optimizer`, which stays what it
-            is without. TF Privacy's loop over the examples is then faster; the sums differ by rounding.
 
     Returns:
         A function of a dataset of (x, y, weights).
@@ -188,29 +169,15 @@ def physical_steps(model: keras.Model, optimizer, losses_of, *, jit_compile: boo
     variables = raw(model.trainable_variables)
     tf_privacy.create_slots(optimizer, variables)
 
-    def minimize(x, y, weights):
+    @tf.function(autograph=False)
+    def step(x, y, weights):
         _minimize(optimizer, variables, lambda: losses_of(x, y) * weights)
-
-    if jit_compile:
-        minimize = _compiled(minimize, optimizer._dp_sum_query, variables)
-    step = tf.function(minimize, autograph=False)
 
     def run(dataset):
         for batch in dataset:
             step(*batch)
 
     return run
-
-
-def _compiled(minimize, query: KeyedGaussianSum, variables):
-    """``minimize`` by XLA, noise drawn outside: from the same generator's state, XLA draws other normals."""
-
-    @tf.function(autograph=False, jit_compile=True)
-    def compiled(x, y, weights, noise):
-        with query.drawn(noise):
-            minimize(x, y, weights)
-
-    return lambda x, y, weights: compiled(x, y, weights, query.draw(variables))
 
 
 def begin_reference(
