@@ -170,6 +170,7 @@ def test_commands_are_accepted(line):
 
 def test_make_targets_of_the_contract():
     makefile = (ROOT / "Makefile").read_text()
-    contract = "setup data walkthrough train audit encrypt mpc apps notebooks bench reproduce test test-slow check lint clean help"
+    contract = "setup data walkthrough train audit encrypt mpc apps notebooks bench reproduce lint clean help"
+    contract += " test test-slow check"
     documented = set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE))
     assert set(contract.split()) <= documented
