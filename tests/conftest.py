@@ -1,8 +1,10 @@
 """What all tests share: which run when and beside which, and one small walkthrough for those that look at it."""
 
 import contextlib
+import fcntl
 import fnmatch
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -39,15 +41,13 @@ running = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Under xdist, tests that start processes run one after another on one worker, the others a file together."""
+    """Give each test the marks that follow from others."""
     for item in items:
         for marker in item.iter_markers("slow_but"):
             if not any(fnmatch.fnmatchcase(item.callspec.id, pattern) for pattern in marker.args):
                 item.add_marker("slow")
         if "walkthrough_run" in item.fixturenames:
             item.add_marker("processes")
-        alone = item.get_closest_marker("processes")
-        item.add_marker(pytest.mark.xdist_group("processes" if alone else str(item.path)))
 
 
 def _no_unmarked_process(event, arguments):
@@ -109,10 +109,16 @@ def walkthrough_command(out, *options):
 
 @pytest.fixture(scope="session")
 def walkthrough_run(tmp_path_factory):
-    """(folder, finished process) of an uninterrupted ``walkthrough --fast``."""
-    out = tmp_path_factory.mktemp("walk") / "a run"
-    done = subprocess.run(
-        walkthrough_command(out), capture_output=True, text=True, timeout=800, check=False, env=os.environ.copy()
-    )
+    """(folder, finished process) of an uninterrupted ``walkthrough --fast``; xdist's workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out, told = shared / "walk" / "a run", shared / "walk.json"
+    with open(shared / "walk.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not told.exists():
+            command = walkthrough_command(out)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+            told.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    done = subprocess.CompletedProcess(walkthrough_command(out), *json.loads(told.read_text()))
     assert done.returncode == 0, done.stderr
     return out, done
