@@ -154,12 +154,18 @@ def test_key_file_of_two_different_pairs_is_refused(exchange, bfv_client):
 def test_reply_of_other_keys_scheme_or_query_is_refused(exchange, bfv_client, ckks_client):
     other = he.Client.generate("bfv")
     _refused("reply", other, exchange["reply"], "another key")
-    _refused("reply", ckks_client, exchange["reply"], "in ckks")
+    _refused("reply", ckks_client, exchange["reply"], "under the set ckks, as the keys are, got bfv")
     bfv_client.decrypt(exchange["reply"], query=exchange["query"])
     with pytest.raises(InputError, match="another query"):
         bfv_client.decrypt(exchange["reply"], query=bfv_client.encrypt(np.ones((3, 4))))
     with pytest.raises(InputError, match="Expected a bfv client"):
         ckks_client.decrypt_integers(exchange["reply"])
+
+
+def test_a_reply_under_another_set_of_the_scheme_names_both_sets(ckks_client, ckks_sanitized_client):
+    reply = he.Server(np.ones((4, 2))).evaluate(ckks_client.encrypt(np.ones((1, 4)), 1.0))
+    with pytest.raises(InputError, match="under the set ckks-sanitized, as the keys are, got ckks"):
+        ckks_sanitized_client.decrypt(reply)
 
 
 def test_query_of_another_width_is_refused(bfv_client):

@@ -226,7 +226,8 @@ class Client:
     def _check_answers(self, header: wire.Header, query, name: str) -> None:
         """Refuse a reply of other keys, or to another query if there is one."""
         if header.parameters != self._parameters:
-            raise InputError(f"Expected {name} in {self.scheme}, as the keys are, got {header.parameters.scheme}.")
+            made, wanted = header.parameters.name, self._parameters.name
+            raise InputError(f"Expected {name} under the set {wanted}, as the keys are, got {made}.")
         if header.key_id != self._key_id:
             raise InputError(f"Expected {name} to answer a query of these keys ({self!r}), got another key's.")
         if query is None:
