@@ -105,8 +105,8 @@ test: $(READY) ## the test-suite, some minutes on two cores (TESTS="tests/he tes
 check: $(READY) ## tests that start no process, without the notebooks: for whoever changes a line
 	@$(PYTEST) -m "not slow and not long and not processes" --ignore tests/test_notebooks.py $(TESTS)
 
-test-slow: $(READY) ## what `make test` leaves out: sweeps, random cases by the hundred, and what takes minutes
-	@HYPOTHESIS_PROFILE=many $(PYTEST) -m "slow or hypothesis and not long" $(TESTS)
+test-slow: $(READY) ## what `make test` leaves out: sweeps, more random cases, and what takes minutes
+	@HYPOTHESIS_PROFILE=many $(PYTEST) -m "(slow or hypothesis) and not long" $(TESTS)
 	@HYPOTHESIS_PROFILE=many $(PYTEST) -m long $(TESTS)
 
 check-install: ## add the lab by pip to an environment of others' versions, and train there (Python 3.12; minutes)

@@ -29,7 +29,7 @@ REPEATABLE = settings(
     derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.register_profile("few", REPEATABLE, max_examples=10)
-settings.register_profile("many", REPEATABLE, max_examples=100)
+settings.register_profile("many", REPEATABLE, max_examples=40)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 # Until when tests that take minutes may begin (seconds since the epoch); after it they are skipped, by name.

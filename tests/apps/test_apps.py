@@ -252,6 +252,7 @@ def test_command_trains_on_shares(name, protocol, capsys):
         assert found["clinic_on_shares"] == pytest.approx(found["clinic_encrypted"], abs=5e-3)
 
 
+@pytest.mark.processes
 @pytest.mark.long
 @pytest.mark.parametrize("name", APPS)
 @pytest.mark.usefixtures("engine")

@@ -46,6 +46,7 @@ def stored(cache):
     return {path.name for path in cache.iterdir() if path.suffix == ".features"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -84,6 +85,7 @@ def test_features_are_made_once_and_again_for_other_images(cache, monkeypatch):
         assert (cache / name).stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
 def test_damaged_features_are_made_again(cache, damage):
     recipe = shrunk("scatter-finetune")

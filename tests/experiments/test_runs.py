@@ -202,6 +202,7 @@ def test_a_run_that_would_overspend_is_refused_and_leaves_nothing(run, ledger, t
     assert Ledger.open(ledger).show()["entries"] == 2  # The run, and its end.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, None])
 def test_a_finished_run_is_charged_to_a_ledger_that_does_not_know_it(run, ledger, seed):
     """Its noise is drawn, whoever counted it; and however often the command is given, it is drawn once."""
@@ -232,6 +233,7 @@ def test_a_finished_run_without_a_name_is_known_by_its_weights(finished, run, re
     assert (tmp_path / "run" / "model.keras").exists()
 
 
+@pytest.mark.slow
 def test_a_run_charged_before_is_not_charged_when_asked_again(run, ledger):
     metrics = run("a", epsilon=2.0, seed=None, ledger=ledger)
     assert run("a", epsilon=2.0, seed=None, ledger=ledger) == metrics

@@ -17,6 +17,8 @@ import pytest
 from tfprivacy_lab.dp.ledger.ledger import Ledger
 from tfprivacy_lab.experiments.recipes import RECIPES
 
+pytestmark = pytest.mark.processes
+
 KILLS = 6
 
 

@@ -16,6 +16,8 @@ from tests.mpc.groups import Group, ended, one_line
 from tests.mpc.transport.test_links import FORGED, knock, reset
 from tfprivacy_lab import mpc
 
+pytestmark = pytest.mark.processes
+
 ABY3 = mpc.World("aby3", ("alice", "bob", "carol"))
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 

@@ -125,6 +125,7 @@ def test_random_jobs_agree_with_numpy(seed):
     check(*random_job(seed), mpc.simulate)
 
 
+@pytest.mark.processes
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("first", range(100, 160, 10))
@@ -279,11 +280,13 @@ def check_carried(seed, run):
     return found.plan
 
 
+@pytest.mark.slow_but("0")
 @pytest.mark.parametrize("seed", range(3))
 def test_random_models_answer_from_their_shares_as_numpy(seed):
     check_carried(seed, mpc.simulate)
 
 
+@pytest.mark.processes
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("first", range(200, 260, 10))
@@ -294,6 +297,7 @@ def test_sixty_random_models_answer_from_their_shares_as_numpy(first):
     check_carried(first, mpc.launch)
 
 
+@pytest.mark.slow_but("sum_of_squares")
 @pytest.mark.parametrize("loss", ["binary_crossentropy", "sum_of_squares"])
 def test_the_weights_error_holds_where_each_of_four_holders_bounds_its_own_columns(loss):
     """Rows at the bound of every holder are twice as long as it: steps expand that a row of norm one would not.

@@ -22,6 +22,7 @@ def by_hand(images):
     return (centred / np.sqrt((centred**2).mean(2, keepdims=True) + 1e-5)).reshape(len(images), -1)
 
 
+@pytest.mark.slow
 def test_features_are_those_of_another_front_end():
     found = architectures.embed(scattering.scattering_extractor(), IMAGES)
     assert found.shape == (60, scattering.FEATURES)
@@ -29,6 +30,7 @@ def test_features_are_those_of_another_front_end():
     assert np.linalg.norm(found, axis=1).max() <= 63.0
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_its_own_image_alone():
     extractor = scattering.scattering_extractor()
     together = architectures.embed(extractor, IMAGES[:8])
@@ -59,6 +61,7 @@ def test_side_by_side_keeps_the_unit_norm_and_both_parts():
     assert not both.trainable_variables
 
 
+@pytest.mark.slow
 def test_a_saved_extractor_gives_the_same_features(tmp_path):
     extractor = scattering.projected_scattering(IMAGES, 5)
     extractor.save(tmp_path / "extractor.keras")

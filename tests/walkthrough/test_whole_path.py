@@ -274,6 +274,7 @@ def resume(out, *options):
     return json.loads((out / "metrics.json").read_text())
 
 
+@pytest.mark.processes
 @pytest.mark.long
 def test_killed_in_training_and_resumed_equals_uninterrupted(metrics, tmp_path):
     kill_when(tmp_path / "run", 4, 5.0)
@@ -281,6 +282,7 @@ def test_killed_in_training_and_resumed_equals_uninterrupted(metrics, tmp_path):
     assert without_times(resume(tmp_path / "run")) == without_times(metrics)
 
 
+@pytest.mark.processes
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_killed_at_five_random_moments_equals_uninterrupted(metrics, tmp_path):
@@ -294,6 +296,7 @@ def test_killed_at_five_random_moments_equals_uninterrupted(metrics, tmp_path):
     assert without_times(resume(tmp_path / "run")) == without_times(metrics)
 
 
+@pytest.mark.processes
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_secret_seed_survives_a_kill_and_not_the_training(tmp_path):

@@ -66,6 +66,7 @@ def session(network, input_range=(0.0, 1.0)):
     return plan, client, keys, DeepImageServer(plan, keys)
 
 
+@pytest.mark.slow_but("input_range0-*")
 @pytest.mark.parametrize("widths", [(1, 1, 1, 1), (37, 20, 9, 3), (100, 60, 60, 5)])
 @pytest.mark.parametrize("input_range", [(0.0, 1.0), (-2.0, 3.0)])
 def test_random_and_adversarial_images(widths, input_range):

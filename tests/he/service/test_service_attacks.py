@@ -21,6 +21,8 @@ from tfprivacy_lab import he
 from tfprivacy_lab.he.client import remote
 from tfprivacy_lab.he.messages import wire
 
+pytestmark = pytest.mark.processes
+
 MEBIBYTE = 2**20
 MAX_BYTES = 128 * MEBIBYTE
 ALLOCATOR_BYTES = (32 if sys.version_info < (3, 12) else 40) * MEBIBYTE
