@@ -1,4 +1,4 @@
-"""``make tables``: every table and picture of the README and of docs/results again, from results/; measures nothing."""
+"""``make tables``: every table of the README and of docs/results again, from results/; measures nothing."""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _no_unmarked_process(event, arguments):
+    """Fails the test that starts Python unmarked; where a fixture of several tests does, the first of them."""
     if event != "subprocess.Popen" or sys.executable not in (arguments[0], *arguments[1][:1]):
         return
     if running and running[0].get_closest_marker("processes") is None:

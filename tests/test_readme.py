@@ -113,7 +113,7 @@ def test_every_page_is_in_the_index():
 
 def test_the_map_names_every_room():
     plan = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
-    for folder in ("", "dp", "he"):
+    for folder in ("", "dp", "he", "mpc"):
         for path in (ROOT / "tfprivacy_lab" / folder).iterdir():
             if not path.name.startswith("_"):
                 assert re.search(rf"\b{path.stem}\b", plan), path

@@ -1,6 +1,6 @@
 """Parties on addresses of their own, with certificates: strangers knock, one is slow, silent or stands still.
 
-What is marked slow has a test without processes in ``test_links``.
+What is slow or long has a test without processes in ``test_links``.
 """
 
 import contextlib

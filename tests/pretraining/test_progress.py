@@ -49,7 +49,7 @@ def test_elsewhere_a_plain_line_every_few_seconds_with_the_time_left(clock):
         ["some", "work", "90%", "2", "s", "left"],
         [],
     ]
-    assert all(line.startswith("      some work") for line in stream.getvalue().splitlines())
+    assert all(line.startswith("some work") for line in stream.getvalue().splitlines())
 
 
 def test_the_first_step_which_traces_does_not_count_in_the_time_left(clock):

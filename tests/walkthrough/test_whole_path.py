@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import stat
 import subprocess
@@ -96,8 +97,9 @@ def test_a_shared_ledger_is_charged_by_every_walkthrough_or_refuses(walkthrough_
     """Two walkthroughs on the same data are charged to one budget, though each is within its own."""
     whole = datasets.load_private("mnist", None, validation=1, seed=3)
     shared = Ledger.create(tmp_path / "shared", dataset_digest(whole.train, whole.validation), 4.0, 1e-5)
+    shutil.copytree(walkthrough_run[0], tmp_path / "run")
     for _ in range(2):
-        whole_path.walk(walkthrough_run[0], fast=True, seed=0, ledger=shared.path)
+        whole_path.walk(tmp_path / "run", fast=True, seed=0, ledger=shared.path)
     assert [entry.run for entry in shared.entries()] == [metrics["ledger"]["run"]] * 2
     assert shared.spent() == pytest.approx(metrics["epsilon"], rel=1e-6)
     work = stages.Work(tmp_path, whole_path.settings_for(fast=True, seed=1), None, print, shared.path)
@@ -144,17 +146,18 @@ def test_the_attack_finds_the_positive_control(metrics):
     assert private["accounted"]["accounted_epsilon"] == metrics["epsilon"]
 
 
-def test_second_run_does_nothing(walkthrough_run):
-    out = walkthrough_run[0]
+def test_second_run_does_nothing(walkthrough_run, tmp_path):
+    out = shutil.copytree(walkthrough_run[0], tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     assert whole_path.walk(out, fast=True, seed=0) == json.loads((out / "metrics.json").read_text())
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
 
 
-def test_a_folder_holds_one_run(walkthrough_run):
+def test_a_folder_holds_one_run(walkthrough_run, tmp_path):
+    out = shutil.copytree(walkthrough_run[0], tmp_path / "run")
     with pytest.raises(InputError, match="other settings \\(recipe, seed"):
-        whole_path.walk(walkthrough_run[0], fast=True, seed=1)
+        whole_path.walk(out, fast=True, seed=1)
 
 
 def own_set(root, digits, others=(), test=range(10), count=60):

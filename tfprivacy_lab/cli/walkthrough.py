@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import decimal
 from pathlib import Path
+
+_SIX_DIGITS_UP = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
 
 
 def _walk(options) -> dict:
@@ -26,7 +29,7 @@ def table(metrics: dict, options) -> dict[str, str]:
     return {
         "Test accuracy": f"{metrics['test_accuracy']:.2%} of {metrics['test_examples']} test images",
         "Without DP": f"{metrics['nonprivate_test_accuracy']:.2%}",
-        "Epsilon": f"{metrics['epsilon']:.6g} at delta {metrics['delta']:g}",
+        "Epsilon": f"{_rounded_up(metrics['epsilon'])} at delta {metrics['delta']:g}",
         "Accountant": metrics["accountant"],
         "Sampling": f"{metrics['sampling']}, {metrics['steps']} steps, "
         f"{metrics['batch_size']} of {metrics['examples']} examples expected in each",
@@ -40,6 +43,11 @@ def table(metrics: dict, options) -> dict[str, str]:
         "Time": f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
         "Report": str(Path(options.out) / "report.html"),
     }
+
+
+def _rounded_up(epsilon: float) -> str:
+    """Six digits, and none of them below the truth."""
+    return f"{_SIX_DIGITS_UP.create_decimal(repr(epsilon)).normalize():f}"
 
 
 def _auc(attacked: dict) -> str:

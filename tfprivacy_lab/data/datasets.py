@@ -118,14 +118,23 @@ def load_test(dataset: str = "mnist", data_dir=None) -> Split:
 
 def count_train(dataset: str = "mnist", data_dir=None) -> int:
     """How many examples the train split has, validation included; prepares the dataset if need be, reads no image."""
+    return _count("train", dataset, data_dir)
+
+
+def count_test(dataset: str = "mnist", data_dir=None) -> int:
+    """How many examples the test split has; as :func:`count_train`."""
+    return _count("test", dataset, data_dir)
+
+
+def _count(split, dataset, data_dir) -> int:
     check_choice("dataset", dataset, DATASETS)
     root, version = data_directory(data_dir), DATASETS[dataset]
     if not (root / dataset / version / "dataset_info.json").exists():
-        return prepare(dataset, root)["train"]
+        return prepare(dataset, root)[split]
     try:
-        return int(_tfds().builder(f"{dataset}:{version}", data_dir=str(root)).info.splits["train"].num_examples)
+        return int(_tfds().builder(f"{dataset}:{version}", data_dir=str(root)).info.splits[split].num_examples)
     except Exception:
-        return len(_load(dataset, "train", root)[1])  # says what is damaged
+        return len(_load(dataset, split, root)[1])  # says what is damaged
 
 
 def prepare(dataset: str = "mnist", data_dir=None, *, source: str = "auto", from_idx=None) -> dict:

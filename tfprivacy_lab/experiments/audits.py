@@ -76,7 +76,7 @@ def train_without_dp(
     # The same steps: Keras only comes back to Python after so many.
     model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, steps_per_execution=32)
     order = np.random.default_rng([seed, 8]).permutation(len(labels))
-    with Progress(progress or "", epochs, shown=progress is not None) as shown:
+    with Progress(f"      {progress}", epochs, shown=progress is not None) as shown:
         after = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: shown.advance())
         model.fit(examples[order], labels[order], batch_size=128, epochs=epochs, verbose=0, callbacks=[after])
     return model

@@ -98,7 +98,7 @@ def phase(ring, secret, ciphertext):
 
 
 def decrypt(ring, secret, ciphertext):
-    """The message, int64 (N,), from -t/2 on; right while :func:`noise` and 1/2 are below q / 2t."""
+    """The message, int64 (N,), from -t/2 on; right while :func:`noise` and 1/2 together are below q / 2t."""
     q, t = ring.coeff_modulus, ring.plaintext_modulus
     rounded = (2 * t * phase(ring, secret, ciphertext) + q) // (2 * q)
     return centered(rounded, t).astype(np.int64)

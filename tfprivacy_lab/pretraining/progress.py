@@ -24,7 +24,7 @@ class Progress:
     def __init__(self, title: str, total: int, *, shown: bool = True, stream=None):
         stream = sys.stderr if stream is None else stream
         terminal = stream is not None and stream.isatty()
-        self._title, self._total, self._done = f"      {title}", total, 0
+        self._title, self._total, self._done = title, total, 0
         self._stream = stream if shown and not terminal else None
         self._bar = tqdm(total=total, desc=self._title, leave=False, file=stream, disable=not (shown and terminal))
         self._first, self._said = None, time.monotonic()

@@ -101,7 +101,7 @@ def pretrain(
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
     step = _step(learner, keras.optimizers.Adam(rate))
     history: dict[str, list[float]] = {}
-    with Progress(task, epochs * steps, shown=progress) as shown:
+    with Progress(f"      {task}", epochs * steps, shown=progress) as shown:
         for epoch in range(epochs):
             order = np.random.default_rng([seed, epoch]).permutation(len(images))[: steps * batch_size]
             totals: dict[str, tf.Tensor] = {}

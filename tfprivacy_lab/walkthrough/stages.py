@@ -26,7 +26,7 @@ _SHOWN = 10
 def prepare_data(work: Work) -> dict:
     """Data: MNIST as the private set, rendered digits as the public one."""
     private = work.private()
-    test = len(datasets.load_test(work.settings.dataset, work.data_dir))
+    test = datasets.count_test(work.settings.dataset, work.data_dir)
     public, public_labels = rendered_digits.render_digits(10 * _SHOWN, work.settings.recipe.pretraining.seed)
     chosen = [_two_of_each(labels) for labels in (public_labels, private.train.labels)]
     files.write_arrays(

@@ -10,6 +10,7 @@ import pytest
 from scipy import integrate, stats
 
 from tfprivacy_lab.checks import InputError
+from tfprivacy_lab.dp.accounting import gaussian_epsilon
 from tfprivacy_lab.dp.mechanisms import secure_noise
 from tfprivacy_lab.dp.mechanisms.additive import GaussianMechanism, LaplaceMechanism
 
@@ -43,6 +44,22 @@ def test_gaussian_profile_is_exact_and_never_too_low(noise_multiplier, epsilon):
     argument = noise_multiplier * epsilon
     slack = 1e-11 + 3e-15 * (1 + argument) ** 2 * noise_multiplier * max(1.0, argument)
     assert exact <= stated <= float(exact) * (1 + slack)
+
+
+@pytest.mark.parametrize("noise_multiplier", [1e-9, 1e-12, 1e-20])
+def test_hardly_any_noise_costs_what_it_costs(noise_multiplier):
+    """ε is 1/(2σ²), and a few standard deviations, 1/σ, of the privacy loss more."""
+    mechanism = GaussianMechanism(1.0, noise_multiplier)
+    middle = 0.5 / noise_multiplier**2
+    found = mechanism.epsilon(1e-5)
+    assert found == gaussian_epsilon(noise_multiplier, 1e-5)
+    assert middle <= found <= middle * (1 + 10 * noise_multiplier + 1e-12)
+    assert mechanism.delta(middle / 2) == pytest.approx(1.0)
+    assert mechanism.delta(2 * middle) <= 1e-300
+
+
+def test_no_delta_is_left_far_beyond_all_losses():
+    assert GaussianMechanism(1.0, 1.0).delta(1e155) == 0.0
 
 
 @pytest.mark.parametrize(("noise_multiplier", "epsilon"), [(1.0, 0.0), (1.0, 1.0), (0.4, 2.0), (3.0, 0.2)])

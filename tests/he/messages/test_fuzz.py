@@ -54,7 +54,7 @@ def forged(changed):
 @pytest.mark.parametrize("count", [1_500, pytest.param(25_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 @pytest.mark.parametrize("name", ["bfv", "ckks", "bfv_sanitized", "ckks_sanitized"])
 def test_mutated_queries_and_replies(request, name, count):
-    """Slow: 100,000 queries and as many replies, under the four sets together, half of them compressed."""
+    """Long: 100,000 queries and as many replies, under the four sets together, half of them compressed."""
     client = request.getfixturevalue(f"{name}_client")
     rng, server = np.random.default_rng(len(name)), he.Server(KERNEL, BIAS)
     features = rng.uniform(-1, 1, (2, 6))

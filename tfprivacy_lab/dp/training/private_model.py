@@ -25,7 +25,7 @@ from tfprivacy_lab.dp.training.checkpoint import Resumable
 from tfprivacy_lab.dp.training.noise import GaussianNoise
 from tfprivacy_lab.dp.training.privacy_account import PrivacyAccount, warn_of_shuffling
 from tfprivacy_lab.dp.training.private_steps import PrivateSteps
-from tfprivacy_lab.dp.training.record import StepKind
+from tfprivacy_lab.dp.training.record import PreparedFit, StepKind
 from tfprivacy_lab.dp.training.reference_checks import check_reference, check_sgd, noise_generator
 from tfprivacy_lab.dp.training.replicas import Replicas
 from tfprivacy_lab.dp.training.saving import SavedAsWrapped, ShownFigures
@@ -202,23 +202,25 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
         """
         prepared = self._prepare(
             (x, y, sample_weight, class_weight),
-            (batch_size, sampling, physical_batch_size, steps_per_epoch, epochs),
-            callbacks,
-            validation_data,
             options,
+            batch_size=batch_size,
+            sampling=sampling,
+            physical_batch_size=physical_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            epochs=epochs,
+            callbacks=callbacks,
+            validation_data=validation_data,
         )
         return self._run(prepared, epochs=epochs, verbose=verbose, validation_data=validation_data, **options)
 
-    def _prepare(self, given, batching, callbacks, validation_data, options) -> tuple:
-        """Refuse what would void the guarantee, try the model, and plan the steps; spends nothing.
-
-        Returns:
-            Checked examples, callbacks, what the steps depend on (:class:`.StepKind`), steps an epoch, steps in all.
-        """
+    def _prepare(
+        self, given, options, *, batch_size, sampling, physical_batch_size, steps_per_epoch, epochs, callbacks,
+        validation_data,
+    ) -> PreparedFit:  # fmt: skip
+        """Refuse what would void the guarantee, try the model, and plan the steps; spends nothing."""
         if self._example_losses is None:
             raise InputError("The model is not compiled; call compile(optimizer, loss) before fit.")
         models.check_scope(self, "fit")
-        batch_size, sampling, physical_batch_size, steps_per_epoch, epochs = batching
         fit_arguments.check(options, batch_size, sampling, physical_batch_size, self.engine, epochs, steps_per_epoch)
         self._noisy_steps.check_batches(batch_size, sampling)
         examples = arrays.checked(*given, self.model)
@@ -236,9 +238,9 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
         padded = physical_batch_size is not None
         kind = StepKind(total, batch_size, self.noise_multiplier, sampling, physical_batch_size or rows, padded)
         planned = max(0, steps * (epochs - options.get("initial_epoch", 0)))
-        return examples, callbacks, kind, steps, planned
+        return PreparedFit(examples, callbacks, kind, steps, planned)
 
-    def _run(self, prepared: tuple, **options):
+    def _run(self, prepared: PreparedFit, **options):
         """Open the account, and hand Keras' loop the batches that it assumes."""
         examples, callbacks, kind, steps, planned = prepared
         self._build_optimizer()
@@ -247,9 +249,9 @@ class PrivateModel(PrivateSteps, SavedAsWrapped, Resumable, PrivacyAccount, Buil
         self._first_step = first
         last, own = first + planned, len(examples[2])
         sampler = self._replicas.sampler(kind.sampling, own, kind.examples, kind.batch_size, self._seed, first)
-        rows = kind.rows if kind.padded else batches.rounding(kind.batch_size)
-        if self.engine == "reference":
-            rows = self._begin_reference(last, kind.rows if kind.padded else None)
+        given = kind.rows if kind.padded else None
+        rows = self._begin_reference(last, given) if self.engine == "reference" else given
+        rows = rows or batches.rounding(kind.batch_size)
         try:
             return super().fit(
                 self._replicas.distribute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -30,6 +31,24 @@ class StepKind:
     sampling: str
     rows: int | None
     padded: bool
+
+
+class PreparedFit(NamedTuple):
+    """What a call of ``fit`` was found to be able to do.
+
+    Attributes:
+        examples: What :func:`tfprivacy_lab.dp.examples.arrays.checked` gave.
+        callbacks: Those of the call, which see no training figures.
+        kind: What its steps depend on.
+        steps: Logical steps an epoch.
+        planned: Logical steps in all.
+    """
+
+    examples: tuple
+    callbacks: list
+    kind: StepKind
+    steps: int
+    planned: int
 
 
 def fingerprint(seed: int) -> str:

@@ -10,7 +10,7 @@ is its scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ class Plaintext(NamedTuple):
     """
 
     slots: np.ndarray
-    residues: Iterable[np.ndarray] = ()
+    residues: Sequence[np.ndarray] = ()
 
 
 class BatchedCodec:

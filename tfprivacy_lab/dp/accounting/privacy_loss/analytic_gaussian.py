@@ -28,8 +28,10 @@ def log_delta(noise_multiplier: float, epsilon: float) -> float:
     if epsilon == 0:
         found = math.log(special.erf(0.5 / (s * math.sqrt(2))))
     elif a < -5:
-        # erfcx would overflow; here δ is close to one, and the plain formula is exact.
-        found = math.log(special.ndtr(-a) - math.exp(epsilon + special.log_ndtr(-b)))
+        # erfcx of a would overflow; here δ is close to one, and Φ(-a) as good as exact.
+        found = math.log(special.ndtr(-a) - math.exp(-(a * a) / 2) * special.erfcx(b / math.sqrt(2)) / 2)
+    elif a > 1e150:
+        return -math.inf  # a² would overflow
     else:
         first, second = special.erfcx(a / math.sqrt(2)), special.erfcx(b / math.sqrt(2))
         # A term moves by at most (1 + |a|) times what a and b are wrong by, which is a part of b.
