@@ -154,12 +154,13 @@ def p_value(noise, stddev):
 @pytest.mark.parametrize(("steps", "options"), [(1, {}), (4, {}), (2, {"noise": "secure", "seed": None})], ids=str)
 def test_noise_has_the_stated_scale_once_a_logical_batch(steps, options):
     noise, claimed = noise_of(steps, **options), 0.5 * 1.5 * 0.8 * np.sqrt(steps) / B
-    assert p_value(noise, claimed) > 1e-3
+    level = 1e-9 if "noise" in options else 1e-3  # Without a seed it is other noise every time.
+    assert p_value(noise, claimed) > level
     assert max(p_value(noise, 0.9 * claimed), p_value(noise, 1.1 * claimed)) < 1e-9
-    assert stats.kstest(noise / claimed, "norm").pvalue > 1e-3
+    assert stats.kstest(noise / claimed, "norm").pvalue > level
     # Neighbouring coordinates, and the two layers' ends, have nothing to do with each other.
-    assert stats.pearsonr(noise[:-1], noise[1:]).pvalue > 1e-3
-    assert stats.pearsonr(noise[: noise.size // 2], noise[noise.size // 2 :][: noise.size // 2]).pvalue > 1e-3
+    assert stats.pearsonr(noise[:-1], noise[1:]).pvalue > level
+    assert stats.pearsonr(noise[: noise.size // 2], noise[noise.size // 2 :][: noise.size // 2]).pvalue > level
 
 
 def test_noise_of_steps_fits_and_seeds_is_independent():
