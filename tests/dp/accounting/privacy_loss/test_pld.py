@@ -14,7 +14,7 @@ from tfprivacy_lab.dp.accounting import gaussian as accounting
 from tfprivacy_lab.dp.accounting.budget import calibrate_noise_multiplier, steps_within
 from tfprivacy_lab.dp.accounting.gaussian import DpSgdRun, epsilon_after
 from tfprivacy_lab.dp.accounting.group import group_epsilon
-from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian
+from tfprivacy_lab.dp.accounting.privacy_loss import analytic_gaussian, loss_grid
 from tfprivacy_lab.dp.accounting.privacy_loss import pld as fourier_accountant
 from tfprivacy_lab.dp.accounting.privacy_loss.loss_grid import losses_of
 from tfprivacy_lab.dp.accounting.privacy_loss.mechanisms import (
@@ -299,3 +299,17 @@ def test_the_bound_on_rounding_is_added(monkeypatch):
     assert right <= epsilon_of_counts(counts, 1e-10) * (1 + 1e-12)
     for cached in (epsilon_of_counts, fourier_accountant._curve):
         cached.cache_clear()
+
+
+@pytest.mark.parametrize(("sigma", "dearer"), [(0.3, 1.02), (0.1, 1.01)])
+def test_little_noise_without_sampling_beside_other_mechanisms(sigma, dearer):
+    """Its losses reach far below zero, where 1 + (e^x - 1) has lost all digits."""
+    alone = analytic_gaussian.gaussian_epsilon(sigma, 1e-5)
+    events = dp_accounting.GaussianDpEvent(sigma), DpSgdRun(10_000, 100, 2.0, 100)
+    assert alone < composition.compose(*events, delta=1e-5)["epsilon"] < alone * dearer
+
+
+def test_losses_far_below_zero_are_the_exponents_themselves():
+    x = np.array([-40.0, -3.0, 0.4, 0.5, 30.0])
+    found = loss_grid._mixture_loss(x, 0.2, np.array([1.0]), np.array([1.0]))
+    np.testing.assert_allclose(found, (2 * x - 1) / 0.08, rtol=1e-14, atol=1e-14)

@@ -166,11 +166,11 @@ def _joining(mechanism: PoissonSampledGaussian | PoissonSampledGaussianGroup) ->
 def _mixture_loss(x: np.ndarray, sigma: float, joined: np.ndarray, chances: np.ndarray) -> np.ndarray:
     """log Σ_j Pr[J = j] e^{j (2x - j) / 2σ²}, exact to the last digits of small losses too."""
     exponents = joined * (2 * x[:, np.newaxis] - joined) / (2 * sigma**2)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         small = np.log1p(np.expm1(exponents) @ chances)
-    if (exponents[:, -1] < 600).all():
-        return small
-    return np.where(exponents.max(axis=1) < 600, small, special.logsumexp(exponents, b=chances, axis=1))
+    # Beyond 600 expm1 overflows; far below 0 the logarithm is of what is left where nearly all cancels.
+    fits = (exponents.max(axis=1) < 600) & (small > -1)
+    return small if fits.all() else np.where(fits, small, special.logsumexp(exponents, b=chances, axis=1))
 
 
 def _mixture_slope(x: np.ndarray, sigma: float, joined: np.ndarray, chances: np.ndarray) -> np.ndarray:
