@@ -144,12 +144,12 @@ def test_noise_has_the_scale_of_one_worker(found, workers, case):
     """With every weight zero only noise moves the model: T draws of σC, over B, times the learning rate."""
     claimed = 0.5 * 1.5 * 1.0 * np.sqrt(3) / 64
     record = found[workers][0]
-    # Of "secure" noise, which is other noise every time, one run in a thousand million fails.
-    assert scale_of_noise(record, case, claimed) > 1e-9
+    level = 1e-9 if case == "secure" else 1e-3  # "secure" noise is other noise every time.
+    assert scale_of_noise(record, case, claimed) > level
     assert scale_of_noise(record, case, 0.9 * claimed) < 1e-9
     assert scale_of_noise(record, case, 1.1 * claimed) < 1e-9
     noise = (record[f"{case}/after"] - record[f"{case}/before"]) / claimed
-    assert stats.kstest(noise, "norm").pvalue > 1e-9
+    assert stats.kstest(noise, "norm").pvalue > level
 
 
 @pytest.mark.parametrize("workers", [1, 2])
