@@ -257,7 +257,7 @@ def test_what_flooding_hides_tells_two_heads_apart_and_is_within_the_stated_dist
     monkeypatch.setattr(sanitize, "flooding", lambda *_: 0)
     servers, features, logits = two_heads_of_equal_logits(sanitized_client)
     drawn = [
-        np.abs(logit_noise(sanitized_client, server, features, logits, 100).astype(float)).ravel() for server in servers
+        np.abs(logit_noise(sanitized_client, server, features, logits, 250).astype(float)).ravel() for server in servers
     ]
     assert stats.ks_2samp(*drawn).pvalue < 1e-4
     # A shift by s moves a uniform integer of 2 F + 1 values by the statistical distance s / (2 F + 1).

@@ -35,13 +35,15 @@ FORGED = (
 
 
 def free_port(host="127.0.0.1"):
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as one:
-        return one.getsockname()[1]
+    return addresses(["somebody"], host)["somebody"][1]
 
 
 def addresses(names=NAMES[:2], host="127.0.0.1"):
-    return {name: (host, free_port(host)) for name in names}
+    """Addresses that are free; looked for together, so that no two are the same."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.create_server((host, 0), family=family)) for _ in names]
+        return {name: (host, one.getsockname()[1]) for name, one in zip(names, found, strict=True)}
 
 
 @pytest.fixture(scope="module")
